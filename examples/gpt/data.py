@@ -1,0 +1,29 @@
+"""The training text: the help topics that every CPython carries. Nothing is downloaded."""
+
+import functools
+from pydoc_data.topics import topics
+
+import torch
+
+
+@functools.cache
+def corpus() -> torch.Tensor:
+    """The whole text as one row of bytes, about 0.5 MB."""
+    text = "".join(topics[name] for name in sorted(topics))
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+
+def batch(
+    seed: int, step: int, rank: int, batch_size: int, block_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets of one step on one rank.
+
+    They depend on the arguments alone: there is no reading position to lose, and a rank that repeats a step,
+    or takes a lost rank's place, sees the same bytes. The generator is private to the call, so that the data
+    leaves the dropout's random numbers alone.
+    """
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 65_537 + rank)
+    text = corpus()
+    starts = torch.randint(len(text) - block_size, (batch_size, 1), generator=generator)
+    window = text[starts + torch.arange(block_size + 1)].long()
+    return window[:, :-1].contiguous(), window[:, 1:].contiguous()

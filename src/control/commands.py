@@ -1,0 +1,116 @@
+"""What the shell must do next, as values. The shell executes them in order and decides nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ..protocol.plan import RestorePlan
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why something happened to the job. `exit_code` is set when a process ended (negative: by that signal)."""
+
+    kind: str
+    """`exception`, `death`, `overdue`, `hook` or `signal`."""
+    rank: int | None
+    summary: str
+    traceback: str = ""
+    exit_code: int | None = None
+    consequence: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunHook:
+    """Start the pre-train (`pre`) or post-train (`post`) script and report its end as HookEnded."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Start the process of a rank; its environment names `epoch`."""
+
+    rank: int
+    incarnation: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """SIGKILL one process and all it started, now."""
+
+    rank: int
+    incarnation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopWorkers:
+    """Send every live worker and hook this signal (None: the configured shutdown signal)."""
+
+    signum: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenEpoch:
+    """The store serves this epoch from now on; keys of older ones are forgotten."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class FailEpoch:
+    """Cancel the epoch's blocked store waits and tell every live attached worker to come to the barrier."""
+
+    epoch: int
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class StartEpoch:
+    """Release every worker from the barrier into `epoch`."""
+
+    epoch: int
+    plan: RestorePlan | None
+
+
+@dataclass(frozen=True, slots=True)
+class FinishEpoch:
+    """Tell every worker that the wrapped function has returned everywhere."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class RestartProcesses:
+    """Information: every process is about to be stopped and started again (restart `number` of `limit`)."""
+
+    cause: Cause
+    number: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The job is over. `left_behind`: ranks whose process did not die when killed."""
+
+    exit_code: int
+    reason: str
+    cause: Cause | None = None
+    left_behind: tuple[int, ...] = ()
+
+
+Command: TypeAlias = (
+    RunHook
+    | Spawn
+    | Kill
+    | StopWorkers
+    | OpenEpoch
+    | FailEpoch
+    | StartEpoch
+    | FinishEpoch
+    | RestartProcesses
+    | End
+)

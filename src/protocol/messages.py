@@ -1,0 +1,153 @@
+"""The messages between a worker and its agent.
+
+Owns: their fields, their encoding (msgpack through msgspec, checked against the types while decoding) and their size
+limits. Must never: do I/O or know who sends what when; `control/` and `inprocess/` decide that.
+Called by: `agent/channel.py` on one side, `inprocess/connection.py` on the other.
+
+Every message names the epoch it belongs to, so that a late one can be told from a current one. Times are
+`time.monotonic_ns()` values: that clock is one and the same for all processes of a host.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from .plan import NO_EPOCH, RestorePlan
+
+MAX_MESSAGE_BYTES = 1 << 20
+MAX_TEXT = 64 << 10
+"""Longest traceback or reason that is sent, in characters; the middle of a longer one is cut out."""
+
+
+class MessageError(ValueError):
+    """Bytes that are not a message of this protocol; the sentence says why."""
+
+
+class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    pass
+
+
+# ---- worker to agent -------------------------------------------------------------------------------------------
+
+
+class Attach(_Message):
+    """A process has reached its first wrapped function: it can be restarted in process."""
+
+    pid: int
+    abort_timeout_s: float | None
+
+
+class Arrive(_Message):
+    """The worker waits at the barrier. `epoch` is the last one it ran in, NO_EPOCH for a new process.
+
+    `call` counts the wrapped functions entered by this process, 1 for the first. `step` is the number of optimizer
+    steps completed; `healthy` is False when the process was interrupted inside one and cannot be a source of state.
+    """
+
+    epoch: int
+    call: int
+    step: int
+    healthy: bool
+    notified_ns: int = 0
+    aborted_ns: int = 0
+    unwound_ns: int = 0
+
+
+class Fault(_Message):
+    """User code raised in `epoch`. `consequence`: the error is a broken connection, most likely another's fault."""
+
+    epoch: int
+    summary: str
+    traceback: str
+    consequence: bool
+    caught_ns: int
+
+
+class Stepped(_Message):
+    """The first optimizer step of `epoch` completed on this rank. Restore times are 0 where nothing was restored."""
+
+    epoch: int
+    step: int
+    restore_begin_ns: int
+    restore_end_ns: int
+    stepped_ns: int
+
+
+class Completed(_Message):
+    """The wrapped function returned on this rank; it waits until that is so on every rank."""
+
+    epoch: int
+
+
+# ---- agent to worker -------------------------------------------------------------------------------------------
+
+
+class Start(_Message):
+    """Leave the barrier and run `epoch` with these environment variables. `plan` is None when nothing was lost."""
+
+    epoch: int
+    environ: dict[str, str]
+    plan: RestorePlan | None
+
+
+class FaultNotice(_Message):
+    """`epoch` has failed: stop what you do and come to the barrier.
+
+    `gloo_listeners` are the (address, port) pairs on which the ranks of the epoch accept gloo connections; every
+    connected socket with one of them at either end belongs to a communicator of that epoch.
+    """
+
+    epoch: int
+    summary: str
+    gloo_listeners: tuple[tuple[str, int], ...]
+
+
+class Finish(_Message):
+    """The wrapped function has returned on every rank of `epoch`."""
+
+    epoch: int
+
+
+WorkerMessage: TypeAlias = Attach | Arrive | Fault | Stepped | Completed
+AgentMessage: TypeAlias = Start | FaultNotice | Finish
+
+_encoder = msgspec.msgpack.Encoder()
+_worker_decoder: msgspec.msgpack.Decoder[WorkerMessage] = msgspec.msgpack.Decoder(WorkerMessage)
+_agent_decoder: msgspec.msgpack.Decoder[AgentMessage] = msgspec.msgpack.Decoder(AgentMessage)
+
+
+def encode(message: WorkerMessage | AgentMessage) -> bytes:
+    """The message as bytes. Raises MessageError when it exceeds MAX_MESSAGE_BYTES."""
+    data = _encoder.encode(message)
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise MessageError(f"{type(message).__name__} of {len(data)} bytes exceeds {MAX_MESSAGE_BYTES}")
+    return data
+
+
+def decode_from_worker(data: bytes) -> WorkerMessage:
+    """What a worker said. Raises MessageError for anything that is not a worker's message."""
+    return _decode(_worker_decoder, data)
+
+
+def decode_from_agent(data: bytes) -> AgentMessage:
+    """What the agent said. Raises MessageError for anything that is not an agent's message."""
+    return _decode(_agent_decoder, data)
+
+
+def shorten(text: str, limit: int = MAX_TEXT) -> str:
+    """`text`, its middle cut out when it is longer than `limit` characters: both ends of a traceback matter."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
+
+
+def _decode(decoder, data):  # type: ignore[no-untyped-def]
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise MessageError(f"message of {len(data)} bytes exceeds {MAX_MESSAGE_BYTES}")
+    try:
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise MessageError(str(error)) from None

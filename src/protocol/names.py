@@ -1,0 +1,31 @@
+"""Names that agent and worker share: environment variables and the shape of store keys."""
+
+from __future__ import annotations
+
+AGENT_ENDPOINT = "HYPERPODRUN_AGENT"
+"""Set in workers that can be restarted in process: the ZeroMQ endpoint of their agent."""
+
+WORKER_IDENTITY = "HYPERPODRUN_WORKER"
+"""Set beside AGENT_ENDPOINT: which worker this process is, as `format_identity` writes it."""
+
+JOB_TOKEN = "HYPERPODRUN_JOB"
+"""Set in every process of a job: marks the job's processes, also those that left their session."""
+
+
+def format_identity(local_rank: int, incarnation: int) -> str:
+    """`<local rank>.<incarnation>`: the incarnation tells a respawned process from the one it replaces."""
+    return f"{local_rank}.{incarnation}"
+
+
+def parse_identity(text: str) -> tuple[int, int]:
+    """(local rank, incarnation). Raises ValueError for anything `format_identity` does not write."""
+    local_rank, separator, incarnation = text.partition(".")
+    if not (separator and local_rank.isascii() and local_rank.isdecimal() and incarnation.isascii()
+            and incarnation.isdecimal()):
+        raise ValueError(f"not a worker identity: {text[:40]!r}")
+    return int(local_rank), int(incarnation)
+
+
+def epoch_prefix(epoch: int) -> str:
+    """The prefix (without its slash) of every store key of an epoch."""
+    return f"epoch-{epoch}"

@@ -13,17 +13,14 @@ def corpus() -> torch.Tensor:
     return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
 
-def batch(
-    seed: int, step: int, rank: int, batch_size: int, block_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def batch(seed: int, step: int, rank: int, size: int, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and targets of one step on one rank.
 
-    They depend on the arguments alone: there is no reading position to lose, and a rank that repeats a step,
-    or takes a lost rank's place, sees the same bytes. The generator is private to the call, so that the data
-    leaves the dropout's random numbers alone.
+    They depend on the arguments alone: there is no reading position to lose. The generator is private to the
+    call, so that drawing data leaves the dropout's random numbers as they are.
     """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 65_537 + rank)
     text = corpus()
-    starts = torch.randint(len(text) - block_size, (batch_size, 1), generator=generator)
+    starts = torch.randint(len(text) - block_size, (size, 1), generator=generator)
     window = text[starts + torch.arange(block_size + 1)].long()
-    return window[:, :-1].contiguous(), window[:, 1:].contiguous()
+    return window[:, :-1], window[:, 1:]

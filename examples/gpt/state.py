@@ -8,49 +8,51 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 from hyperpodrun import RestorePlan
-
 from model import GPT
 
 
 class TrainState:
-    """Model, optimizer and random number generators: built once per process, it outlives the epochs."""
+    """Model, optimizer and random number generators: built once per process, they outlive the epochs."""
 
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
         self.seed: int = args.seed
         self.device = device
         self.model = GPT(args.layers, args.width, args.heads, args.block_size).to(device)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=args.lr)
-        self.rng: dict[int, list[torch.Tensor]] = {}  # step: the generators' states as that step begins
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=args.lr, fused=True)
+        self.rng: dict[int, list[torch.Tensor]] = {}  # step: the generators as they are when it begins
         self.reset()
 
     def reset(self) -> None:
-        """Become the state before step 0, the same on every rank: all share one seed, so that any rank's
-        generators can stand in for a lost rank's. In place, for others hold references to the model."""
+        """Become the state before step 0, in place.
+
+        All ranks share one seed, so that any rank's generators can stand in for a lost rank's.
+        """
         torch.manual_seed(self.seed)
         self.model.init_weights()
         self.optimizer.state.clear()
-        self.rng = {0: self._read_rng()}
+        self.rng = {0: self.read_rng()}
 
     def remember_rng(self, step: int) -> None:
-        """Note the generators' states for `step`, the next one; keep the running step's.
+        """Note the generators as `step` will find them, and keep the note of the step before.
 
-        Call it after backward, the last to draw numbers, and before optimizer.step(). A rank interrupted before
-        its update repeats the step and finds the older note; one interrupted after it finds the newer.
+        To be called between backward, the last to draw numbers, and optimizer.step(): a rank interrupted
+        before its update repeats the step and needs the older note, one interrupted after it the newer.
         """
-        self.rng = {step - 1: self.rng[step - 1], step: self._read_rng()}
+        self.rng = {step - 1: self.rng[step - 1], step: self.read_rng()}
 
     def restore(self, plan: RestorePlan) -> int:
-        """Bring this rank, on every rank, to the state that plan.source holds; returns the step to run next.
+        """Bring every rank to the state that rank plan.source holds; return the step to go on with.
 
-        The state travels as one row of bytes, without pickle. A rank that already is at the step gets the bytes
-        it has; nothing is written before all have arrived.
+        All of it travels as one row of bytes; none is written before all have arrived. A rank that is at this
+        state already gets the bytes it has.
         """
         if plan.source is None:
             self.reset()
             return 0
         step = plan.target_step
-        rng = self.rng[step] if dist.get_rank() == plan.source else self._read_rng()  # elsewhere only for its size
-        rows = [_as_bytes(tensor) for tensor in (*self.tensors(), *rng)]
+        is_source = dist.get_rank() == plan.source
+        rng = self.rng[step] if is_source else self.read_rng()  # a receiver's are only to be overwritten
+        rows = [as_bytes(tensor) for tensor in (*self.tensors(), *rng)]
         wire = torch.cat([row.to(self.device) for row in rows])
         dist.broadcast(wire, src=plan.source)
         for row, received in zip(rows, wire.split([len(row) for row in rows]), strict=True):
@@ -62,32 +64,32 @@ class TrainState:
         return step
 
     def tensors(self) -> Iterator[torch.Tensor]:
-        """Parameters, buffers and AdamW's state in a fixed order; what AdamW has not made yet, it would make so.
+        """Parameters, buffers and AdamW's state, in a fixed order; zeros where AdamW has made none yet.
 
-        A model whose forward writes to a buffer (BatchNorm) would need notes of it, as for the generators.
+        A model whose forward changes buffers (BatchNorm) must note them for each step, like the generators.
         """
         yield from self.model.parameters()
         yield from self.model.buffers()
         for parameter in self.model.parameters():
-            state = self.optimizer.state[parameter]
-            yield state.setdefault("step", torch.tensor(0.0))
-            yield state.setdefault("exp_avg", torch.zeros_like(parameter))
-            yield state.setdefault("exp_avg_sq", torch.zeros_like(parameter))
+            adam = self.optimizer.state[parameter]
+            yield adam.setdefault("step", torch.zeros((), device=self.device))
+            yield adam.setdefault("exp_avg", torch.zeros_like(parameter))
+            yield adam.setdefault("exp_avg_sq", torch.zeros_like(parameter))
 
     def digest(self) -> str:
-        """SHA-256 over all tensors: equal for two runs only if they ended bit for bit alike."""
+        """SHA-256 over all tensors."""
         sha = hashlib.sha256()
         for tensor in self.tensors():
-            row = _as_bytes(tensor).cpu()
+            row = as_bytes(tensor).cpu()
             sha.update(ctypes.string_at(row.data_ptr(), len(row)))
         return sha.hexdigest()
 
-    def _read_rng(self) -> list[torch.Tensor]:
-        if self.device.type == "cuda":
-            return [torch.get_rng_state(), torch.cuda.get_rng_state(self.device)]
-        return [torch.get_rng_state()]
+    def read_rng(self) -> list[torch.Tensor]:
+        """Copies of the states of torch's generators."""
+        cuda = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
+        return [torch.get_rng_state(), *cuda]
 
 
-def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor's own memory, seen as a row of bytes."""
     return tensor.detach().view(-1).view(torch.uint8)

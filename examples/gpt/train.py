@@ -1,35 +1,34 @@
-"""Train a small GPT with DDP so that a fault does not change the result, down to the last bit.
+"""Train a small GPT with DDP so that faults do not change the result, not in the last bit.
 
     hyperpodrun --nproc-per-node=4 --inprocess-restart train.py --inject kill:rank=2,step=40
     torchrun --nproc-per-node=4 train.py
     python train.py
 
-The last line is a digest of the final state. It does not depend on the faults, only on the options, the number of
-ranks, the hardware and the versions of Python (it brings the text) and torch.
+The last line is a digest of the final state. It depends on the options, the number of ranks, the hardware and
+the versions of Python (which brings the text) and torch; not on the launcher, nor on what failed on the way.
 """
 
 import argparse
 import os
-import warnings
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic kernels; before CUDA starts
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matmul; read when CUDA starts
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # see wrap(); read when torch is imported
 
 import torch
 import torch.distributed as dist
-from hyperpodrun import HPCallWrapper, HPWrapper
-from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
-
 from data import batch
 from faults import FaultInjector, Injection
+from hyperpodrun import HPCallWrapper, HPWrapper
 from state import TrainState
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 
 @HPWrapper()
 def run_main(
     args: argparse.Namespace, state: TrainState, faults: FaultInjector, caller: HPCallWrapper | None = None
 ) -> None:
-    """The part that is entered again after a fault. Groups and DDP are made anew; `state` lives on."""
+    """The part that is entered again after a fault: process group and DDP are made anew, `state` lives on."""
     assert caller is not None, "HPWrapper passes it"
     init_process_group(state.device)
     rank, first_step = dist.get_rank(), 0
@@ -65,21 +64,20 @@ def init_process_group(device: torch.device) -> None:
 
 
 def wrap(model: torch.nn.Module) -> DistributedDataParallel:
-    """DDP that adds gradients in the same order in every epoch.
+    """DDP that adds the ranks' gradients in the same order in every epoch.
 
-    DDP rearranges its buckets once, after its first backward, and an element's place in its bucket decides the
-    order in which the ranks' gradients are added: a DDP made anew in the middle of a run would round differently.
-    With find_unused_parameters=True it never does (static_graph=True still would).
-    All ranks hold the same weights by now, so rank 0 need not send its own (init_sync).
+    After its first backward DDP rearranges its buckets, and an element's place in its bucket decides in which
+    order its gradients are added: a DDP made anew in the middle of a run would round differently. With
+    find_unused_parameters=True it never rearranges; TORCH_CPP_LOG_LEVEL hides its warning that none is unused.
+    All ranks hold the same weights by now: rank 0, perhaps a new process, need not send its own (init_sync).
     """
-    warnings.filterwarnings("ignore", message=".*did not find any unused parameters")
     return DistributedDataParallel(model, bucket_cap_mb=1, find_unused_parameters=True, init_sync=False)
 
 
 def pick_device() -> torch.device:
     """This process's GPU, or the CPU."""
     if not torch.cuda.is_available():
-        torch.set_num_threads(1)  # sums split over threads round differently
+        torch.set_num_threads(1)  # a sum split over threads rounds differently
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     torch.cuda.set_device(device)
@@ -114,9 +112,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Build the state once, run, print the digest."""
+    """Build the state once, train, print the digest."""
     args = parse_args()
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a search for bugs, 7 % of a step
     state = TrainState(args, pick_device())
     faults = FaultInjector(args.inject)
     faults.attach(state.model, state.optimizer)

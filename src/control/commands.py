@@ -70,10 +70,11 @@ class FailEpoch:
 
 @dataclass(frozen=True, slots=True)
 class StartEpoch:
-    """Release every worker from the barrier into `epoch`."""
+    """Release every worker from the barrier into `epoch`. `cause`: of the recovery that this ends, if it does."""
 
     epoch: int
     plan: RestorePlan | None
+    cause: Cause | None = None
 
 
 @dataclass(frozen=True, slots=True)

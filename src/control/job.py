@@ -182,11 +182,11 @@ class Job:
         self.epoch = self.next_epoch
         self.next_epoch += 1
         self._stepped.clear()
-        self._cause = None
+        cause, self._cause = self._cause, None
         for slot in self.slots:
             slot.state = SlotState.RUNNING
             slot.epoch = self.epoch
-        return [OpenEpoch(self.epoch), StartEpoch(self.epoch, plan)]
+        return [OpenEpoch(self.epoch), StartEpoch(self.epoch, plan, cause)]
 
     # ---- an epoch runs -------------------------------------------------------------------------------------------
 
@@ -279,11 +279,6 @@ class Job:
             if self._stalled and self._stalled[-1] is self._cause:
                 self._stalled[-1] = cause
             self._cause = cause
-
-    @property
-    def cause(self) -> Cause | None:
-        """Why the recovery under way is under way, as far as is known now."""
-        return self._cause
 
     def _respawn_lost(self, now: float) -> list[Command]:
         if self.phase not in (Phase.RECOVERING, Phase.ASSEMBLING):

@@ -1,0 +1,448 @@
+"""The agent: a thin shell around `control.job.Job`.
+
+Owns: the node's processes, endpoints and timers. It turns what happens (a pidfd, a message, a signal, a deadline) into
+events for the job, executes the commands that come back in order, and decides nothing itself.
+Called by: the launcher, with one `LaunchConfig`. Must never import torch.
+
+The first processes are started before asyncio, ZeroMQ and the store server are even imported: those load while the
+workers' interpreters start. Their events wait in pidfds, sockets and signals until the loop runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..control import commands as cmd
+from ..control import events as ev
+from ..control.job import EXIT_SIGNAL_BASE, Job
+from ..control.state import JobConfig
+from . import processes
+from .config import DEFAULT_BARRIER_TIMEOUT, DEFAULT_START_TIMEOUT, LaunchConfig
+from .console import Console
+from .environment import epoch_environment, worker_environment
+from .logs import LogDirectory, Outputs
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from ..protocol import messages
+    from ..rootless.server import StoreServer
+    from .channel import WorkerChannel
+    from .recovery_report import Recovery, RecoveryReport
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+_LOOPBACK = "127.0.0.1"
+
+
+class _Worker:
+    """The process of one local rank, as this shell sees it."""
+
+    def __init__(self, rank: int, incarnation: int, child: processes.Child, outputs: Outputs) -> None:
+        self.rank = rank
+        self.incarnation = incarnation
+        self.child = child
+        self.outputs = outputs
+        self.attached = False
+
+
+class Agent:
+    """Runs one launch to its end. `run` is called once."""
+
+    def __init__(self, config: LaunchConfig) -> None:
+        self._config = config
+        self.console = Console()
+        self._logs = LogDirectory(config, self.console)
+        self._token = secrets.token_hex(8)
+        self._job = Job(job_config(config))
+        self._listener = socket.create_server((_LOOPBACK, 0), backlog=1024)
+        self._runtime = Path(tempfile.mkdtemp(prefix="hyperpodrun-", dir=_short_temporary_directory()))
+        self._workers: dict[int, _Worker] = {}
+        self._hook: tuple[processes.Child, Outputs] | None = None
+        self._keeper = processes.Keeper(self._token)
+        self._end: cmd.End | None = None
+        self._early_signal: int | None = None
+        self._fault_seen_ns: dict[int, int] = {}
+        """When somebody first felt the fault of an epoch."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended: asyncio.Event | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._store: StoreServer | None = None
+        self._channel: WorkerChannel | None = None
+        self._report: RecoveryReport | None = None
+        self._executors: dict[type, Any] = {
+            cmd.RunHook: self._run_hook,
+            cmd.Spawn: self._spawn,
+            cmd.Kill: self._kill,
+            cmd.StopWorkers: self._stop_workers,
+            cmd.OpenEpoch: self._open_epoch,
+            cmd.FailEpoch: self._fail_epoch,
+            cmd.StartEpoch: self._start_epoch,
+            cmd.FinishEpoch: self._finish_epoch,
+            cmd.RestartProcesses: self._restart_processes,
+            cmd.End: self._conclude,
+        }
+
+    def run(self) -> cmd.End:
+        """Blocks until the job is over and nothing of it is left."""
+        processes.become_subreaper()
+        restore_signals = self._catch_signals()
+        try:
+            self._dispatch(ev.Begin())
+            if self._end is None:
+                import asyncio
+
+                asyncio.run(self._serve())
+        finally:
+            restore_signals()
+            self._clean_up()
+        assert self._end is not None
+        return self._end
+
+    # ---- the loop ------------------------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        import asyncio
+
+        from ..rootless.server import StoreServer
+        from .recovery_report import RecoveryReport
+
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+        self._report = RecoveryReport(self._config.run_id, self._config.nproc_per_node)
+        for signum in STOP_SIGNALS:
+            if signal.getsignal(signum) != signal.SIG_IGN:
+                self._loop.add_signal_handler(signum, self._on_signal, signum)
+        self._loop.add_signal_handler(signal.SIGCHLD, self._reap_orphans)
+        self._store = StoreServer(epoch=self._job.next_epoch, log=self._log_store)
+        self._listener.setblocking(False)
+        self._store._sockets = [self._listener]
+        await self._store.start()
+        if self._config.inprocess_restart:
+            from .channel import WorkerChannel
+
+            self._channel = WorkerChannel(self._endpoint, self.console, self._on_message)
+        for worker in self._workers.values():
+            self._watch(worker)
+        if self._hook is not None:
+            self._loop.add_reader(self._hook[0].pidfd, self._on_hook_exit)
+        if self._early_signal is not None:
+            self._dispatch(ev.StopRequested(self._early_signal))
+        try:
+            if self._end is None:
+                await self._ended.wait()
+        finally:
+            if self._channel is not None:
+                self._channel.close()
+            await self._store.close()
+
+    def _dispatch(self, event: ev.Event) -> None:
+        for command in self._job.handle(event, time.monotonic()):
+            self._executors[type(command)](command)
+        if self._loop is None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self._job.next_deadline()
+        if deadline is not None and self._end is None:
+            self._timer = self._loop.call_at(deadline, self._dispatch, ev.TimePassed())
+
+    # ---- what happens --------------------------------------------------------------------------------------------
+
+    def _catch_signals(self) -> Any:
+        """Until the loop runs, a stop signal is kept; a signal the launcher was started to ignore stays ignored."""
+        before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
+
+        def keep(signum: int, frame: object) -> None:
+            self._early_signal = self._early_signal or signum
+
+        for signum, handler in before.items():
+            if handler != signal.SIG_IGN:
+                signal.signal(signum, keep)
+
+        def restore() -> None:
+            for signum, handler in before.items():
+                signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
+
+        return restore
+
+    def _on_signal(self, signum: int) -> None:
+        self.console.log("signal", name=signal.Signals(signum).name)
+        self._dispatch(ev.StopRequested(signum))
+
+    def _on_message(self, rank: int, incarnation: int, message: messages.WorkerMessage) -> None:
+        from ..protocol import messages
+
+        worker = self._workers.get(rank)
+        if worker is None or worker.incarnation != incarnation:
+            return
+        assert self._report is not None
+        match message:
+            case messages.Attach():
+                worker.attached = True
+                self._dispatch(ev.Attached(rank, incarnation, message.abort_timeout_s))
+            case messages.Arrive():
+                self._report.arrived(message)
+                self._dispatch(
+                    ev.Arrived(
+                        rank, incarnation, message.epoch, message.call, message.step, message.healthy
+                    )
+                )
+            case messages.Fault():
+                self._note_fault(message.epoch, message.caught_ns)
+                self._dispatch(
+                    ev.Faulted(
+                        rank,
+                        incarnation,
+                        message.epoch,
+                        message.summary,
+                        message.traceback,
+                        message.consequence,
+                    )
+                )
+            case messages.Stepped():
+                assert self._store is not None
+                self._dispatch(ev.Stepped(rank, incarnation, message.epoch, message.step))
+                last_write = self._store.last_write_ns(message.epoch)
+                self._tell(self._report.stepped(rank, message, last_write))
+            case messages.Completed():
+                self._dispatch(ev.Completed(rank, incarnation, message.epoch))
+
+    def _watch(self, worker: _Worker) -> None:
+        assert self._loop is not None
+        self._loop.add_reader(worker.child.pidfd, self._on_exit, worker)
+
+    def _on_exit(self, worker: _Worker) -> None:
+        assert self._loop is not None
+        self._note_fault(self._job.epoch, time.monotonic_ns())
+        self._loop.remove_reader(worker.child.pidfd)
+        if self._workers.get(worker.rank) is worker:
+            del self._workers[worker.rank]
+        exit_code = worker.child.reap()
+        self._logs.ended(worker.outputs)
+        if exit_code != 0:
+            worker.child.signal_session(signal.SIGKILL)
+        self._dispatch(ev.Exited(worker.rank, worker.incarnation, exit_code))
+        self._reap_orphans()
+
+    def _on_hook_exit(self) -> None:
+        assert self._loop is not None
+        assert self._hook is not None
+        child, outputs = self._hook
+        self._hook = None
+        self._loop.remove_reader(child.pidfd)
+        exit_code = child.reap()
+        self._logs.ended(outputs)
+        self._dispatch(ev.HookEnded(exit_code))
+
+    def _reap_orphans(self) -> None:
+        """What a dead worker left behind has become our child: it is killed, and taken away once it is dead."""
+        own = {worker.child.pid for worker in self._workers.values()} | {self._keeper.pid}
+        if self._hook is not None:
+            own.add(self._hook[0].pid)
+        live = {f"{worker.rank}.{worker.incarnation}" for worker in self._workers.values()}
+        for pid in processes.children():
+            if pid in own:
+                continue
+            with contextlib.suppress(ChildProcessError):
+                if os.waitpid(pid, os.WNOHANG)[0] == pid:
+                    continue
+            mark = processes.worker_mark(pid)
+            if mark is not None and mark not in live:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        if not self._keeper.alive() and self._end is None:
+            self.console.log("keeper-lost", pid=self._keeper.pid, action="replaced")
+            self._keeper = processes.Keeper(self._token)
+
+    def _note_fault(self, epoch: int, at_ns: int) -> None:
+        self._fault_seen_ns[epoch] = min(at_ns, self._fault_seen_ns.get(epoch, at_ns))
+
+    # ---- what the job wants --------------------------------------------------------------------------------------
+
+    def _spawn(self, command: cmd.Spawn) -> None:
+        outputs = self._logs.open(f"attempt_{command.epoch}", command.rank)
+        environment = worker_environment(
+            self._config,
+            local_rank=command.rank,
+            incarnation=command.incarnation,
+            epoch=command.epoch,
+            store_address=self._listener.getsockname()[:2],
+            agent_endpoint=self._endpoint if self._config.inprocess_restart else None,
+            job_token=self._token,
+            error_file=str(outputs.error_file),
+        )
+        child = processes.start(
+            self._config.command, environment, stdout=outputs.stdout, stderr=outputs.stderr
+        )
+        outputs.started()
+        worker = _Worker(command.rank, command.incarnation, child, outputs)
+        self._workers[command.rank] = worker
+        if self._loop is not None:
+            self._watch(worker)
+        if self._report is not None:
+            self._report.respawned(command.rank, child.pid)
+
+    def _run_hook(self, command: cmd.RunHook) -> None:
+        script = self._config.pre_train if command.name == "pre" else self._config.post_train
+        outputs = self._logs.open(f"{command.name}_train", 0)
+        environment = worker_environment(
+            self._config,
+            local_rank=0,
+            incarnation=0,
+            epoch=self._job.next_epoch,
+            store_address=self._listener.getsockname()[:2],
+            agent_endpoint=None,
+            job_token=self._token,
+            error_file=str(outputs.error_file),
+        )
+        child = processes.start(script, environment, stdout=outputs.stdout, stderr=outputs.stderr)
+        outputs.started()
+        self._hook = (child, outputs)
+        if self._loop is not None:
+            self._loop.add_reader(child.pidfd, self._on_hook_exit)
+
+    def _kill(self, command: cmd.Kill) -> None:
+        worker = self._workers.get(command.rank)
+        if worker is not None and worker.incarnation == command.incarnation:
+            self.console.log("kill", rank=command.rank, pid=worker.child.pid, reason=command.reason)
+            worker.child.signal_session(signal.SIGKILL)
+
+    def _stop_workers(self, command: cmd.StopWorkers) -> None:
+        signum = command.signum if command.signum is not None else self._config.shutdown_signal
+        children = [worker.child for worker in self._workers.values()]
+        if self._hook is not None:
+            children.append(self._hook[0])
+        for child in children:
+            child.signal_session(signum)
+            child.signal_session(signal.SIGCONT)  # a stopped process would not see it
+
+    def _open_epoch(self, command: cmd.OpenEpoch) -> None:
+        if self._store is not None:
+            self._store.advance(command.epoch)
+
+    def _fail_epoch(self, command: cmd.FailEpoch) -> None:
+        from ..protocol import messages
+
+        assert self._store is not None
+        assert self._report is not None
+        now_ns = time.monotonic_ns()
+        self._store.cancel(command.epoch)
+        notice = messages.FaultNotice(
+            command.epoch, command.cause.summary, self._store.published_listeners(command.epoch)
+        )
+        self._send_all(notice)
+        pids = {rank: worker.child.pid for rank, worker in self._workers.items()}
+        if command.cause.rank is not None:
+            pids.setdefault(command.cause.rank, 0)
+        fault_ns = self._fault_seen_ns.get(command.epoch, now_ns)
+        self._tell(self._report.failed(command.epoch, command.cause, fault_ns, now_ns, pids))
+
+    def _start_epoch(self, command: cmd.StartEpoch) -> None:
+        from ..protocol import messages
+
+        assert self._report is not None
+        assembled_ns = time.monotonic_ns()
+        for worker in self._workers.values():
+            environ = epoch_environment(self._config, worker.rank, command.epoch)
+            self._send(worker, messages.Start(command.epoch, environ, command.plan))
+        self._report.started(command.epoch, command.cause, assembled_ns, time.monotonic_ns())
+        self._fault_seen_ns.clear()
+
+    def _finish_epoch(self, command: cmd.FinishEpoch) -> None:
+        from ..protocol import messages
+
+        assert self._report is not None
+        self._send_all(messages.Finish(command.epoch))
+        self._tell(self._report.finished())
+
+    def _restart_processes(self, command: cmd.RestartProcesses) -> None:
+        assert self._report is not None
+        pids = {rank: worker.child.pid for rank, worker in self._workers.items()}
+        self.console.log("restart", number=command.number, limit=command.limit, cause=command.cause.summary)
+        self._tell(self._report.restarted(command.cause, pids))
+
+    def _conclude(self, command: cmd.End) -> None:
+        self._end = command
+        if self._ended is not None:
+            self._ended.set()
+
+    # ---- small things --------------------------------------------------------------------------------------------
+
+    @property
+    def _endpoint(self) -> str:
+        return f"ipc://{self._runtime}/agent.sock"
+
+    def _send_all(self, message: messages.AgentMessage) -> None:
+        for worker in self._workers.values():
+            if worker.attached:
+                self._send(worker, message)
+
+    def _send(self, worker: _Worker, message: messages.AgentMessage) -> None:
+        assert self._channel is not None
+        self._channel.send(worker.rank, worker.incarnation, message)
+
+    def _log_store(self, line: str) -> None:
+        self.console.log("store", message=line)
+
+    def _tell(self, recovery: Recovery | None) -> None:
+        """A recovery is over: a line for people, a row for programs."""
+        if recovery is None:
+            return
+        import json
+
+        from .recovery_report import line
+
+        self.console.log("recovery", **line(recovery))
+        with self._logs.recoveries.open("a") as file:
+            file.write(json.dumps(recovery.as_row()) + "\n")
+
+    def _clean_up(self) -> None:
+        """Whatever happened, nothing of the job stays."""
+        for worker in self._workers.values():
+            worker.child.signal_session(signal.SIGKILL)
+        self._keeper.dismiss()
+        self._listener.close()
+        shutil.rmtree(self._runtime, ignore_errors=True)
+        if self._report is not None:
+            self._tell(self._report.finished())
+            if self._report.recoveries:
+                from .recovery_report import table
+
+                self.console.write(table(self._report.recoveries))
+        if self._end is not None and self._end.exit_code == 0 and not self._logs.recoveries.exists():
+            self._logs.discard()
+        self.console.close()
+
+
+def job_config(config: LaunchConfig) -> JobConfig:
+    """What of the launch concerns the decisions."""
+    limit = config.inprocess_timeout
+    return JobConfig(
+        world_size=config.nproc_per_node,
+        in_process=config.inprocess_restart,
+        max_restarts=config.max_restarts,
+        max_inprocess_restarts=config.max_inprocess_restarts,
+        barrier_timeout=DEFAULT_BARRIER_TIMEOUT if limit is None else limit,
+        start_timeout=DEFAULT_START_TIMEOUT if limit is None else limit,
+        shutdown_timeout=config.shutdown_timeout,
+        pre_train=bool(config.pre_train),
+        post_train=bool(config.post_train),
+    )
+
+
+def _short_temporary_directory() -> str | None:
+    """A directory whose sockets fit into the 107 bytes of a socket's path; None: the usual one."""
+    return "/tmp" if len(tempfile.gettempdir()) > 60 else None
+
+
+__all__ = ["EXIT_SIGNAL_BASE", "Agent", "job_config"]

@@ -1,0 +1,147 @@
+"""The launcher's own output: log lines and the teed streams of workers.
+
+Owns: the one thread that writes to the console and the pipes of teed workers. A terminal that does not drain (Ctrl-S,
+a full pipe) stops this thread, never the agent's event loop.
+Called by: `logs.py` to tee a stream, everybody to log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import sys
+import threading
+from collections import deque
+from typing import BinaryIO
+
+_CHUNK = 1 << 16
+
+
+class _Stream:
+    """A worker's pipe on its way to its file and to the console."""
+
+    def __init__(self, fd: int, file: BinaryIO, target: BinaryIO, prefix: bytes) -> None:
+        self.fd = fd
+        self.file = file
+        self.target = target
+        self.prefix = prefix
+        self.partial = b""
+        self.drained = threading.Event()
+        self.ending = False
+
+
+class Console:
+    """Writes lines to the launcher's stdout and stderr from a thread of its own."""
+
+    def __init__(self) -> None:
+        self._lines: deque[tuple[BinaryIO, bytes]] = deque()
+        self._ended: deque[_Stream] = deque()
+        self._selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+        os.set_blocking(self._wake_read, False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ)
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    def log(self, event: str, **fields: object) -> None:
+        """One line on stderr: `hyperpodrun: event field=value ...`."""
+        words = [event, *(f"{name}={_quote(value)}" for name, value in fields.items() if value is not None)]
+        self.write(f"hyperpodrun: {' '.join(words)}\n")
+
+    def write(self, text: str) -> None:
+        """Text for stderr, as it is."""
+        self._lines.append((sys.stderr.buffer, text.encode(errors="backslashreplace")))
+        self._wake()
+
+    def tee(self, fd: int, file: BinaryIO, target: BinaryIO, prefix: str) -> _Stream:
+        """Copies what arrives on `fd` to `file` as it is and to `target` line by line with `prefix`."""
+        os.set_blocking(fd, False)
+        stream = _Stream(fd, file, target, prefix.encode())
+        self._selector.register(fd, selectors.EVENT_READ, stream)
+        self._wake()
+        return stream
+
+    def end(self, stream: _Stream) -> None:
+        """The worker is gone: all it wrote is in the pipe now. What else holds the pipe open is not waited for."""
+        self._ended.append(stream)
+        self._wake()
+
+    def close(self, timeout: float = 30.0) -> None:
+        """Writes out everything. `timeout` bounds a console that does not take it."""
+        self._closing = True
+        self._wake()
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def _wake(self) -> None:
+        if self._thread is None:  # started late: a launch that says nothing needs no thread
+            self._thread = threading.Thread(target=self._run, name="hyperpodrun-console", daemon=True)
+            self._thread.start()
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_write, b"x")
+
+    def _run(self) -> None:
+        while True:
+            for key, _ in self._selector.select():
+                if key.data is None:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._wake_read, _CHUNK)
+                else:
+                    self._copy(key.data)
+            while self._ended:
+                stream = self._ended.popleft()
+                while self._copy(stream):
+                    pass
+                self._finish(stream)
+            while self._lines:
+                _write_all(*self._lines.popleft())
+            if self._closing and not self._lines and not self._ended:
+                return
+
+    def _copy(self, stream: _Stream) -> bool:
+        """Copies one chunk; False when there is none at the moment or ever again."""
+        if stream.drained.is_set():
+            return False
+        try:
+            data = os.read(stream.fd, _CHUNK)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._finish(stream)
+            return False
+        stream.file.write(data)
+        lines = (stream.partial + data).split(b"\n")
+        stream.partial = lines.pop()
+        if lines:
+            _write_all(stream.target, b"".join(stream.prefix + line + b"\n" for line in lines))
+        if len(stream.partial) > _CHUNK:  # a progress bar without newlines must not grow for ever
+            _write_all(stream.target, stream.prefix + stream.partial + b"\n")
+            stream.partial = b""
+        return True
+
+    def _finish(self, stream: _Stream) -> None:
+        if stream.drained.is_set():
+            return
+        if stream.partial:
+            _write_all(stream.target, stream.prefix + stream.partial + b"\n")
+        self._selector.unregister(stream.fd)
+        os.close(stream.fd)
+        stream.file.close()
+        stream.drained.set()
+
+
+def _write_all(target: BinaryIO, data: bytes) -> None:
+    try:
+        target.write(data)
+        target.flush()
+    except (OSError, ValueError):
+        pass  # the console is gone (closed terminal, broken pipe): training must not end because of it
+
+
+def _quote(value: object) -> str:
+    text = str(value)
+    if text and not any(character.isspace() or character in "\"=" for character in text):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'

@@ -1,0 +1,72 @@
+"""The environment of a worker process: torchrun's contract, and the few names of our own."""
+
+from __future__ import annotations
+
+import os
+
+from ..protocol import names
+from .config import LaunchConfig
+
+GLOO_DEFAULTS = {
+    # One set and one multi_get per rank while a group comes up, instead of 2W+1 calls; values that do not grow with W.
+    "GLOO_ENABLE_STORE_V2_API": "1",
+    "GLOO_ENABLE_RANK_AS_SEQUENCE_NUMBER": "1",
+    # The job is on this machine only: do not ask a resolver which of its addresses to use, and stay off the network.
+    "GLOO_SOCKET_IFNAME": "lo",
+}
+
+
+def epoch_environment(config: LaunchConfig, local_rank: int, epoch: int) -> dict[str, str]:
+    """What changes from epoch to epoch, or could: set at the start of a process and again with every epoch."""
+    world_size = config.nproc_per_node
+    return {
+        "RANK": str(local_rank),
+        "LOCAL_RANK": str(local_rank),
+        "GROUP_RANK": "0",
+        "ROLE_RANK": str(local_rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "GROUP_WORLD_SIZE": "1",
+        "ROLE_WORLD_SIZE": str(world_size),
+        "JOB_RESTART_COUNT": str(epoch),
+        "TORCHELASTIC_RESTART_COUNT": str(epoch),
+    }
+
+
+def worker_environment(
+    config: LaunchConfig,
+    *,
+    local_rank: int,
+    incarnation: int,
+    epoch: int,
+    store_address: tuple[str, int],
+    agent_endpoint: str | None,
+    job_token: str,
+    error_file: str,
+) -> dict[str, str]:
+    """The whole environment of one worker: the launcher's own, overlaid."""
+    environment = dict(os.environ)
+    for name, value in GLOO_DEFAULTS.items():
+        environment.setdefault(name, value)
+    environment.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+    if config.nproc_per_node > 1:
+        environment.setdefault("OMP_NUM_THREADS", "1")
+    environment.update(epoch_environment(config, local_rank, epoch))
+    host, port = store_address
+    environment.update(
+        {
+            "ROLE_NAME": config.role,
+            "MASTER_ADDR": host,
+            "MASTER_PORT": str(port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_MAX_RESTARTS": str(config.max_restarts),
+            "TORCHELASTIC_RUN_ID": config.run_id,
+            "TORCHELASTIC_ERROR_FILE": error_file,
+            names.JOB_TOKEN: job_token,
+            names.WORKER_IDENTITY: names.format_identity(local_rank, incarnation),
+        }
+    )
+    environment.pop(names.AGENT_ENDPOINT, None)
+    if agent_endpoint is not None:
+        environment[names.AGENT_ENDPOINT] = agent_endpoint
+    return environment

@@ -1,0 +1,130 @@
+"""Processes that die with their agent: starting them, watching them, and leaving none behind.
+
+Every child is the leader of its own session. It dies with the agent by three means: PDEATHSIG for itself, the keeper
+(`keeper.py`) for what it started, and the mark of the job in its environment for what left its session. The agent is
+a subreaper, so that what a dead worker started comes to the agent and is found by its mark.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from ..protocol.names import JOB_TOKEN, WORKER_IDENTITY
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Child:
+    """One started process. `pidfd` becomes readable when it is gone; `reap` then tells how."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self.pid = process.pid
+        self.pidfd = os.pidfd_open(process.pid)
+        self.exit_code: int | None = None
+
+    def signal_session(self, signum: int) -> None:
+        """Signals the process and everything in its process group; no error when nobody is left."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signum)
+
+    def reap(self) -> int:
+        """The exit code of a process that is gone (negative: the signal). Its pid is free afterwards."""
+        self.exit_code = self._process.wait()
+        os.close(self.pidfd)
+        return self.exit_code
+
+
+def start(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    stdout: int | IO[bytes] | None = None,
+    stderr: int | IO[bytes] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> Child:
+    """Starts `command` in its own session, to die with this process. Raises OSError if it cannot be started.
+
+    Call it on the main thread only: PDEATHSIG fires when the *thread* that forked ends.
+    """
+    agent = os.getpid()
+
+    def before_exec() -> None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != agent:  # the agent died between fork and prctl
+            os._exit(1)
+
+    process = subprocess.Popen(
+        command,
+        env=dict(environment),
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=True,
+        preexec_fn=before_exec,
+        pass_fds=pass_fds,
+    )
+    return Child(process)
+
+
+def become_subreaper() -> None:
+    """From now on orphaned descendants become children of this process."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+class Keeper:
+    """Runs `keeper.py`: it sees this process's end of a pipe close, and then kills what is left of the job."""
+
+    def __init__(self, token: str) -> None:
+        read_end, self._write_end = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(Path(__file__).with_name("keeper.py")), str(read_end)],
+                # The token is not a secret, but the job's own mark must not be in the keeper's environment.
+                env={"KEEPER_TOKEN": f"{JOB_TOKEN}={token}"},
+                stdin=subprocess.DEVNULL,
+                pass_fds=(read_end,),
+                start_new_session=True,
+            )
+        finally:
+            os.close(read_end)
+        self.pid = self._process.pid
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def dismiss(self) -> None:
+        """The job is over in good order; the keeper makes its last round and ends."""
+        os.close(self._write_end)
+        self._process.wait()
+
+
+def children() -> list[int]:
+    """The pids of this process's children: those it started, and orphans that came to it as their subreaper."""
+    found: list[int] = []
+    for file in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError, ValueError):
+            found += [int(pid) for pid in file.read_text().split()]
+    return found
+
+
+def worker_mark(pid: int) -> str | None:
+    """Which worker started this process (`<local rank>.<incarnation>`), or None if none of ours did."""
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return None
+    for entry in environment.split(b"\0"):
+        name, _, value = entry.partition(b"=")
+        if name == WORKER_IDENTITY.encode():
+            return value.decode("ascii", "replace")
+    return None

@@ -1,0 +1,174 @@
+"""Breaking what the main thread can be stuck in, from another thread.
+
+Each piece is an `Abort`, called on the monitor thread with what it needs to know; `Compose` puts several together.
+After them the main thread can be interrupted: no collective, no data loader holds it in a call that never returns.
+Measurements behind the choices: gloo does not implement `abort()`, but `shutdown(2)` on its connected sockets frees a
+blocked collective in about a millisecond; on its listening socket it would terminate the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import socket
+import stat
+import sys
+import threading
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class AbortState:
+    """What an Abort knows of the fault. `timeout` in seconds is for all of them together."""
+
+    epoch: int
+    gloo_listeners: frozenset[tuple[str, int]]
+    timeout: float
+
+
+class Abort(ABC):
+    """Called on the monitor thread while the main thread is anywhere. An error is logged and the others still run."""
+
+    @abstractmethod
+    def __call__(self, state: AbortState) -> None: ...
+
+
+class Compose(Abort):
+    """Several aborts as one. As in a composition of functions, and in HyperPod, the last one listed runs first."""
+
+    def __init__(self, *aborts: Abort) -> None:
+        self.aborts = aborts
+
+    def __call__(self, state: AbortState) -> None:
+        errors: list[str] = []
+        for abort in reversed(self.aborts):
+            try:
+                abort(state)
+            except Exception as error:
+                errors.append(f"{type(abort).__name__}: {error!r}")
+        if errors:
+            raise RuntimeError("; ".join(errors))
+
+
+class AbortGloo(Abort):
+    """Shuts down the connected sockets of the epoch's gloo groups: those with a published listener at either end."""
+
+    def __call__(self, state: AbortState) -> None:
+        if not state.gloo_listeners:
+            return
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                _shut_down_if_connected(int(name), state.gloo_listeners)
+
+
+class AbortNccl(Abort):
+    """`ProcessGroupNCCL.abort()` of every group, in parallel: one after the other costs half a second each."""
+
+    def __call__(self, state: AbortState) -> None:
+        torch = sys.modules.get("torch")
+        if torch is None or "torch.distributed" not in sys.modules or not torch.cuda.is_available():
+            return
+        threads = [
+            threading.Thread(target=backend.abort, name="hyperpodrun-nccl-abort", daemon=True)
+            for backend in _nccl_backends(torch)
+        ]
+        deadline = time.monotonic() + state.timeout
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        stuck = sum(thread.is_alive() for thread in threads)
+        if stuck:
+            raise TimeoutError(f"{stuck} of {len(threads)} NCCL aborts did not return within {state.timeout} s")
+
+
+class AbortDataLoaders(Abort):
+    """Kills the worker processes of torch DataLoaders: a busy one would delay the end of its loader by seconds.
+
+    torch is told first to forget them, or its SIGCHLD handler would raise in the main thread, wherever that is.
+    """
+
+    def __call__(self, state: AbortState) -> None:
+        loading = sys.modules.get("torch.utils.data.dataloader")
+        if loading is None:
+            return
+        iterator_type = getattr(loading, "_MultiProcessingDataLoaderIter", None)
+        if iterator_type is None or not _has_children():
+            return
+        for candidate in gc.get_objects():
+            if type(candidate) is iterator_type:
+                self._kill(candidate, loading)
+
+    @staticmethod
+    def _kill(iterator: Any, loading: Any) -> None:
+        if getattr(iterator, "_worker_pids_set", False):
+            iterator._worker_pids_set = False
+            with contextlib.suppress(ValueError):
+                loading._utils.signal_handling._remove_worker_pids(id(iterator))
+        for process in getattr(iterator, "_workers", ()):
+            if process.pid is not None and process._popen.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+
+
+class AbortTorchDistributed(Compose):
+    """All communicators of torch.distributed: NCCL and gloo."""
+
+    def __init__(self) -> None:
+        super().__init__(AbortGloo(), AbortNccl())
+
+
+def default_abort() -> Abort:
+    """What HPWrapper uses when it is given nothing: communicators first, then data loaders."""
+    return Compose(AbortDataLoaders(), AbortTorchDistributed())
+
+
+def release_process_groups() -> list[Any]:
+    """Makes torch.distributed forget every group, on the main thread; gives what is left of them.
+
+    Whoever drops the result waits for the groups' destructors, which takes gloo about 10 ms for each rank: do that on
+    another thread, they release the GIL.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return []
+    world = distributed.distributed_c10d._world
+    remains: list[Any] = [*world.pg_map.keys(), *world.pg_map.values()]
+    distributed.destroy_process_group()
+    return remains
+
+
+def _shut_down_if_connected(fd: int, listeners: frozenset[tuple[str, int]]) -> None:
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        return
+    # A descriptor of our own for the same socket: the number could be reused by another thread at any moment.
+    with socket.socket(fileno=os.dup(fd)) as duplicate:
+        if duplicate.family not in (socket.AF_INET, socket.AF_INET6) or duplicate.type != socket.SOCK_STREAM:
+            return
+        ends = (duplicate.getpeername()[:2], duplicate.getsockname()[:2])  # OSError: not connected, so not ours
+        if any(end in listeners for end in ends):
+            duplicate.shutdown(socket.SHUT_RDWR)
+
+
+def _nccl_backends(torch: Any) -> list[Any]:
+    world = torch.distributed.distributed_c10d._world
+    backends: list[Any] = []
+    for group in list(world.pg_map):
+        with contextlib.suppress(RuntimeError):
+            backend = group._get_backend(torch.device("cuda"))
+            if hasattr(backend, "abort") and backend.name() == "nccl":
+                backends.append(backend)
+    return backends
+
+
+def _has_children() -> bool:
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{thread}/children") as file:
+            if file.read().strip():
+                return True
+    return False

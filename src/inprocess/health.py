@@ -1,0 +1,53 @@
+"""Is this process fit to go on? Asked after every fault, before it joins the next epoch."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from abc import ABC, abstractmethod
+from typing import Any
+
+
+class HealthCheckError(RuntimeError):
+    """This process is not fit: it ends, and the agent puts a new one in its place."""
+
+
+class HealthCheck(ABC):
+    """Called with the HPCallWrapper between an epoch and the next. Raises HealthCheckError when the process is unfit."""
+
+    @abstractmethod
+    def __call__(self, caller: Any) -> None: ...
+
+
+class CudaHealthCheck(HealthCheck):
+    """The GPU answers: `torch.cuda.synchronize()` returns within `timeout` seconds and without an error.
+
+    Passes where CUDA is not in use. A kernel that hangs, and an error that sticks to the context (an illegal address,
+    a device-side assert), make the process unfit: no restart in process can mend them.
+    """
+
+    def __init__(self, timeout: float = 30.0) -> None:
+        if timeout <= 0:
+            raise ValueError(f"CudaHealthCheck: timeout must be positive, not {timeout}")
+        self.timeout = timeout
+
+    def __call__(self, caller: Any) -> None:
+        torch = sys.modules.get("torch")
+        if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+            return
+        device = torch.cuda.current_device()
+        errors: list[BaseException] = []
+
+        def synchronize() -> None:
+            try:
+                torch.cuda.synchronize(device)
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=synchronize, name="hyperpodrun-cuda-check", daemon=True)
+        thread.start()
+        thread.join(self.timeout)
+        if thread.is_alive():
+            raise HealthCheckError(f"CUDA device {device} did not finish its work within {self.timeout} s")
+        if errors:
+            raise HealthCheckError(f"CUDA device {device} is in error: {errors[0]}") from errors[0]

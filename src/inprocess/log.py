@@ -1,0 +1,15 @@
+"""The worker library's own log lines: on stderr, in the launcher's format, with the rank."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def log(event: str, **fields: object) -> None:
+    """One line: `hyperpodrun: event rank=R field=value ...`. Off with HPWRAPPER_LOG_LEVEL=off."""
+    if os.environ.get("HPWRAPPER_LOG_LEVEL", "info").lower() == "off":
+        return
+    words = " ".join(f"{name}={value!r}" if " " in str(value) else f"{name}={value}" for name, value in fields.items())
+    sys.stderr.write(f"hyperpodrun: {event} rank={os.environ.get('RANK', '?')} {words}\n")
+    sys.stderr.flush()

@@ -1,0 +1,201 @@
+"""The re-entry loop: barrier, epoch, and after a fault the way back to the barrier.
+
+Runs on the main thread. User code is entered at one place, `_run_epoch`, which everything it can raise comes back to.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..protocol import messages
+from .abort import release_process_groups
+from .call import HPCallWrapper
+from .faults import describe, is_consequence
+from .finalize import Finalize
+from .health import HealthCheck
+from .interrupt import Interrupted
+from .log import log
+from .monitor import AbortPolicy
+from .session import Session
+
+_UNBOUNDED_ABORT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the user wants done after every fault, in this order, before the process joins the next epoch."""
+
+    policy: AbortPolicy
+    finalize: Finalize | None
+    checkpoint_manager: Any
+    health_check: HealthCheck | None
+    trace_file_path: str | None
+    check_memory_status: bool
+
+
+class ReentryLoop:
+    """Runs one wrapped function to its completion on every rank."""
+
+    def __init__(self, session: Session, hooks: Hooks) -> None:
+        self._session = session
+        self._hooks = hooks
+        self._epoch = session.epoch
+        self._unwound_ns = 0
+        session.calls += 1
+        self._call = session.calls
+
+    def run(self, function: Callable[[HPCallWrapper], Any]) -> Any:
+        """The function's value in the epoch in which it returned on every rank."""
+        while True:
+            caller = self._assemble()
+            self._session.inside = True
+            try:
+                returned, value = self._run_epoch(function, caller)
+            finally:
+                self._session.inside = False
+            if returned and self._session.monitor.complete(self._epoch):
+                if isinstance(value, SystemExit):
+                    raise value
+                return value
+            del value
+            self._unwind(caller)
+
+    def _assemble(self) -> HPCallWrapper:
+        session, monitor = self._session, self._session.monitor
+        start = monitor.arrive(
+            messages.Arrive(
+                epoch=self._epoch,
+                call=self._call,
+                step=session.lock.steps,
+                healthy=session.lock.is_healthy(),
+                notified_ns=monitor.notified_ns,
+                aborted_ns=monitor.aborted_ns,
+                unwound_ns=self._unwound_ns,
+            ),
+            self._hooks.policy,
+        )
+        self._epoch = start.epoch
+        session.enter(start)
+        return HPCallWrapper(session, start.epoch, start.plan)
+
+    def _run_epoch(self, function: Callable[[HPCallWrapper], Any], caller: HPCallWrapper) -> tuple[bool, Any]:
+        """(True, value), or (False, None) when the epoch has failed. Other exceptions end the process."""
+        gate = self._session.gate
+        try:
+            try:
+                gate.enter()
+                return True, function(caller)
+            finally:
+                gate.leave()
+        except BaseException as error:
+            gate.leave()  # an interrupt may have come before the inner one was through
+            caught_ns = time.monotonic_ns()
+            if isinstance(error, SystemExit) and not error.code and not self._failed():
+                return True, error.with_traceback(None)
+            if not self._ends_epoch(error):
+                raise
+            self._report(error, caught_ns)
+            self._session.lock.force_release()
+            self._await_abort()
+            _forget_frames(error)
+        return False, None
+
+    def _failed(self) -> bool:
+        return self._session.monitor.faulted(self._epoch)
+
+    def _ends_epoch(self, error: BaseException) -> bool:
+        """Whether this is a fault to recover from: any error, and in a failed epoch any way of leaving at all."""
+        if isinstance(error, Exception | Interrupted):
+            return True
+        return isinstance(error, SystemExit) and self._failed()
+
+    def _report(self, error: BaseException, caught_ns: int) -> None:
+        """Tells the agent, unless it was the agent who told us."""
+        if isinstance(error, Interrupted) or self._failed():
+            return
+        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        self._session.monitor.send(
+            messages.Fault(
+                self._epoch,
+                messages.shorten(describe(error), 500),
+                messages.shorten(text),
+                is_consequence(error),
+                caught_ns,
+            )
+        )
+
+    def _await_abort(self) -> None:
+        timeout = self._hooks.policy.timeout
+        if not self._session.monitor.wait_aborted(self._epoch, timeout + 1.0):
+            log("abort-overdue", epoch=self._epoch, timeout_s=timeout, action="exit")
+            os._exit(1)  # nothing can be trusted in here any more; the agent replaces the process
+
+    def _unwind(self, caller: HPCallWrapper) -> None:
+        """User code is left and the communicators are broken: drop what belongs to the epoch, ask if we are fit."""
+        session = self._session
+        session.lock.force_release()
+        self._await_abort()
+        remains = release_process_groups()
+        gc.collect()
+        session.reaper.drop(remains)
+        on_restart = getattr(self._hooks.checkpoint_manager, "on_restart", None)
+        if on_restart is not None:
+            on_restart(caller)
+        if self._hooks.finalize is not None:
+            self._hooks.finalize(caller)
+        if self._hooks.health_check is not None:
+            self._hooks.health_check(caller)
+        self._unwound_ns = time.monotonic_ns()
+        if self._hooks.check_memory_status:
+            _log_memory(self._epoch)
+        if self._hooks.trace_file_path:
+            self._trace(self._hooks.trace_file_path)
+
+    def _trace(self, path: str) -> None:
+        monitor = self._session.monitor
+        row = {
+            "rank": int(os.environ["RANK"]),
+            "pid": os.getpid(),
+            "epoch": self._epoch,
+            "notified_ns": monitor.notified_ns,
+            "aborted_ns": monitor.aborted_ns,
+            "unwound_ns": self._unwound_ns,
+        }
+        import json
+
+        with open(path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Lets go of what user code held in its local variables: DDP wrappers, work handles, data loader iterators."""
+    seen: set[int] = set()
+    chain: list[BaseException | None] = [error]
+    while chain:
+        current = chain.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        chain += [current.__cause__, current.__context__]
+        if current.__traceback__ is not None:
+            traceback.clear_frames(current.__traceback__)
+            current.__traceback__ = None
+
+
+def _log_memory(epoch: int) -> None:
+    import psutil
+
+    fields: dict[str, object] = {"rss_mb": psutil.Process().memory_info().rss >> 20}
+    import sys
+
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        fields["cuda_allocated_mb"] = torch.cuda.memory_allocated() >> 20
+        fields["cuda_reserved_mb"] = torch.cuda.memory_reserved() >> 20
+    log("memory", epoch=epoch, **fields)

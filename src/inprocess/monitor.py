@@ -1,0 +1,172 @@
+"""The monitor thread: listens to the agent while the main thread trains, and gets it out of user code on a fault.
+
+One per process, for its life. On a FaultNotice for the current epoch it lets a critical section end, breaks the
+communicators, and interrupts the main thread. The main thread meets it in `arrive`, `complete` and `wait_aborted`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+from ..protocol import messages
+from .abort import Abort, AbortState
+from .connection import AgentConnection
+from .interrupt import InterruptGate
+from .log import log
+
+_INSIST_AFTER_S = 2.0
+"""How long the interrupt may stay unseen before it is sent again; a swallowed one is noticed at once without this."""
+
+
+@dataclass(frozen=True)
+class AbortPolicy:
+    """How the communicators are broken. `timeout` in seconds."""
+
+    abort: Abort
+    timeout: float
+    raise_first: bool = False
+    """Interrupt the main thread before the abort instead of after it."""
+    wait_for_section: bool = True
+
+
+class Monitor:
+    """Runs the conversation with the agent. Methods are for the main thread unless they say otherwise."""
+
+    def __init__(self, connection: AgentConnection, gate: InterruptGate) -> None:
+        self._connection = connection
+        self._gate = gate
+        self._changed = threading.Condition()
+        self._epoch = messages.NO_EPOCH
+        self._start: messages.Start | None = None
+        self._notice: messages.FaultNotice | None = None
+        self._finished = messages.NO_EPOCH
+        self._failure: BaseException | None = None
+        self._policy: AbortPolicy | None = None
+        self._insist_at: float | None = None
+        self._closing = False
+        self.stale = 0
+        """Messages of earlier epochs, which changed nothing."""
+        self.notified_ns = 0
+        self.aborted_ns = 0
+        self._thread = threading.Thread(target=self._run, name="hyperpodrun-monitor", daemon=True)
+        self._thread.start()
+
+    # ---- main thread ---------------------------------------------------------------------------------------------
+
+    def send(self, message: messages.WorkerMessage) -> None:
+        self._connection.send(message)
+
+    def arrive(self, message: messages.Arrive, policy: AbortPolicy) -> messages.Start:
+        """Waits at the barrier for the next epoch."""
+        with self._changed:
+            self._start = None
+            self._policy = policy
+        self._gate.reset()
+        self.send(message)
+        with self._changed:
+            self._changed.wait_for(lambda: self._start is not None or self._failure is not None)
+            self._check()
+            assert self._start is not None
+            return self._start
+
+    def complete(self, epoch: int) -> bool:
+        """The function has returned here. True once it has everywhere; False when the epoch failed meanwhile."""
+        self.send(messages.Completed(epoch))
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._finished >= epoch or self._faulted(epoch) or self._failure is not None
+            )
+            self._check()
+            return self._finished >= epoch
+
+    def faulted(self, epoch: int) -> bool:
+        """Whether the agent has said that the epoch failed."""
+        with self._changed:
+            return self._faulted(epoch)
+
+    def wait_aborted(self, epoch: int, timeout: float) -> bool:
+        """Waits until the communicators of the failed epoch are broken; False if that takes longer than `timeout`."""
+        with self._changed:
+            done = self._changed.wait_for(lambda: self.aborted_ns > 0 or self._failure is not None, timeout)
+            self._check()
+            self._insist_at = None
+            return done
+
+    def close(self) -> None:
+        """Sends what is queued and ends the thread."""
+        self._closing = True
+        self._connection.wake()
+        self._thread.join(2.0)
+
+    def _faulted(self, epoch: int) -> bool:
+        return self._notice is not None and self._notice.epoch == epoch
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise RuntimeError(f"the connection to the agent has failed: {self._failure}") from self._failure
+
+    # ---- monitor thread ------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                timeout = None if self._insist_at is None else max(0.0, self._insist_at - time.monotonic())
+                for message in self._connection.exchange(timeout):
+                    self._receive(message)
+                if self._insist_at is not None and time.monotonic() >= self._insist_at:
+                    self._insist_at = time.monotonic() + _INSIST_AFTER_S
+                    self._gate.insist()
+        except BaseException as error:
+            with self._changed:
+                self._failure = error
+                self._changed.notify_all()
+            log("monitor-failed", error=repr(error))
+        finally:
+            self._connection.close()
+
+    def _receive(self, message: messages.AgentMessage) -> None:
+        match message:
+            case messages.Start():
+                with self._changed:
+                    if message.epoch <= self._epoch:
+                        self.stale += 1
+                        return
+                    self._epoch = message.epoch
+                    self._notice = None
+                    self.notified_ns = self.aborted_ns = 0
+                    self._start = message
+                    self._changed.notify_all()
+            case messages.Finish():
+                with self._changed:
+                    self._finished = max(self._finished, message.epoch)
+                    self._changed.notify_all()
+            case messages.FaultNotice():
+                if message.epoch != self._epoch or self._notice is not None:
+                    self.stale += 1
+                    return
+                self._on_fault(message)
+
+    def _on_fault(self, notice: messages.FaultNotice) -> None:
+        with self._changed:
+            self._notice = notice
+            self.notified_ns = time.monotonic_ns()
+            policy = self._policy
+            self._changed.notify_all()
+        assert policy is not None  # there is no epoch without an arrival
+        deadline = time.monotonic() + policy.timeout
+        if policy.wait_for_section:
+            self._gate.wait_for_section(policy.timeout)
+        if policy.raise_first:
+            self._gate.request()
+        limit = max(0.0, deadline - time.monotonic())
+        try:
+            policy.abort(AbortState(notice.epoch, frozenset(notice.gloo_listeners), limit))
+        except Exception as error:
+            log("abort-failed", epoch=notice.epoch, error=repr(error))
+        with self._changed:
+            self.aborted_ns = time.monotonic_ns()
+            self._insist_at = time.monotonic() + _INSIST_AFTER_S
+            self._changed.notify_all()
+        self._gate.request()

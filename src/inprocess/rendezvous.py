@@ -1,0 +1,76 @@
+"""`init_process_group()` over one store connection for the life of the process, with fresh keys every time.
+
+torch's own `env://` handler opens a new connection to the store for every group; each costs a resolver look-up that
+can stall for seconds, and in the agent's store the new group would find the keys of the last one. This handler takes
+its place in processes under HPWrapper: same arguments, same result, one C++ TCPStore client, and a PrefixStore that is
+new for every epoch and every call in it. The store itself, and torch, stay as they are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+from urllib.parse import parse_qsl, urlparse
+
+from ..protocol.names import epoch_prefix
+
+
+class RootlessRendezvous:
+    """The `env://` handler of one process."""
+
+    def __init__(self) -> None:
+        self._client: Any = None
+        self._prefix = ""
+        self._groups = 0
+
+    def install(self) -> None:
+        """Takes the place of torch's handler where the agent serves the store."""
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            return
+        from torch.distributed import is_available
+
+        if is_available():
+            from torch.distributed import rendezvous
+
+            rendezvous._rendezvous_handlers["env"] = self
+
+    def enter(self, epoch: int) -> None:
+        """Keys from now on belong to `epoch`."""
+        self._prefix = epoch_prefix(epoch)
+        self._groups = 0
+
+    def __call__(self, url: str, timeout: timedelta = timedelta(minutes=30), **_: Any) -> Iterator[Any]:
+        from torch.distributed import PrefixStore
+
+        query = dict(parse_qsl(urlparse(url).query))
+        rank = int(query.get("rank") or _required("RANK"))
+        world_size = int(query.get("world_size") or _required("WORLD_SIZE"))
+        store = PrefixStore(f"{self._prefix}/{self._groups}", self._connect(timeout))
+        self._groups += 1
+        yield store, rank, world_size
+        raise RuntimeError("Unable to perform re-rendezvous using env:// method")
+
+    def _connect(self, timeout: timedelta) -> Any:
+        if self._client is None:
+            from torch.distributed import TCPStore
+
+            self._client = TCPStore(
+                _required("MASTER_ADDR"),
+                int(_required("MASTER_PORT")),
+                is_master=False,
+                wait_for_workers=False,
+                timeout=timeout,
+            )
+        return self._client
+
+
+def _required(name: str) -> str:
+    value = os.environ.get(name)
+    if not value:
+        raise ValueError(
+            f"Error initializing torch.distributed using env:// rendezvous: environment variable {name} expected, "
+            "but not set"
+        )
+    return value

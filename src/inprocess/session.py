@@ -1,0 +1,115 @@
+"""What a worker process has once, for all its wrapped functions: the conversation with the agent and its companions."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+import threading
+import time
+
+from ..protocol import messages
+from .connection import AgentConnection
+from .interrupt import InterruptGate
+from .monitor import Monitor
+from .rendezvous import RootlessRendezvous
+from .update_lock import OptimizerHooks, ParameterUpdateLock
+
+
+class Session:
+    """The parts that outlive a wrapped function. Made on the main thread when the first one is called."""
+
+    def __init__(self, connection: AgentConnection, abort_timeout: float | None) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("a function under HPWrapper must be called on the main thread: it is interrupted there")
+        self.gate = InterruptGate()
+        self.gate.install()
+        self.lock = ParameterUpdateLock(self.gate)
+        self.rendezvous = RootlessRendezvous()
+        self.monitor = Monitor(connection, self.gate)
+        self.reaper = Reaper()
+        self.calls = 0
+        self.inside = False
+        """Whether the main thread is in a wrapped function."""
+        self.epoch = messages.NO_EPOCH
+        self.restore_begin_ns = 0
+        self.restore_end_ns = 0
+        self._step_seen = messages.NO_EPOCH
+        self._hooks = OptimizerHooks(self.lock, self.step_completed)
+        self.monitor.send(messages.Attach(os.getpid(), abort_timeout))
+        atexit.register(self.monitor.close)
+
+    def prepare(self) -> None:
+        """What needs torch; the caller's script has imported it, or will at once."""
+        self.rendezvous.install()
+        self._hooks.install()
+        # What exists now, modules above all, is there to stay: the collections after a fault need not look at it.
+        gc.collect()
+        gc.freeze()
+
+    def enter(self, start: messages.Start) -> None:
+        """An epoch begins: its environment, its store keys, its state of restore."""
+        os.environ.update(start.environ)
+        self.epoch = start.epoch
+        self.rendezvous.enter(start.epoch)
+        self.restore_begin_ns = self.restore_end_ns = 0
+        self.lock.force_release()
+        if start.plan is None:
+            return
+        if start.plan.source is None:
+            self.lock.restored(0)
+        elif int(start.environ["RANK"]) in start.plan.receivers:
+            self.lock.begin_restore(start.plan.target_step)
+
+    def step_completed(self) -> None:
+        """An optimizer step has completed. The agent hears of the first in an epoch: that is the end of a recovery."""
+        self.lock.steps += 1
+        self.lock.restored()  # a step that completed with everybody else's was made from a whole state
+        if self._step_seen != self.epoch:
+            self._step_seen = self.epoch
+            self.monitor.send(
+                messages.Stepped(
+                    self.epoch,
+                    self.lock.steps,
+                    self.restore_begin_ns,
+                    self.restore_end_ns,
+                    time.monotonic_ns(),
+                )
+            )
+
+
+class Reaper:
+    """Drops objects whose destructors take long, on a thread of its own."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+
+    def drop(self, remains: list[object]) -> None:
+        """Gives up the list's items: the caller must hold no other reference to them."""
+        if remains:
+            self._thread = threading.Thread(target=remains.clear, name="hyperpodrun-reaper", daemon=True)
+            self._thread.start()
+
+    def join(self, timeout: float) -> None:
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+
+_session: Session | None = None
+
+
+def current_session(connection: AgentConnection | None, abort_timeout: float | None) -> Session:
+    """The session of this process; `connection` is used when it is made."""
+    global _session
+    if _session is None:
+        if connection is None:
+            raise RuntimeError("there is no connection to the agent")
+        _session = Session(connection, abort_timeout)
+        _session.prepare()
+    return _session
+
+
+def has_session() -> bool:
+    return _session is not None
+
+

@@ -1,0 +1,19 @@
+"""The `hyperpodrun` command. It never imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs one launch from command-line arguments (default: those of this process); returns its exit code."""
+    from .command import run
+
+    return run(args)
+
+
+def command() -> None:
+    """The console script."""
+    import sys
+
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""The keys of one epoch, and who waits for them.
+
+Owns values, queues, barrier counts and the tables of waiters of one epoch. It knows nothing of other epochs, of
+connections or of the wire. Only `keyspace.py` uses it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+Place = tuple[int, bytes]
+"""An epoch and a key inside it."""
+
+_DECIMAL = re.compile(rb"\s*[+-]?[0-9]{1,19}")
+
+
+@dataclass(eq=False, slots=True)
+class Session:
+    """One connection, as the keyspace sees it."""
+
+    epoch: int  # current when the connection was opened: where its bare keys live
+    named: int | None = None  # the epoch it named last, if its keys name epochs
+    waiter: Waiter | None = None
+    cancel_unasked: bool = False  # the last answer was a cancel that the client had not asked for
+    granted: tuple[Place, ...] = ()  # what its last WAIT promised
+    kept: dict[Place, bytes | bytearray] = field(default_factory=dict)  # promised values of an epoch that has gone
+
+
+@dataclass(eq=False, slots=True)
+class Waiter:
+    """One WAIT or BARRIER that has no answer yet."""
+
+    session: Session
+    places: tuple[Place, ...]
+    missing: set[Place]
+    barrier: bool = False
+
+
+Waiters = dict[bytes, dict[Waiter, None]]
+
+
+class Namespace:
+    """One epoch's part of the store."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.cancelled = False
+        self.last_write_ns: int | None = None
+        self.values: dict[bytes, bytes | bytearray] = {}
+        self.queues: dict[bytes, deque[bytes]] = {}
+        self.waiting: Waiters = {}
+        self.arrived: Waiters = {}
+
+    def has(self, key: bytes) -> bool:
+        """A key is there if it has a value or is a queue that is not empty."""
+        return key in self.values or key in self.queues
+
+    def add(self, key: bytes, delta: int) -> int:
+        """Add to a decimal counter; the sum wraps at 64 bits. Raises ValueError if the value is no number."""
+        value = self.values.get(key, b"0")
+        number = _DECIMAL.match(value)
+        if number is None:
+            raise ValueError(f"{key[:80]!r} holds a value that is not a number")
+        total = (int(number[0]) + delta + (1 << 63)) % (1 << 64) - (1 << 63)
+        self.values[key] = b"%d" % total
+        return total
+
+    def append(self, key: bytes, value: bytes) -> None:
+        """Grow a value in place."""
+        held = self.values.get(key)
+        if held is None:
+            self.values[key] = value
+        elif isinstance(held, bytearray):
+            held += value
+        else:
+            self.values[key] = bytearray(held) + value
+
+    def push(self, key: bytes, value: bytes) -> None:
+        """Add an element to the end of a queue."""
+        self.queues.setdefault(key, deque()).append(value)
+
+    def pop(self, key: bytes) -> tuple[int, bytes]:
+        """How many elements there were, and the first of them; 0 if it was empty."""
+        queue = self.queues.get(key)
+        if queue is None:
+            return 0, b""
+        count, value = len(queue), queue.popleft()
+        if not queue:
+            del self.queues[key]
+        return count, value
+
+    def enlist(self, key: bytes, waiter: Waiter) -> None:
+        """Add a waiter for one key."""
+        table = self.arrived if waiter.barrier else self.waiting
+        table.setdefault(key, {})[waiter] = None
+
+    def strike(self, key: bytes, waiter: Waiter) -> None:
+        """Take a waiter off one key, if it is there."""
+        table = self.arrived if waiter.barrier else self.waiting
+        row = table.get(key, {})
+        row.pop(waiter, None)
+        if not row:
+            table.pop(key, None)
+
+    def blocked(self) -> Iterator[Waiter]:
+        """Everyone who waits for something of this epoch, each once."""
+        found: dict[Waiter, None] = {}
+        for table in (self.waiting, self.arrived):
+            for row in table.values():
+                found |= row
+        return iter(found)

@@ -1,0 +1,145 @@
+"""The node-local store: serves torch's TCPStore clients of one node on loopback.
+
+Owns the listening sockets and the connections' lives, and turns the agent's decisions (a new epoch, a fault) into
+answers to blocked clients. It decides neither of them itself and never imports torch. The agent makes one, binds it
+before its event loop exists, and calls everything else from that loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .connection import Connection, Hub
+from .gloo_addresses import listeners_in
+from .keyspace import Keyspace
+from .wire import Limits
+
+BACKLOG = 1024
+
+
+@dataclass(frozen=True)
+class StoreCounters:
+    """What a store has seen since it started; `connections` counts every client that ever connected."""
+
+    requests: int
+    dropped_stale_writes: int
+    cancelled_waits: int
+    malformed_connections: int
+    connections: int
+
+
+class StoreServer:
+    """The store of one node."""
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        epoch: int = 0,
+        limits: Limits = Limits(),  # noqa: B008 (frozen)
+        log: Callable[[str], None],
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._sockets: list[socket.socket] = []
+        self._servers: list[asyncio.Server] = []
+        self._keyspace = Keyspace(epoch)
+        self._hub = Hub(self._keyspace, limits, log)
+
+    def bind(self) -> int:
+        """Bind and listen, without an event loop; clients that connect now wait for `start`. Returns the port.
+
+        Raises OSError with a sentence if the address cannot be had.
+        """
+        if not self._sockets:
+            try:
+                self._sockets = _listen(self._host, self._port)
+            except OSError as error:
+                where = f"{self._host}:{self._port}"
+                why = "another process uses it" if error.errno == errno.EADDRINUSE else error.strerror
+                raise OSError(error.errno, f"the store cannot listen on {where}: {why}") from error
+            self._port = self._sockets[0].getsockname()[1]
+        return self._port
+
+    async def start(self) -> int:
+        """Begin to serve, on the sockets of `bind`, which is called if it was not. Returns the port."""
+        self.bind()
+        if not self._servers:
+            loop = asyncio.get_running_loop()
+            self._servers = [
+                await loop.create_server(lambda: Connection(self._hub), sock=sock, backlog=BACKLOG)
+                for sock in self._sockets
+            ]
+        return self._port
+
+    def advance(self, epoch: int) -> None:
+        """Make an epoch current: keys of older ones are freed, their waits cancelled, their writes dropped from now on.
+
+        The current epoch again changes nothing. Raises ValueError for an older one.
+        """
+        self._hub.deliver(self._keyspace.advance(epoch))
+
+    def cancel(self, epoch: int) -> int:
+        """An epoch faulted: its blocked waits are answered "cancelled", and waits that would block later are too.
+
+        Returns how many were freed now; 0 for an epoch that has gone.
+        """
+        answers = self._keyspace.cancel(epoch)
+        self._hub.deliver(answers)
+        return len(answers)
+
+    def published_listeners(self, epoch: int) -> tuple[tuple[str, int], ...]:
+        """Where the gloo ranks of an epoch listen, from what they published; nothing once the epoch has gone."""
+        found = {listener: None for value in self._keyspace.values(epoch) for listener in listeners_in(value)}
+        return tuple(found)
+
+    def last_write_ns(self, epoch: int) -> int | None:
+        """`time.monotonic_ns()` of the last write in an epoch, to a few milliseconds; None if none or gone."""
+        return self._keyspace.last_write_ns(epoch)
+
+    @property
+    def counters(self) -> StoreCounters:
+        """What this store has seen so far."""
+        return StoreCounters(
+            requests=self._hub.requests,
+            dropped_stale_writes=self._keyspace.dropped_stale_writes,
+            cancelled_waits=self._keyspace.cancelled_waits,
+            malformed_connections=self._hub.malformed,
+            connections=self._hub.accepted,
+        )
+
+    async def close(self) -> None:
+        """Stop listening and close every connection; returns when the last is closed."""
+        self._hub.closing = True
+        for server in self._servers:
+            server.close()
+        for sock in self._sockets:
+            sock.close()
+        for connection in list(self._hub.open.values()):
+            connection.abort()
+        while self._hub.open:
+            await asyncio.wait([connection.gone for connection in self._hub.open.values()])
+        for server in self._servers:
+            await server.wait_closed()
+
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """A listening socket at one address."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICHOST
+    )[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return [sock]

@@ -66,6 +66,8 @@ class Agent:
         self._listener = socket.create_server((_LOOPBACK, 0), backlog=1024)
         self._runtime = Path(tempfile.mkdtemp(prefix="hyperpodrun-", dir=_short_temporary_directory()))
         self._workers: dict[int, _Worker] = {}
+        self._pids: dict[int, int] = {}
+        """The latest process of every rank, dead or alive."""
         self._hook: tuple[processes.Child, Outputs] | None = None
         self._keeper = processes.Keeper(self._token)
         self._end: cmd.End | None = None
@@ -287,6 +289,7 @@ class Agent:
         outputs.started()
         worker = _Worker(command.rank, command.incarnation, child, outputs)
         self._workers[command.rank] = worker
+        self._pids[command.rank] = child.pid
         if self._loop is not None:
             self._watch(worker)
         if self._report is not None:
@@ -341,11 +344,8 @@ class Agent:
             command.epoch, command.cause.summary, self._store.published_listeners(command.epoch)
         )
         self._send_all(notice)
-        pids = {rank: worker.child.pid for rank, worker in self._workers.items()}
-        if command.cause.rank is not None:
-            pids.setdefault(command.cause.rank, 0)
         fault_ns = self._fault_seen_ns.get(command.epoch, now_ns)
-        self._tell(self._report.failed(command.epoch, command.cause, fault_ns, now_ns, pids))
+        self._tell(self._report.failed(command.epoch, command.cause, fault_ns, now_ns, self._pids))
 
     def _start_epoch(self, command: cmd.StartEpoch) -> None:
         from ..protocol import messages
@@ -367,9 +367,8 @@ class Agent:
 
     def _restart_processes(self, command: cmd.RestartProcesses) -> None:
         assert self._report is not None
-        pids = {rank: worker.child.pid for rank, worker in self._workers.items()}
         self.console.log("restart", number=command.number, limit=command.limit, cause=command.cause.summary)
-        self._tell(self._report.restarted(command.cause, pids))
+        self._tell(self._report.restarted(command.cause, self._pids))
 
     def _conclude(self, command: cmd.End) -> None:
         self._end = command
@@ -406,6 +405,17 @@ class Agent:
         with self._logs.recoveries.open("a") as file:
             file.write(json.dumps(recovery.as_row()) + "\n")
 
+    def _tell_failure(self) -> None:
+        """Why the job failed: one line, and the traceback that no worker has shown."""
+        if self._end is None or self._end.exit_code == 0:
+            return
+        if self._end.cause is not None and self._end.cause.traceback:
+            self.console.write(self._end.cause.traceback)
+        left = ",".join(map(str, self._end.left_behind)) or None
+        self.console.log(
+            "failed", exit_code=self._end.exit_code, reason=self._end.reason, left_behind=left, logs=self._logs.path
+        )
+
     def _clean_up(self) -> None:
         """Whatever happened, nothing of the job stays."""
         for worker in self._workers.values():
@@ -419,6 +429,7 @@ class Agent:
                 from .recovery_report import table
 
                 self.console.write(table(self._report.recoveries))
+        self._tell_failure()
         if self._end is not None and self._end.exit_code == 0 and not self._logs.recoveries.exists():
             self._logs.discard()
         self.console.close()

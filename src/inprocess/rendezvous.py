@@ -8,6 +8,7 @@ new for every epoch and every call in it. The store itself, and torch, stay as t
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from datetime import timedelta
@@ -32,9 +33,9 @@ class RootlessRendezvous:
         from torch.distributed import is_available
 
         if is_available():
-            from torch.distributed import rendezvous
-
-            rendezvous._rendezvous_handlers["env"] = self
+            # Not `from torch.distributed import rendezvous`: that name is a function there.
+            module: Any = importlib.import_module("torch.distributed.rendezvous")
+            module._rendezvous_handlers["env"] = self
 
     def enter(self, epoch: int) -> None:
         """Keys from now on belong to `epoch`."""

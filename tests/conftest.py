@@ -1,0 +1,114 @@
+"""Launching real jobs in tests: every process started here is ended here, and nothing outlives its test."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+GPT = ROOT / "examples" / "gpt" / "train.py"
+
+
+@dataclass
+class Finished:
+    """A launch that is over."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    log_dir: Path
+    recoveries: list[dict] = field(default_factory=list)
+
+    @property
+    def digest(self) -> str:
+        lines = [line for line in self.stdout.splitlines() if line.startswith("digest ")]
+        assert len(lines) == 1, self.output
+        return lines[0]
+
+    @property
+    def output(self) -> str:
+        return f"exit code {self.returncode}\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}"
+
+
+class Launch:
+    """One running `hyperpodrun`."""
+
+    def __init__(self, arguments: list[str], log_dir: Path, environment: dict[str, str]) -> None:
+        self.log_dir = log_dir
+        command = [sys.executable, "-m", "hyperpodrun", "--log-dir", str(log_dir), *arguments]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def wait(self, timeout: float = 90.0) -> Finished:
+        try:
+            stdout, stderr = self.process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            stdout, stderr = self.process.communicate()
+            raise AssertionError(f"still running after {timeout} s\n{stdout}\n{stderr}") from None
+        rows = self.log_dir / "recoveries.jsonl"
+        recoveries = [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
+        return Finished(self.process.returncode, stdout, stderr, self.log_dir, recoveries)
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+
+
+Launcher = Callable[..., Launch]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Launcher]:
+    """start(*arguments, **environment): a launch in the background."""
+    launches: list[Launch] = []
+
+    def begin(*arguments: str | Path, **environment: str) -> Launch:
+        log_dir = tmp_path / f"logs-{len(launches)}"
+        launches.append(Launch([str(argument) for argument in arguments], log_dir, environment))
+        return launches[-1]
+
+    yield begin
+    for launch in launches:
+        launch.kill()
+        launch.process.communicate()
+
+
+@pytest.fixture
+def run(start: Launcher) -> Callable[..., Finished]:
+    """run(*arguments, **environment): a launch to its end."""
+
+    def to_the_end(*arguments: str | Path, timeout: float = 90.0, **environment: str) -> Finished:
+        return start(*arguments, **environment).wait(timeout)
+
+    return to_the_end
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[[str], Path]:
+    """script(text): a worker script in a file."""
+
+    def write(text: str, name: str = "worker.py") -> Path:
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write

@@ -1,12 +1,13 @@
 """What the benchmarks share: running a launcher to its end, its peak memory, medians, tables and rows.
 
-Owns every process it starts: a launcher that is over its deadline is ended with all that came from it, by pid.
+Owns every process it starts: a launcher over its deadline is ended, by pid, with all that came from it.
 It knows nothing about what is measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -31,7 +32,7 @@ _GRACE_S = 5.0
 
 WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
-    # torchrun's default, one store for all attempts, is racy: a restart can read the keys of the attempt before it.
+    # torchrun's default, one store for all attempts, is racy: a restart can read the last attempt's keys.
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
 }
 
@@ -57,7 +58,9 @@ class RunFailed(Exception):
     """A run is not what it should be; the sentence says why."""
 
 
-def command(launcher: str, world_size: int, options: Sequence[str], script: str, *arguments: str) -> list[str]:
+def command(
+    launcher: str, world_size: int, options: Sequence[str], script: str, *arguments: str
+) -> list[str]:
     """The command line of a launcher beside this interpreter, for a script of this directory."""
     path = Path(sys.executable).with_name(launcher)
     if not path.exists():
@@ -109,8 +112,8 @@ def require_success(finished: Finished) -> None:
 def _watch(process: subprocess.Popen[bytes], deadline_ns: int) -> tuple[bool, int]:
     """(whether it has ended, its peak RSS in kB).
 
-    The peak is sampled from /proc: `ru_maxrss` would be that of the largest process among the launcher and the workers
-    it waited for.
+    The peak is sampled from /proc: `ru_maxrss` would be that of the largest process among the launcher and
+    the workers it waited for.
     """
     peak_kb = 0
     pidfd = os.pidfd_open(process.pid)
@@ -146,10 +149,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
     _, alive = psutil.wait_procs(family, timeout=_GRACE_S)
     for member in alive:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):  # gone meanwhile; psutil notices a reused pid
             member.kill()
-        except psutil.NoSuchProcess:
-            pass  # gone meanwhile; psutil knows a pid that was given to another process
     process.wait()
 
 
@@ -219,8 +220,8 @@ def describe_machine() -> str:
     """What figures need beside them to mean anything."""
     load = os.getloadavg()[0]
     return (
-        f"{len(os.sched_getaffinity(0))} cores, load {load:.1f} at the start, Python {platform.python_version()}, "
-        f"torch {version('torch')}, hyperpodrun {version('hyperpodrun')}"
+        f"{len(os.sched_getaffinity(0))} cores, load {load:.1f} at the start, "
+        f"Python {platform.python_version()}, torch {version('torch')}, hyperpodrun {version('hyperpodrun')}"
     )
 
 

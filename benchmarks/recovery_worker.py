@@ -1,16 +1,18 @@
-"""The worker of `recovery.py`: trains a small MLP and breaks once. The same file and the same math under every launcher.
+"""The worker of `recovery.py`: trains a small MLP and breaks once. One file, one math under every launcher.
 
-Gradients are reduced and weights updated by hand: DDP and torch.optim would import torch._dynamo, more than a second in
+Gradients are reduced and weights updated by hand: DDP and torch.optim would import torch._dynamo, over a second in
 each new process, which would only widen the distance between a restart in process and one of all processes.
-Without --inprocess it is a plain torchrun script: it loads its checkpoint when it starts. With it, state lives on in the
-processes, and a new one is sent it by a survivor.
+Without --inprocess it is a plain torchrun script: it loads its checkpoint when it starts. With it, state lives on
+in the processes, and a new one is sent it by a survivor.
 What it did is told in files of --directory, one for each fact, attempt and rank.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -36,10 +38,10 @@ class State:
     """The weights, in one flat tensor, and how many steps made them."""
 
     def __init__(self) -> None:
-        shapes = [shape for a, b in zip(WIDTHS, WIDTHS[1:], strict=False) for shape in ((a, b), (b,))]
+        shapes = [shape for a, b in itertools.pairwise(WIDTHS) for shape in ((a, b), (b,))]
         sizes = [torch.Size(shape).numel() for shape in shapes]
         self.flat = torch.zeros(sum(sizes))
-        pieces = self.flat.split(sizes)
+        pieces = torch.split(self.flat, sizes)
         self.weights = [p.view(shape).requires_grad_() for p, shape in zip(pieces, shapes, strict=True)]
         self.step = 0
         self.reset()
@@ -67,7 +69,7 @@ class State:
 
     def digest(self) -> str:
         """SHA-256 of the weights."""
-        return hashlib.sha256(bytes(self.flat.untyped_storage())).hexdigest()
+        return hashlib.sha256(ctypes.string_at(self.flat.data_ptr(), self.flat.nbytes)).hexdigest()
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, all of it or nothing."""
@@ -83,7 +85,7 @@ class State:
 
 
 class Journal:
-    """Tells the benchmark what happened, each fact in a file of its own that is there as a whole or not at all."""
+    """Tells the benchmark what happened: each fact is a file of its own, there as a whole or not at all."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -97,8 +99,10 @@ class Journal:
         new.replace(path)
 
 
-def train(args: argparse.Namespace, state: State, journal: Journal, caller: HPCallWrapper | None = None) -> None:
-    """To the last step. Under HPWrapper it is entered again after a fault; otherwise the process is started again."""
+def train(
+    args: argparse.Namespace, state: State, journal: Journal, caller: HPCallWrapper | None = None
+) -> None:
+    """To the last step. After a fault HPWrapper enters it again; without, a new process does."""
     dist.init_process_group("gloo")
     rank, attempt = dist.get_rank(), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     if caller is None:

@@ -7,18 +7,29 @@ from typing import TypeAlias
 
 from ..protocol.plan import RestorePlan
 
+EXIT_OK = 0
+EXIT_FAILED = 1
+"""A worker failed: the job may succeed when it is tried again."""
+EXIT_STALLED = 93
+"""The job fails again and again without progress: do not try it again unchanged."""
+EXIT_SIGNAL_BASE = 128
+"""Plus the number of the signal that stopped the job."""
+
+SIGKILL = 9
+
 
 @dataclass(frozen=True, slots=True)
 class Cause:
     """Why something happened to the job. `exit_code` is set when a process ended (negative: by that signal)."""
 
     kind: str
-    """`exception`, `death`, `overdue`, `hook` or `signal`."""
+    """`exception`, `death`, `overdue`, `mismatch` (the ranks run different code), `hook` or `signal`."""
     rank: int | None
     summary: str
     traceback: str = ""
     exit_code: int | None = None
     consequence: bool = False
+    """Most likely not the cause itself: a broken connection, of which another rank's own news will tell more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +73,10 @@ class OpenEpoch:
 
 @dataclass(frozen=True, slots=True)
 class FailEpoch:
-    """Cancel the epoch's blocked store waits and tell every live attached worker to come to the barrier."""
+    """Cancel the epoch's blocked store waits and tell every live attached worker to come to the barrier.
+
+    Every epoch fails at most once. One that never began can fail too: a process that was started for it has died.
+    """
 
     epoch: int
     cause: Cause

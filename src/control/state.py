@@ -1,16 +1,23 @@
-"""The job as one value: its configuration, its phase and one slot per rank."""
+"""The job as one value: its configuration, its phase, one slot per rank, and what is remembered of its faults.
+
+Must never: decide anything. The transitions change these values; `transitions.py` says which one does when.
+"""
 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 from ..protocol.plan import NO_EPOCH
+from .commands import Cause, End
 
 
 class Phase(enum.Enum):
     """What the job as a whole does."""
 
+    NEW = "new"
+    """Nothing has been asked for yet."""
     PREPARING = "preparing"
     """The pre-train script runs; there are no workers."""
     ASSEMBLING = "assembling"
@@ -41,8 +48,10 @@ class SlotState(enum.Enum):
     """Returned from the wrapped function, waits for the others."""
     UNWINDING = "unwinding"
     """On its way from a failed epoch to the barrier."""
-    BETWEEN = "between"
+    BETWEEN = "between wrapped functions"
     """Past a wrapped function that returned everywhere."""
+    KILLED = "killed"
+    """Sent SIGKILL because it was overdue; what it still says does not count, its end has yet to be seen."""
     EXITED = "exited"
     """Gone, with exit code 0, as it should be."""
     LOST = "lost"
@@ -66,7 +75,7 @@ class JobConfig:
     """First arrival at a barrier that no fault caused, to the last."""
     shutdown_timeout: float = 30.0
     stall_limit: int = 3
-    """Epochs in a row without a completed optimizer step that end the job."""
+    """Failed epochs in a row without a completed optimizer step that end the job."""
     pre_train: bool = False
     post_train: bool = False
 
@@ -78,10 +87,12 @@ class Slot:
     rank: int
     state: SlotState = SlotState.LOST
     incarnation: int = -1
-    attached: bool = False
-    abort_timeout: float | None = None
+    spawn_epoch: int = NO_EPOCH
+    """The epoch this process was started for; it may have written store keys of that epoch before any barrier."""
     epoch: int = NO_EPOCH
     """The last epoch this process ran in; NO_EPOCH for a new process."""
+    attached: bool = False
+    abort_timeout: float | None = None
     call: int = 0
     step: int = 0
     healthy: bool = True
@@ -100,15 +111,60 @@ class Slot:
         """The process has not run in any epoch: it holds no state."""
         return self.epoch == NO_EPOCH
 
-    def occupy(self, incarnation: int, now: float) -> None:
-        """A new process takes the slot."""
-        self.state = SlotState.STARTING
-        self.incarnation = incarnation
-        self.attached = False
-        self.abort_timeout = None
-        self.epoch = NO_EPOCH
-        self.call = self.step = 0
-        self.healthy = True
-        self.spawned_at = now
+    def leave(self, state: SlotState) -> None:
+        """The process is gone."""
+        self.state = state
         self.due = None
-        self.overdue = ""
+
+
+@dataclass(slots=True)
+class JobState:
+    """Everything the decisions depend on. Two jobs that are equal here answer the same events the same way."""
+
+    config: JobConfig
+    slots: list[Slot]
+    phase: Phase = Phase.NEW
+    epoch: int = NO_EPOCH
+    """The epoch that runs or ran last."""
+    next_epoch: int = 0
+    """The epoch that starts when every rank waits at the barrier. It grows when that attempt fails before it began."""
+    opened: int = NO_EPOCH
+    """The epoch the store serves."""
+    incarnations: int = 0
+    """Processes started so far."""
+    hook_running: bool = False
+    finished_calls: int = 0
+    """Wrapped functions that have returned everywhere, since all processes were started."""
+    slowest_start: float = 0.0
+    """From the start of a process to its first barrier, the longest seen."""
+
+    restarts: int = 0
+    inprocess_restarts: int = 0
+    fault: Cause | None = None
+    """Why the recovery under way is under way."""
+    stalled: dict[int, Cause] = field(default_factory=dict)
+    """The epochs that failed in a row without a completed step, and why; the first is the one to show."""
+    progress: int = NO_EPOCH
+    """The last epoch in which an optimizer step completed."""
+
+    outcome: End | None = None
+    """How the job will end, once that is known."""
+    stop_due: float | None = None
+    """When the processes that are being stopped must be gone, or be killed."""
+    killing: bool = False
+    """They have been sent SIGKILL."""
+
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Events that changed nothing, by name."""
+
+    @classmethod
+    def new(cls, config: JobConfig) -> JobState:
+        return cls(config, [Slot(rank) for rank in range(config.world_size)])
+
+    @property
+    def everything_gone(self) -> bool:
+        return not self.hook_running and all(slot.gone for slot in self.slots)
+
+    def ranks(self, *states: SlotState) -> list[int]:
+        """The ranks in one of these states, ascending."""
+        return [slot.rank for slot in self.slots if slot.state in states]

@@ -4,20 +4,30 @@ The monitor thread asks for an interrupt with a signal to the main thread; the s
 BaseException, so that `except Exception` does not stop it. The gate decides whether the handler may raise: only
 between `enter` and `leave`, never inside a critical section, and once, unless user code swallowed it.
 
-A swallowed exception (a bare `except:`, a `__del__`) is noticed without guessing: its object is freed while the gate
-is still closed behind it. Then it is raised again at once.
+A swallowed exception (a bare `except:`, a `__del__`) is noticed without guessing: its object is freed while user code
+still runs. Then it is raised again, at the very next bytecode.
 """
 
 from __future__ import annotations
 
+import ctypes
 import enum
+import functools
 import signal
+import sys
 import threading
 import time
 import weakref
+from typing import Any
 
 INTERRUPT_SIGNAL = signal.SIGRTMIN + 5
 """A real-time signal that neither libc nor Python uses; user code keeps all the ordinary ones."""
+
+# libc's raise(), called by a weak reference when an exception object is freed: a Python function there would be the
+# very frame in which the signal's handler runs next. The reference itself, its only further argument, is ignored.
+_raise_signal = ctypes.CDLL(None)["raise"]
+_raise_signal.argtypes = [ctypes.c_int, ctypes.py_object]
+_raise_on_freed = functools.partial(_raise_signal, INTERRUPT_SIGNAL)
 
 _FIRST_SECTION_LIMIT_S = 1.0
 _SHORTEST_SECTION_LIMIT_S = 0.05
@@ -48,13 +58,19 @@ class InterruptGate:
         self._watching_section = False
         self._main_ident = threading.main_thread().ident
         self._raised: weakref.ref[Interrupted] | None = None
-        self._previous_handler: object = None
 
     # ---- main thread ---------------------------------------------------------------------------------------------
 
     def install(self) -> None:
         """Takes the signal. Call it on the main thread before the first `enter`."""
-        self._previous_handler = signal.signal(INTERRUPT_SIGNAL, self._on_signal)
+        signal.signal(INTERRUPT_SIGNAL, self._on_signal)
+        shown = sys.unraisablehook
+
+        def hook(unraisable: Any) -> None:
+            if unraisable.exc_type is not Interrupted:  # ours comes again, there is nothing to show
+                shown(unraisable)
+
+        sys.unraisablehook = hook
 
     def enter(self) -> None:
         """User code begins. Raises Interrupted when that is wanted already."""
@@ -118,9 +134,12 @@ class InterruptGate:
         self._wanted = True
         self._signal_main()
 
-    def insist(self) -> None:
-        """Asks again: the exception may be kept somewhere without being on its way."""
-        if self._where is _Where.UNWINDING:
+    def insist(self, *, force: bool) -> None:
+        """Asks again, in case the last signal came too early for a call that blocks.
+
+        With `force` also when the exception still exists: user code may have put it away instead of letting it pass.
+        """
+        if force and self._where is _Where.UNWINDING:
             self._where = _Where.INSIDE
         self._signal_main()
 
@@ -131,17 +150,17 @@ class InterruptGate:
             signal.pthread_kill(self._main_ident, INTERRUPT_SIGNAL)
 
     def _on_signal(self, signum: int, frame: object) -> None:
-        if self._wanted and self._where is _Where.INSIDE and self._depth == 0:
+        if self._wanted and self._depth == 0 and (self._where is _Where.INSIDE or self._swallowed()):
             self._raise()
+
+    def _swallowed(self) -> bool:
+        return self._where is _Where.UNWINDING and self._raised is not None and self._raised() is None
 
     def _raise(self) -> None:
         self._where = _Where.UNWINDING
         interrupted = Interrupted("the epoch has failed on another rank")
-        self._raised = weakref.ref(interrupted, self._on_freed)
-        raise interrupted
-
-    def _on_freed(self, reference: weakref.ref[Interrupted]) -> None:
-        """The exception object is gone. If user code still runs, it has swallowed it."""
-        if reference is self._raised and self._where is _Where.UNWINDING:
-            self._where = _Where.INSIDE
-            self._signal_main()
+        self._raised = weakref.ref(interrupted, _raise_on_freed)
+        try:
+            raise interrupted
+        finally:
+            del interrupted  # or its own traceback would keep it alive

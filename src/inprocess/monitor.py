@@ -16,8 +16,10 @@ from .connection import AgentConnection
 from .interrupt import InterruptGate
 from .log import log
 
-_INSIST_AFTER_S = 2.0
-"""How long the interrupt may stay unseen before it is sent again; a swallowed one is noticed at once without this."""
+_INSIST_EVERY_S = 0.05
+"""The interrupt is sent again that often: one that came just before a blocking call is seen only after it."""
+_FORCE_AFTER_S = 2.0
+"""After that long user code is taken to have put the exception away."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Monitor:
         self._failure: BaseException | None = None
         self._policy: AbortPolicy | None = None
         self._insist_at: float | None = None
+        self._force_at = 0.0
         self._closing = False
         self.stale = 0
         """Messages of earlier epochs, which changed nothing."""
@@ -115,9 +118,13 @@ class Monitor:
                 timeout = None if self._insist_at is None else max(0.0, self._insist_at - time.monotonic())
                 for message in self._connection.exchange(timeout):
                     self._receive(message)
-                if self._insist_at is not None and time.monotonic() >= self._insist_at:
-                    self._insist_at = time.monotonic() + _INSIST_AFTER_S
-                    self._gate.insist()
+                now = time.monotonic()
+                if self._insist_at is not None and now >= self._insist_at:
+                    force = now >= self._force_at
+                    if force:
+                        self._force_at = now + _FORCE_AFTER_S
+                    self._insist_at = now + _INSIST_EVERY_S
+                    self._gate.insist(force=force)
         except BaseException as error:
             with self._changed:
                 self._failure = error
@@ -167,6 +174,7 @@ class Monitor:
             log("abort-failed", epoch=notice.epoch, error=repr(error))
         with self._changed:
             self.aborted_ns = time.monotonic_ns()
-            self._insist_at = time.monotonic() + _INSIST_AFTER_S
+            self._insist_at = time.monotonic() + _INSIST_EVERY_S
+            self._force_at = time.monotonic() + _FORCE_AFTER_S
             self._changed.notify_all()
         self._gate.request()

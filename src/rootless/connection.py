@@ -1,7 +1,7 @@
 """One client's connection to the store: bytes between a transport, the parser and the keyspace.
 
-Owns pacing: a connection gets a slice of the event loop at a time, and one whose client does not read is not read from.
-It decides nothing about keys. `server.py` makes one for each client that connects.
+Owns pacing: a connection gets a slice of the event loop at a time, and one whose client does not read is
+not read from. It decides nothing about keys. `server.py` makes one for each client that connects.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def _work(self) -> None:
-        """One slice: send what waits, then answer requests until the slice or the client's patience is used up."""
+        """One slice: send what is due, then answer requests until the slice or the transport is full."""
         self._slice = None
         more = self._flush()
         if not more and not self._over:

@@ -1,7 +1,8 @@
 """The namespaces of all epochs, and the waits that block in them.
 
-Owns which epochs still live, and every WAIT and BARRIER without an answer: it registers, wakes, cancels and forgets
-them. It never reads a request and never sends. Only `keyspace.py` uses it, whose docstring tells the rules.
+Owns which epochs still live, and every WAIT and BARRIER without an answer: it registers, wakes, cancels and
+forgets them. It never reads a request and never sends. Only `keyspace.py` uses it, whose docstring tells
+the rules.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Epochs:
         return []
 
     def arrive(self, session: Session, space: Namespace, key: bytes, world_size: int) -> list[Answer]:
-        """Arrive at a barrier: the last one releases all, itself last. Raises ValueError as `Namespace.add` does."""
+        """Arrive at a barrier; the last one releases all. Raises ValueError as `Namespace.add` does."""
         complete = space.add(key, 1) >= world_size
         answers = self.wake(space, key)
         waiter = Waiter(session, (), {(space.epoch, key)}, barrier=True)

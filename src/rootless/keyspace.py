@@ -1,9 +1,10 @@
 """The keys of all epochs: what each request means, and what it may still touch.
 
-Theory of operation. Each epoch has a namespace of its own, made once and never used again. A key that begins with
-`epoch-<n>/` belongs to epoch n and the rest is the key inside it; any other key belongs to the epoch that was current
-when its connection was opened. So a worker that keeps one connection for life uses `PrefixStore("epoch-<n>", store)`,
-a stock script opens a connection for each `init_process_group()`, and both reach the same keys.
+Theory of operation. Each epoch has a namespace of its own, made once and never used again. A key that
+begins with `epoch-<n>/` belongs to epoch n and the rest is the key inside it; any other key belongs to the
+epoch that was current when its connection was opened. So a worker that keeps one connection for life uses
+`PrefixStore("epoch-<n>", store)`, a stock script opens a connection for each `init_process_group()`, and
+both reach the same keys.
 
 | epoch n is           | writes             | reads         | a wait that would block |
 |----------------------|--------------------|---------------|-------------------------|
@@ -13,13 +14,15 @@ a stock script opens a connection for each `init_process_group()`, and both reac
 | older than current   | dropped, counted   | find nothing  | cancelled at once       |
 
 Three details keep a torch client safe and its stream in step:
-- It reads a key by WAIT, then GET, and gloo crashes on an empty answer. So what a WAIT has granted to a connection
-  stays readable for it, even if the epoch ends between the two.
-- A wait may be cancelled in the moment when the client's own deadline sends CANCEL_WAIT. Each side's word is then the
-  answer to the other's: a CANCEL_WAIT right after a cancel that nobody asked for gets no second answer.
+- It reads a key by WAIT, then GET, and gloo crashes on an empty answer. So what a WAIT has granted to a
+  connection stays readable for it, even if the epoch ends between the two.
+- A wait may be cancelled in the moment when the client's own deadline sends CANCEL_WAIT. Each side's word
+  is then the answer to the other's: a CANCEL_WAIT right after a cancel that nobody asked for gets no second
+  answer.
 - A request from a connection that waits means that its client gave the wait up; the wait is forgotten.
 
-No I/O, no clock: requests in, answers out. `connection.py` delivers them; `server.py` says when epochs change.
+No I/O, no clock: requests in, answers out. `connection.py` delivers them; `server.py` says when epochs
+change.
 """
 
 from __future__ import annotations
@@ -93,6 +96,7 @@ class Keyspace:
         """Carry out one request; the answers are in the order in which they must be sent.
 
         Raises WireError for a request that cannot be carried out.
+
         """
         self._now_ns = now_ns
         cancel_was_answered, session.cancel_unasked = session.cancel_unasked, False
@@ -110,6 +114,7 @@ class Keyspace:
         """Make an epoch the current one; older keys are freed and their waits cancelled.
 
         Raises ValueError if that would go back.
+
         """
         gone = {space.epoch: space for space in self._epochs.advance(epoch)}
         for session in self._sessions:
@@ -157,7 +162,7 @@ class Keyspace:
             space.last_write_ns = self._now_ns
         return space, key
 
-    # One handler for each request. A write to an epoch that has gone answers what its client cannot take for success.
+    # One handler for each request. The answer to a stale write is none that a client takes for success.
 
     def _set(self, session: Session, request: rq.Set) -> Sequence[Answer]:
         return self._store(session, request.key, request.value)

@@ -1,7 +1,7 @@
 """The keys of one epoch, and who waits for them.
 
-Owns values, queues, barrier counts and the tables of waiters of one epoch. It knows nothing of other epochs, of
-connections or of the wire. Only `keyspace.py` uses it.
+Owns values, queues, barrier counts and the tables of waiters of one epoch. It knows nothing of other
+epochs, of connections or of the wire. Only `keyspace.py` uses it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Session:
     waiter: Waiter | None = None
     cancel_unasked: bool = False  # the last answer was a cancel that the client had not asked for
     granted: tuple[Place, ...] = ()  # what its last WAIT promised
-    kept: dict[Place, bytes | bytearray] = field(default_factory=dict)  # promised values of an epoch that has gone
+    kept: dict[Place, bytes | bytearray] = field(default_factory=dict)  # promised, of an epoch that has gone
 
 
 @dataclass(eq=False, slots=True)

@@ -1,6 +1,7 @@
 """What a TCPStore client can ask for, as values.
 
-Owns the nineteen request types and nothing else: no bytes, no store. `wire.py` makes them, `keyspace.py` answers them.
+Owns the nineteen request types and nothing else: no bytes, no store. `wire.py` makes them, `keyspace.py`
+answers them.
 """
 
 from __future__ import annotations
@@ -141,6 +142,6 @@ class Barrier:
 
 
 Request = (
-    Validate | Set | CompareSet | Get | Add | Check | Wait | NumKeys | DeleteKey | Append | MultiGet | MultiSet
-    | CancelWait | Ping | QueuePush | QueuePop | QueueLen | ListKeys | Barrier
+    Validate | Set | CompareSet | Get | Add | Check | Wait | NumKeys | DeleteKey | Append | MultiGet
+    | MultiSet | CancelWait | Ping | QueuePush | QueuePop | QueueLen | ListKeys | Barrier
 )  # fmt: skip

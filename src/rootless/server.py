@@ -1,8 +1,8 @@
 """The node-local store: serves torch's TCPStore clients of one node on loopback.
 
-Owns the listening sockets and the connections' lives, and turns the agent's decisions (a new epoch, a fault) into
-answers to blocked clients. It decides neither of them itself and never imports torch. The agent makes one, binds it
-before its event loop exists, and calls everything else from that loop's thread.
+Owns the listening sockets and the connections' lives, and turns the agent's decisions (a new epoch, a
+fault) into answers to blocked clients. It decides neither of them itself and never imports torch. The agent
+makes one, binds it before its event loop exists, and calls everything else from that loop's thread.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from .keyspace import Keyspace
 from .wire import Limits
 
 BACKLOG = 1024
+_PORT_ATTEMPTS = 8  # to find a port that is free on both loopback addresses
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,12 @@ class StoreCounters:
 
 
 class StoreServer:
-    """The store of one node."""
+    """The store of one node.
+
+    `host` is an address, or "localhost" for 127.0.0.1 and ::1 together. The latter spares torch's clients a
+    DNS query for each connection wherever /etc/hosts names ::1; 127.0.0.1 they look up as ::ffff:127.0.0.1,
+    which it never names.
+    """
 
     def __init__(
         self,
@@ -52,9 +58,10 @@ class StoreServer:
         self._hub = Hub(self._keyspace, limits, log)
 
     def bind(self) -> int:
-        """Bind and listen, without an event loop; clients that connect now wait for `start`. Returns the port.
+        """Bind and listen, without an event loop; clients that connect wait for `start`. Returns the port.
 
         Raises OSError with a sentence if the address cannot be had.
+
         """
         if not self._sockets:
             try:
@@ -78,28 +85,31 @@ class StoreServer:
         return self._port
 
     def advance(self, epoch: int) -> None:
-        """Make an epoch current: keys of older ones are freed, their waits cancelled, their writes dropped from now on.
+        """Make an epoch current: keys of older ones are freed, their waits cancelled, their writes dropped
+        from now on.
 
         The current epoch again changes nothing. Raises ValueError for an older one.
+
         """
         self._hub.deliver(self._keyspace.advance(epoch))
 
     def cancel(self, epoch: int) -> int:
-        """An epoch faulted: its blocked waits are answered "cancelled", and waits that would block later are too.
+        """An epoch faulted: waits that block in it are answered "cancelled", now and later.
 
         Returns how many were freed now; 0 for an epoch that has gone.
+
         """
         answers = self._keyspace.cancel(epoch)
         self._hub.deliver(answers)
         return len(answers)
 
     def published_listeners(self, epoch: int) -> tuple[tuple[str, int], ...]:
-        """Where the gloo ranks of an epoch listen, from what they published; nothing once the epoch has gone."""
+        """Where the gloo ranks of an epoch listen, by what they published; nothing once it has gone."""
         found = {listener: None for value in self._keyspace.values(epoch) for listener in listeners_in(value)}
         return tuple(found)
 
     def last_write_ns(self, epoch: int) -> int | None:
-        """`time.monotonic_ns()` of the last write in an epoch, to a few milliseconds; None if none or gone."""
+        """`time.monotonic_ns()` of the last write in an epoch, within milliseconds; None if none or gone."""
         return self._keyspace.last_write_ns(epoch)
 
     @property
@@ -129,17 +139,35 @@ class StoreServer:
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:
-    """A listening socket at one address."""
+    """One listening socket; for "localhost" one on each loopback address, IPv6 if the host has it."""
+    if host != "localhost":
+        return [_listening_socket(host, port)]
+    for attempt in range(_PORT_ATTEMPTS):
+        first = _listening_socket("127.0.0.1", port)
+        try:
+            return [first, _listening_socket("::1", first.getsockname()[1])]
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                return [first]
+            first.close()
+            if port or attempt == _PORT_ATTEMPTS - 1:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _listening_socket(host: str, port: int) -> socket.socket:
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICHOST
     )[0]
     sock = socket.socket(family, kind, protocol)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(address)
         sock.listen(BACKLOG)
         sock.setblocking(False)
     except BaseException:
         sock.close()
         raise
-    return [sock]
+    return sock

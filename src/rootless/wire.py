@@ -1,11 +1,12 @@
 """The TCPStore wire protocol of torch: bytes to typed requests, and replies to bytes.
 
-Owns the framing and the size limits. It never does I/O, never looks at what a key means, and never trusts a length it
-was sent. `server.py` feeds it; `keyspace.py` answers the requests with the encoders below.
+Owns the framing and the size limits. It never does I/O, never looks at what a key means, and never trusts a
+length it was sent. `server.py` feeds it; `keyspace.py` answers the requests with the encoders below.
 
-Every request starts with one byte, the query type. What follows is a fixed row of fields, or a count and then that row
-so many times; `_SHAPES` is that table and the only place that knows it. Integers are little-endian; a key or a value is
-a u64 length and the bytes. VALIDATE, SET, APPEND, MULTI_SET and QUEUE_PUSH have no answer.
+Every request starts with one byte, the query type. What follows is a fixed row of fields, or a count and
+then that row so many times; `_SHAPES` is that table and the only place that knows it. Integers are
+little-endian; a key or a value is a u64 length and the bytes. VALIDATE, SET, APPEND, MULTI_SET and
+QUEUE_PUSH have no answer.
 """
 
 from __future__ import annotations
@@ -124,8 +125,8 @@ _SHAPES: dict[int, _Shape] = {
 class RequestParser:
     """Bytes in, requests out, for one connection.
 
-    Every field is read once, however the bytes are cut, so slow delivery costs nothing and a large value is copied
-    once. After a `WireError` the stream has lost its meaning: close it.
+    Every field is read once, however the bytes are cut, so slow delivery costs nothing and a large value is
+    copied once. After a `WireError` the stream has lost its meaning: close it.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -184,7 +185,9 @@ class RequestParser:
         if shape is None:
             raise WireError(f"query type {code} is unknown")
         if self._validated == (code == QueryType.VALIDATE):
-            raise WireError(f"query type {code} came {'a second time' if self._validated else 'before VALIDATE'}")
+            raise WireError(
+                f"query type {code} came {'a second time' if self._validated else 'before VALIDATE'}"
+            )
         self._validated = True
         self._shape = shape
         if not shape.counted:
@@ -209,7 +212,9 @@ class RequestParser:
                 raise WireError(f"a {kind} of {length} bytes is over the limit of {limit}")
             self._size += length
             if self._size > self._limits.request:
-                raise WireError(f"a request of {self._size} bytes is over the limit of {self._limits.request}")
+                raise WireError(
+                    f"a request of {self._size} bytes is over the limit of {self._limits.request}"
+                )
             self._length = length
         at, end = self._at, self._at + self._length
         if end > len(self._buffer):

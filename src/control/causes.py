@@ -1,0 +1,62 @@
+"""Why something happened to the job, and how that is said: every `Cause` is made here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from . import events as ev
+from .commands import Cause
+from .state import Slot, SlotState
+
+
+def of_error(event: ev.Faulted) -> Cause:
+    """User code raised."""
+    return Cause("exception", event.rank, event.summary, event.traceback, consequence=event.consequence)
+
+
+def of_exit(slot: Slot, exit_code: int) -> Cause:
+    """The process of a rank ended. To be asked before the slot is told so."""
+    if slot.overdue:
+        return Cause("overdue", slot.rank, slot.overdue, exit_code=exit_code)
+    summary = describe_exit(exit_code)
+    if exit_code == 0:
+        where = "at the barrier" if slot.state is SlotState.WAITING else "before the wrapped function was over"
+        summary = f"{summary} {where}"
+    return Cause("death", slot.rank, summary, exit_code=exit_code)
+
+
+def of_silent_arrival(rank: int) -> Cause:
+    """A worker is back at the barrier and the news of its fault is not here, or not here yet."""
+    return Cause("exception", rank, "left the epoch without saying why", consequence=True)
+
+
+def of_hook(name: str, exit_code: int) -> Cause:
+    return Cause("hook", None, f"the {name}-train script {describe_exit(exit_code)}", exit_code=exit_code)
+
+
+def of_signal(signum: int) -> Cause:
+    return Cause("signal", None, f"stopped by signal {signum}")
+
+
+def with_reason(cause: Cause, reason: str) -> Cause:
+    """The same cause, and why it could not be dealt with."""
+    return replace(cause, summary=f"{cause.summary}, {reason}")
+
+
+def describe(cause: Cause) -> str:
+    """A sentence: `rank 1 raised ValueError: boom`, `rank 2 was killed by signal 9`."""
+    if cause.rank is None:
+        return cause.summary
+    verb = "raised " if cause.kind == "exception" else ""
+    return f"rank {cause.rank} {verb}{cause.summary}"
+
+
+def describe_exit(exit_code: int) -> str:
+    """`exited with code 3` or `was killed by signal 9`."""
+    return f"was killed by signal {-exit_code}" if exit_code < 0 else f"exited with code {exit_code}"
+
+
+def name_ranks(ranks: Sequence[int]) -> str:
+    """`rank 1` or `ranks 1, 2`."""
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"

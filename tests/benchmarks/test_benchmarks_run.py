@@ -1,0 +1,56 @@
+"""The benchmarks run, verify what they ran, and say it in rows of the agreed shape. Times do not matter."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def quick_rows(name: str, directory: Path) -> list[dict[str, Any]]:
+    """The rows of one benchmark, run quickly with two ranks."""
+    path = directory / "rows.json"
+    ended = subprocess.run(
+        [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", "--world-sizes=2", f"--json={path}"],
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "every run was verified" in ended.stdout
+    rows: list[dict[str, Any]] = json.loads(path.read_text())
+    return rows
+
+
+def test_recovery_compares_both_launchers(tmp_path: Path) -> None:
+    rows = quick_rows("recovery", tmp_path)
+    assert [(row["launcher"], row["fault"]) for row in rows] == [
+        ("hyperpodrun", "raise"),
+        ("torchrun", "raise"),
+        ("hyperpodrun", "kill"),
+        ("torchrun", "kill"),
+    ]
+    for row in rows:
+        assert list(row) == ["benchmark", "launcher", "fault", "world_size", "median_s", "runs"]
+        assert (row["benchmark"], row["world_size"]) == ("recovery", 2)
+        assert row["runs"] == [row["median_s"]]
+        assert row["median_s"] > 0
+
+
+def test_launch_compares_both_launchers(tmp_path: Path) -> None:
+    rows = quick_rows("launch", tmp_path)
+    assert [(row["launcher"], row["script"]) for row in rows] == [
+        ("hyperpodrun", "print"),
+        ("torchrun", "print"),
+        ("hyperpodrun", "ddp"),
+        ("torchrun", "ddp"),
+    ]
+    for row in rows:
+        assert list(row) == ["benchmark", "launcher", "script", "world_size", "median_s", "rss_mb"]
+        assert (row["benchmark"], row["world_size"]) == ("launch", 2)
+        assert row["median_s"] > 0
+        assert row["rss_mb"] > 1

@@ -71,7 +71,7 @@ class Agent:
         self._hook: tuple[processes.Child, Outputs] | None = None
         self._keeper = processes.Keeper(self._token)
         self._end: cmd.End | None = None
-        self._early_signal: int | None = None
+        self._early_signals: list[int] = []
         self._fault_seen_ns: dict[int, int] = {}
         """When somebody first felt the fault of an epoch."""
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -136,8 +136,9 @@ class Agent:
             self._watch(worker)
         if self._hook is not None:
             self._loop.add_reader(self._hook[0].pidfd, self._on_hook_exit)
-        if self._early_signal is not None:
-            self._dispatch(ev.StopRequested(self._early_signal))
+        self._reap_orphans()  # whose SIGCHLD came before its handler
+        for signum in self._early_signals:
+            self._on_signal(signum)
         try:
             if self._end is None:
                 await self._ended.wait()
@@ -161,11 +162,11 @@ class Agent:
     # ---- what happens --------------------------------------------------------------------------------------------
 
     def _catch_signals(self) -> Any:
-        """Until the loop runs, a stop signal is kept; a signal the launcher was started to ignore stays ignored."""
+        """Until the loop runs, stop signals are kept; a signal the launcher was started to ignore stays ignored."""
         before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
 
         def keep(signum: int, frame: object) -> None:
-            self._early_signal = self._early_signal or signum
+            self._early_signals.append(signum)
 
         for signum, handler in before.items():
             if handler != signal.SIG_IGN:

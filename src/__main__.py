@@ -1,6 +1,6 @@
 """`python -m hyperpodrun`: the same as the `hyperpodrun` command."""
 
-from .launcher import command
+from .launcher import entry_point
 
 if __name__ == "__main__":
-    command()
+    entry_point()

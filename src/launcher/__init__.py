@@ -12,7 +12,7 @@ def main(args: Sequence[str] | None = None) -> int:
     return run(args)
 
 
-def command() -> None:
+def entry_point() -> None:
     """The console script."""
     import sys
 

@@ -1,0 +1,151 @@
+"""The command line: what it accepts, what it refuses in one sentence, what it never imports."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import click
+import pytest
+from hyperpodrun.agent.config import OutputMap
+from hyperpodrun.launcher import command, main, parsing
+from hyperpodrun.launcher.options import OPTIONS
+
+
+def config(*arguments: str):
+    return command.launcher.main(args=[*arguments, "/bin/true"], standalone_mode=False)
+
+
+def test_dashes_and_underscores_are_the_same():
+    assert config("--nproc-per-node=3").nproc_per_node == config("--nproc_per_node=3").nproc_per_node == 3
+    assert config("--max_restarts", "2").max_restarts == 2
+
+
+def test_every_option_has_a_pet_variable_as_its_default(monkeypatch):
+    monkeypatch.setenv("PET_NPROC_PER_NODE", "4")
+    monkeypatch.setenv("PET_INPROCESS_RESTART", "1")
+    monkeypatch.setenv("PET_STANDALONE", "1")
+    monkeypatch.setenv("PET_TEE", "3")
+    parsed = config()
+    assert (parsed.nproc_per_node, parsed.inprocess_restart, parsed.tee.streams(7)) == (4, True, 3)
+    assert config("--nproc-per-node=2").nproc_per_node == 2, "the command line wins"
+
+
+def test_what_follows_the_script_is_the_scripts():
+    parsed = command.launcher.main(
+        args=["--no-python", "/bin/echo", "--nproc-per-node=9", "-m", "x"], standalone_mode=False
+    )
+    assert parsed.command == ("/bin/echo", "--nproc-per-node=9", "-m", "x")
+    assert parsed.nproc_per_node == 1
+
+
+def test_the_worker_command_is_python_unbuffered_a_module_or_the_program():
+    assert config().command == (sys.executable, "-u", "/bin/true")
+    assert config("-m").command == (sys.executable, "-u", "-m", "/bin/true")
+    assert config("--no-python").command == ("/bin/true",)
+
+
+@pytest.mark.parametrize(
+    ("value", "streams"),
+    [("0", [0, 0]), ("1", [1, 1]), ("3", [3, 3]), ("0:1,12:3", [1, 0]), ("1:2", [0, 2])],
+)
+def test_output_maps_name_streams_for_all_or_some_local_ranks(value, streams):
+    assert [parsing.parse_outputs(value).streams(rank) for rank in (0, 1)] == streams
+
+
+def test_output_maps_take_any_rank_number():
+    assert parsing.parse_outputs("0:1,12:3").streams(12) == 3
+    assert parsing.parse_outputs("0") == OutputMap()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "TERM", "term", "15"])
+def test_signals_by_name_or_number(name):
+    assert parsing.parse_signal(name) == signal.SIGTERM
+
+
+def test_process_counts(monkeypatch):
+    monkeypatch.setattr(parsing.os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(parsing, "_nvml_count", lambda: 0)
+    assert [parsing.count_processes(value) for value in ("5", "cpu", "auto")] == [5, 6, 6]
+    with pytest.raises(click.BadParameter, match="no GPU"):
+        parsing.count_processes("gpu")
+    monkeypatch.setattr(parsing, "_nvml_count", lambda: 8)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert parsing.count_processes("gpu") == parsing.count_processes("auto") == 8
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
+    assert parsing.count_processes("gpu") == 2
+
+
+BAD = [
+    ["--no-such-option", "x.py"],
+    ["--nproc-per-node=0", "x.py"],
+    ["--nproc-per-node=many", "x.py"],
+    ["--nproc-per-node=²", "x.py"],
+    ["--nnodes=2:1", "x.py"],
+    ["--nnodes=1:2:3", "x.py"],
+    ["--nnodes=2", "x.py"],
+    ["--max-restarts=-1", "x.py"],
+    ["--max-restarts=x", "x.py"],
+    ["--tee=4", "x.py"],
+    ["--tee=0:1,", "x.py"],
+    ["--redirects=a:1", "x.py"],
+    ["--shutdown-timeout=-1", "x.py"],
+    ["--shutdown-signal=SIGNOTHING", "x.py"],
+    ["--inprocess-timeout=0", "x.py"],
+    ["--max-inprocess-restarts=3", "/bin/true"],
+    ["-m", "--no-python", "x.py"],
+    ["--pre-train-script=/nonexistent", "/bin/true"],
+    ["--post-train-script=/etc/passwd", "/bin/true"],
+    ["--pre-train-script=/bin/true", "--pre-train-args='", "/bin/true"],
+    ["/no/such/script.py"],
+    [],
+]
+
+
+@pytest.mark.parametrize("arguments", BAD, ids=" ".join)
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, capfd):
+    assert main(arguments) == 2
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("hyperpodrun: ")
+    assert captured.err.count("\n") == 1
+
+
+def test_bad_pet_variables_are_refused_too(monkeypatch, capfd):
+    monkeypatch.setenv("PET_MAX_RESTARTS", "many")
+    assert main(["/bin/true"]) == 2
+    assert capfd.readouterr().err.count("\n") == 1
+
+
+def test_help_names_every_option_and_imports_no_torch():
+    finished = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "hyperpodrun", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    imported = {line.rpartition("|")[2].strip() for line in finished.stderr.splitlines()}
+    assert not {name for name in imported if name.partition(".")[0] in ("torch", "numpy", "asyncio")}
+    for option in OPTIONS:
+        for parameter in getattr(option(lambda: None), "__click_params__", []):
+            assert max(parameter.opts, key=len) in finished.stdout or isinstance(parameter, click.Argument)
+
+
+def test_a_whole_launch_never_imports_torch(tmp_path):
+    program = """
+import sys
+from hyperpodrun.launcher import main
+assert main(["--inprocess-restart", "--nproc-per-node=2", "--no-python", "/bin/true"]) == 0
+assert "zmq" in sys.modules and "hyperpodrun.rootless.server" in sys.modules
+loaded = [name for name in sys.modules if name.partition(".")[0] in ("torch", "numpy")]
+assert not loaded, loaded
+"""
+    subprocess.run([sys.executable, "-c", program], timeout=30, check=True)
+
+
+def test_importing_the_package_costs_nothing():
+    program = "import sys, hyperpodrun; assert not {'torch', 'zmq', 'msgspec'} & set(sys.modules); print(dir(hyperpodrun))"
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "HPWrapper" in finished.stdout

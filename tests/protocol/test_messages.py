@@ -1,0 +1,92 @@
+"""Messages survive their encoding; what is not a message is refused with a sentence, whatever its bytes."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hyperpodrun.protocol import messages, names
+from hyperpodrun.protocol.plan import RestorePlan
+from hypothesis import given
+from hypothesis import strategies as st
+
+FROM_WORKER = [
+    messages.Attach(123, 60.0),
+    messages.Attach(123, None),
+    messages.Arrive(epoch=-1, call=1, step=0, healthy=True),
+    messages.Fault(3, "ValueError: boom", "Traceback ...", False, 10**18),
+    messages.Stepped(3, 17, 1, 2, 3),
+    messages.Completed(3),
+]
+FROM_AGENT = [
+    messages.Start(4, {"RANK": "1"}, RestorePlan(17, 0, (1, 2))),
+    messages.Start(0, {}, None),
+    messages.FaultNotice(3, "rank 1 raised", (("127.0.0.1", 4242),)),
+    messages.Finish(4),
+]
+
+
+@pytest.mark.parametrize("message", FROM_WORKER, ids=lambda message: type(message).__name__)
+def test_what_a_worker_says_arrives_as_it_was(message):
+    assert messages.decode_from_worker(messages.encode(message)) == message
+
+
+@pytest.mark.parametrize("message", FROM_AGENT, ids=lambda message: type(message).__name__)
+def test_what_an_agent_says_arrives_as_it_was(message):
+    assert messages.decode_from_agent(messages.encode(message)) == message
+
+
+def test_a_worker_cannot_speak_as_an_agent():
+    with pytest.raises(messages.MessageError):
+        messages.decode_from_worker(messages.encode(messages.Finish(4)))
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_message_or_refused(data):
+    for decode in (messages.decode_from_worker, messages.decode_from_agent):
+        try:
+            decode(data)
+        except messages.MessageError as error:
+            assert str(error)
+
+
+@given(st.sampled_from(FROM_WORKER), st.data())
+def test_a_message_with_a_changed_field_is_valid_or_refused(message, data):
+    fields = msgspec.to_builtins(message)
+    name = data.draw(st.sampled_from(sorted(fields)))
+    fields[name] = data.draw(st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1), st.text(), st.booleans()))
+    try:
+        messages.decode_from_worker(msgspec.msgpack.encode(fields))
+    except messages.MessageError as error:
+        assert str(error)
+
+
+def test_unknown_fields_and_oversized_messages_are_refused():
+    with pytest.raises(messages.MessageError, match="extra"):
+        messages.decode_from_worker(msgspec.msgpack.encode({"type": "Completed", "epoch": 1, "extra": 1}))
+    with pytest.raises(messages.MessageError, match="exceeds"):
+        messages.encode(messages.FaultNotice(1, "x" * (messages.MAX_MESSAGE_BYTES + 1), ()))
+    with pytest.raises(messages.MessageError, match="exceeds"):
+        messages.decode_from_worker(b"x" * (messages.MAX_MESSAGE_BYTES + 1))
+
+
+def test_a_long_text_keeps_both_its_ends():
+    text = messages.shorten("begin" + "x" * 100_000 + "end", 1000)
+    assert len(text) < 1100
+    assert text.startswith("begin")
+    assert text.endswith("end")
+    assert messages.shorten("short") == "short"
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6))
+def test_an_identity_is_read_as_it_was_written(local_rank, incarnation):
+    assert names.parse_identity(names.format_identity(local_rank, incarnation)) == (local_rank, incarnation)
+
+
+@given(st.text(max_size=20))
+def test_any_text_is_an_identity_or_refused(text):
+    try:
+        local_rank, incarnation = names.parse_identity(text)
+    except ValueError:
+        return
+    assert local_rank >= 0
+    assert incarnation >= 0

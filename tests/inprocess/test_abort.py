@@ -1,0 +1,104 @@
+"""Aborts break what belongs to the failed epoch and touch nothing else."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+
+import pytest
+from hyperpodrun.inprocess.abort import Abort, AbortDataLoaders, AbortGloo, AbortState, Compose
+
+
+def state(*listeners: tuple[str, int]) -> AbortState:
+    return AbortState(epoch=1, gloo_listeners=frozenset(listeners), timeout=10.0)
+
+
+def connected_pair(listener: socket.socket) -> tuple[socket.socket, socket.socket]:
+    client = socket.create_connection(listener.getsockname())
+    server, _ = listener.accept()
+    return client, server
+
+
+def test_gloo_sockets_are_shut_down_and_listeners_and_strangers_live_on():
+    with socket.create_server(("127.0.0.1", 0)) as gloo, socket.create_server(("127.0.0.1", 0)) as other:
+        mine, strangers = connected_pair(gloo), connected_pair(other)
+        unix = socket.socketpair()
+        AbortGloo()(state(gloo.getsockname()))
+        for end in mine:
+            assert end.recv(1) == b"", "shut down"
+        strangers[0].send(b"x")
+        assert strangers[1].recv(1) == b"x"
+        unix[0].send(b"x")
+        assert unix[1].recv(1) == b"x"
+        again = connected_pair(gloo)  # the listener listens
+        for end in (*mine, *strangers, *unix, *again):
+            end.close()
+
+
+def test_a_thread_blocked_in_recv_is_freed():
+    with socket.create_server(("127.0.0.1", 0)) as gloo:
+        client, server = connected_pair(gloo)
+        freed = threading.Event()
+        thread = threading.Thread(target=lambda: (client.recv(1), freed.set()))
+        thread.start()
+        AbortGloo()(state(gloo.getsockname()))
+        assert freed.wait(10)
+        thread.join()
+        client.close()
+        server.close()
+
+
+def test_gloo_abort_leaves_no_descriptor_behind():
+    with socket.create_server(("127.0.0.1", 0)) as gloo:
+        pair = connected_pair(gloo)
+        before = len(os.listdir("/proc/self/fd"))
+        AbortGloo()(state(gloo.getsockname()))
+        assert len(os.listdir("/proc/self/fd")) == before
+        for end in pair:
+            end.close()
+
+
+def test_compose_runs_the_last_listed_first_and_goes_on_past_errors():
+    order: list[str] = []
+
+    class Named(Abort):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __call__(self, state: AbortState) -> None:
+            order.append(self.name)
+            if self.name == "second":
+                raise ValueError("second failed")
+
+    with pytest.raises(RuntimeError, match="second failed"):
+        Compose(Named("first"), Compose(Named("second"), Named("third")))(state())
+    assert order == ["third", "second", "first"]
+
+
+def test_killed_data_loader_workers_raise_nothing_in_the_main_thread():
+    import torch
+
+    class Slow(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 1000
+
+        def __getitem__(self, index: int):
+            threading.Event().wait(3600 if index >= 4 else 0)
+            return index
+
+    iterator = iter(torch.utils.data.DataLoader(Slow(), num_workers=2, batch_size=1))
+    next(iterator)
+    workers = list(iterator._workers)
+    AbortDataLoaders()(state())
+    for worker in workers:
+        worker.join(10)
+        assert worker.exitcode == -9
+    del iterator  # would take seconds with live, busy workers
+
+
+def test_torch_still_has_what_the_data_loader_abort_relies_on():
+    from torch.utils.data import dataloader
+
+    assert hasattr(dataloader, "_MultiProcessingDataLoaderIter")
+    assert callable(dataloader._utils.signal_handling._remove_worker_pids)

@@ -137,8 +137,8 @@ class Agent:
         if self._hook is not None:
             self._loop.add_reader(self._hook[0].pidfd, self._on_hook_exit)
         self._reap_orphans()  # whose SIGCHLD came before its handler
-        for signum in self._early_signals:
-            self._on_signal(signum)
+        for early in self._early_signals:
+            self._on_signal(early)
         try:
             if self._end is None:
                 await self._ended.wait()

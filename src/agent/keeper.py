@@ -15,7 +15,7 @@ ROUNDS_S = 5.0
 """How long the keeper goes on killing: a process in uninterruptible sleep must not keep it for ever."""
 
 
-def marked_processes(mark: bytes) -> list:
+def marked_processes(mark: bytes) -> list[int]:
     found = []
     for name in os.listdir("/proc"):
         if not name.isdecimal() or int(name) == os.getpid():
@@ -37,7 +37,7 @@ def kill_all(mark: bytes) -> None:
         if not found:
             return
         for pid in found:
-            try:
+            try:  # noqa: SIM105  # not one import more than needed
                 os.kill(pid, signal.SIGKILL)
             except OSError:
                 pass  # gone meanwhile

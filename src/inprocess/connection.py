@@ -7,6 +7,7 @@ main thread only puts messages into a queue. Waits have no deadline of their own
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Mapping
@@ -50,10 +51,8 @@ class AgentConnection:
         version, so that is a bug and not to be lived with.
         """
         self._poller.poll(None if timeout is None else int(timeout * 1000))
-        try:
+        with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
-        except BlockingIOError:
-            pass
         while self._outgoing:
             self._socket.send(messages.encode(self._outgoing.popleft()))
         arrived: list[messages.AgentMessage] = []

@@ -13,7 +13,7 @@ class HealthCheckError(RuntimeError):
 
 
 class HealthCheck(ABC):
-    """Called with the HPCallWrapper between an epoch and the next. Raises HealthCheckError when the process is unfit."""
+    """Called with the HPCallWrapper between an epoch and the next. Raises HealthCheckError when it is unfit."""
 
     @abstractmethod
     def __call__(self, caller: Any) -> None: ...

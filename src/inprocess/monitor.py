@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 
 from ..protocol import messages
+from ..protocol.plan import NO_EPOCH
 from .abort import Abort, AbortState
 from .connection import AgentConnection
 from .interrupt import InterruptGate
@@ -40,10 +41,10 @@ class Monitor:
         self._connection = connection
         self._gate = gate
         self._changed = threading.Condition()
-        self._epoch = messages.NO_EPOCH
+        self._epoch = NO_EPOCH
         self._start: messages.Start | None = None
         self._notice: messages.FaultNotice | None = None
-        self._finished = messages.NO_EPOCH
+        self._finished = NO_EPOCH
         self._failure: BaseException | None = None
         self._policy: AbortPolicy | None = None
         self._insist_at: float | None = None

@@ -43,7 +43,7 @@ class RootlessRendezvous:
         self._groups = 0
 
     def __call__(self, url: str, timeout: timedelta = timedelta(minutes=30), **_: Any) -> Iterator[Any]:
-        from torch.distributed import PrefixStore
+        from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # missing in its __all__
 
         query = dict(parse_qsl(urlparse(url).query))
         rank = int(query.get("rank") or _required("RANK"))
@@ -55,7 +55,7 @@ class RootlessRendezvous:
 
     def _connect(self, timeout: timedelta) -> Any:
         if self._client is None:
-            from torch.distributed import TCPStore
+            from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
             self._client = TCPStore(
                 _required("MASTER_ADDR"),

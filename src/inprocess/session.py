@@ -9,6 +9,7 @@ import threading
 import time
 
 from ..protocol import messages
+from ..protocol.plan import NO_EPOCH
 from .connection import AgentConnection
 from .interrupt import InterruptGate
 from .monitor import Monitor
@@ -31,10 +32,10 @@ class Session:
         self.calls = 0
         self.inside = False
         """Whether the main thread is in a wrapped function."""
-        self.epoch = messages.NO_EPOCH
+        self.epoch = NO_EPOCH
         self.restore_begin_ns = 0
         self.restore_end_ns = 0
-        self._step_seen = messages.NO_EPOCH
+        self._step_seen = NO_EPOCH
         self._hooks = OptimizerHooks(self.lock, self.step_completed)
         self.monitor.send(messages.Attach(os.getpid(), abort_timeout))
         atexit.register(self.monitor.close)

@@ -89,7 +89,7 @@ class HPWrapper:
         @functools.wraps(function)
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
             def run(caller: HPCallWrapper) -> R:
-                return function(*args, **_inject(function, parameter, caller, args, kwargs))  # type: ignore[arg-type]
+                return function(*args, **_inject(function, parameter, caller, args, kwargs))
 
             connection = None if has_session() else self._factory()
             if connection is None and not has_session():

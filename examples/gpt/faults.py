@@ -1,14 +1,14 @@
 """Faults on demand: `--inject KIND:rank=R,step=S[,where=PLACE]` breaks this job on purpose, once.
 
-What has fired must be known without memory: the process that remembers may be the one that dies. The rule: the
-injections, in order, form *events*, and event n fires in epoch n only. An event ends its epoch, so the epoch's
-number tells a re-entered and a respawned process alike how many have fired.
+What has fired must be known without memory: the process that remembers may be the one that dies. The rule:
+the injections, in order, form *events*, and event n fires in epoch n only. An event ends its epoch, so the
+epoch's number tells a re-entered and a respawned process alike how many have fired.
 
 Different ranks at the same point of the same step are one event; a rank named there twice makes two.
 `optimizer` and `between` are one point: no collective separates them.
 
-So an injection never fires twice. It surely fires if the injections are the job's only faults: a foreign fault
-uses up an epoch's number, and an event that the job never reaches holds up those behind it.
+So an injection never fires twice. It is sure to fire only if the injections are the job's only faults: a
+foreign fault uses up an epoch's number, and an event that the job never reaches holds up those behind it.
 """
 
 import argparse

@@ -68,7 +68,7 @@ def wrap(model: torch.nn.Module) -> DistributedDataParallel:
 
     After its first backward DDP rearranges its buckets, and an element's place in its bucket decides in which
     order its gradients are added: a DDP made anew in the middle of a run would round differently. With
-    find_unused_parameters=True it never rearranges; TORCH_CPP_LOG_LEVEL hides its warning that none is unused.
+    find_unused_parameters=True it never does so; TORCH_CPP_LOG_LEVEL hides its warning that none is unused.
     All ranks hold the same weights by now: rank 0, perhaps a new process, need not send its own (init_sync).
     """
     return DistributedDataParallel(model, bucket_cap_mb=1, find_unused_parameters=True, init_sync=False)

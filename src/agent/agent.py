@@ -12,22 +12,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import shutil
 import signal
-import socket
-import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..control import commands as cmd
 from ..control import events as ev
-from ..control.job import EXIT_SIGNAL_BASE, Job
+from ..control.job import Job
 from ..control.state import JobConfig
+from ..rootless.listening import listen
 from . import processes
 from .config import DEFAULT_BARRIER_TIMEOUT, DEFAULT_START_TIMEOUT, LaunchConfig
 from .console import Console
+from .directories import make_private, temporary_for_sockets
 from .environment import epoch_environment, worker_environment
 from .logs import LogDirectory, Outputs
 
@@ -40,7 +37,7 @@ if TYPE_CHECKING:
     from .recovery_report import Recovery, RecoveryReport
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-_LOOPBACK = "127.0.0.1"
+_STORE_HOST = "localhost"
 
 
 class _Worker:
@@ -61,10 +58,11 @@ class Agent:
         self._config = config
         self.console = Console()
         self._logs = LogDirectory(config, self.console)
-        self._token = secrets.token_hex(8)
+        self._token = os.urandom(8).hex()
         self._job = Job(job_config(config))
-        self._listener = socket.create_server((_LOOPBACK, 0), backlog=1024)
-        self._runtime = Path(tempfile.mkdtemp(prefix="hyperpodrun-", dir=_short_temporary_directory()))
+        self._listeners = listen(_STORE_HOST)
+        self._opened_epoch = 0
+        self._runtime = make_private(temporary_for_sockets(), "hyperpodrun-")
         self._workers: dict[int, _Worker] = {}
         self._pids: dict[int, int] = {}
         """The latest process of every rank, dead or alive."""
@@ -124,9 +122,7 @@ class Agent:
             if signal.getsignal(signum) != signal.SIG_IGN:
                 self._loop.add_signal_handler(signum, self._on_signal, signum)
         self._loop.add_signal_handler(signal.SIGCHLD, self._reap_orphans)
-        self._store = StoreServer(epoch=self._job.next_epoch, log=self._log_store)
-        self._listener.setblocking(False)
-        self._store._sockets = [self._listener]
+        self._store = StoreServer(sockets=self._listeners, epoch=self._opened_epoch, log=self._log_store)
         await self._store.start()
         if self._config.inprocess_restart:
             from .channel import WorkerChannel
@@ -279,7 +275,7 @@ class Agent:
             local_rank=command.rank,
             incarnation=command.incarnation,
             epoch=command.epoch,
-            store_address=self._listener.getsockname()[:2],
+            store_address=(_STORE_HOST, self._listeners[0].getsockname()[1]),
             agent_endpoint=self._endpoint if self._config.inprocess_restart else None,
             job_token=self._token,
             error_file=str(outputs.error_file),
@@ -304,7 +300,7 @@ class Agent:
             local_rank=0,
             incarnation=0,
             epoch=self._job.next_epoch,
-            store_address=self._listener.getsockname()[:2],
+            store_address=(_STORE_HOST, self._listeners[0].getsockname()[1]),
             agent_endpoint=None,
             job_token=self._token,
             error_file=str(outputs.error_file),
@@ -331,6 +327,7 @@ class Agent:
             child.signal_session(signal.SIGCONT)  # a stopped process would not see it
 
     def _open_epoch(self, command: cmd.OpenEpoch) -> None:
+        self._opened_epoch = command.epoch
         if self._store is not None:
             self._store.advance(command.epoch)
 
@@ -419,10 +416,13 @@ class Agent:
 
     def _clean_up(self) -> None:
         """Whatever happened, nothing of the job stays."""
+        import shutil
+
         for worker in self._workers.values():
             worker.child.signal_session(signal.SIGKILL)
         self._keeper.dismiss()
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         shutil.rmtree(self._runtime, ignore_errors=True)
         if self._report is not None:
             self._tell(self._report.finished())
@@ -450,11 +450,3 @@ def job_config(config: LaunchConfig) -> JobConfig:
         pre_train=bool(config.pre_train),
         post_train=bool(config.post_train),
     )
-
-
-def _short_temporary_directory() -> str | None:
-    """A directory whose sockets fit into the 107 bytes of a socket's path; None: the usual one."""
-    return "/tmp" if len(tempfile.gettempdir()) > 60 else None
-
-
-__all__ = ["EXIT_SIGNAL_BASE", "Agent", "job_config"]

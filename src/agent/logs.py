@@ -8,15 +8,14 @@ never reused or wiped.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from .config import LaunchConfig
 from .console import Console, _Stream
+from .directories import make_private, temporary
 
 STDOUT, STDERR = 1, 2
 
@@ -48,11 +47,8 @@ class LogDirectory:
         self._temporary = config.log_dir is None
         if config.log_dir is not None:
             config.log_dir.mkdir(parents=True, exist_ok=True)
-        self.path = Path(
-            tempfile.mkdtemp(
-                prefix=f"{config.run_id}_" if config.log_dir else "hyperpodrun_logs_", dir=config.log_dir
-            )
-        )
+        prefix = "hyperpodrun_logs_" if config.log_dir is None else f"{config.run_id}_"
+        self.path = make_private(config.log_dir or temporary(), prefix)
         self.recoveries = (config.log_dir or self.path) / "recoveries.jsonl"
 
     def open(self, kind: str, local_rank: int) -> Outputs:
@@ -87,6 +83,8 @@ class LogDirectory:
     def discard(self) -> None:
         """Removes a directory that nobody asked for."""
         if self._temporary:
+            import shutil
+
             shutil.rmtree(self.path, ignore_errors=True)
 
     def _new_directory(self, kind: str, local_rank: int) -> Path:

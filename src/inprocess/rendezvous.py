@@ -8,8 +8,10 @@ new for every epoch and every call in it. The store itself, and torch, stay as t
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -57,14 +59,34 @@ class RootlessRendezvous:
         if self._client is None:
             from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-            self._client = TCPStore(
-                _required("MASTER_ADDR"),
-                int(_required("MASTER_PORT")),
-                is_master=False,
-                wait_for_workers=False,
-                timeout=timeout,
-            )
+            host, port = _required("MASTER_ADDR"), int(_required("MASTER_PORT"))
+            clients: list[Any] = []
+
+            def connect() -> None:
+                _do_not_query_dns()
+                clients.append(TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout))
+
+            thread = threading.Thread(target=connect, name="hyperpodrun-store-connect")
+            thread.start()
+            thread.join()  # to an agent on this host: accepted or refused at once
+            if not clients:
+                raise ConnectionError(f"the agent's store at {host}:{port} does not answer")
+            self._client = clients[0]
         return self._client
+
+
+def _do_not_query_dns() -> None:
+    """In the calling thread, names are looked up in files only.
+
+    torch asks for the name of every address it connects to, for its log. Where /etc/hosts does not have it, one such
+    query in forty stalls for five seconds here. glibc keeps the resolver's state, two ints and more, for each thread.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "__res_state"):  # not glibc
+        return
+    libc.__res_state.restype = ctypes.POINTER(ctypes.c_int)
+    libc.__res_init()
+    libc.__res_state()[1] = 0  # struct __res_state: retrans, retry, ...
 
 
 def _required(name: str) -> str:

@@ -28,4 +28,4 @@ def parse_identity(text: str) -> tuple[int, int]:
 
 def epoch_prefix(epoch: int) -> str:
     """The prefix (without its slash) of every store key of an epoch."""
-    return f"epoch-{epoch}"
+    return f"hyperpodrun-epoch-{epoch}"

@@ -4,8 +4,3 @@ Owns the keys through which the workers of an epoch find each other. It must nev
 agent's event loop, or let one epoch see another's keys. The agent runs a `StoreServer`; workers use torch's
 own C++ client.
 """
-
-from .server import StoreCounters, StoreServer
-from .wire import Limits, WireError
-
-__all__ = ["Limits", "StoreCounters", "StoreServer", "WireError"]

@@ -31,7 +31,7 @@ class Hub:
     limits: Limits
     log: Callable[[str], None]
     closing: bool = False
-    open: dict[Session, Connection] = field(default_factory=dict)
+    connections: dict[Session, Connection] = field(default_factory=dict)
     requests: int = 0
     accepted: int = 0
     malformed: int = 0
@@ -39,7 +39,7 @@ class Hub:
     def deliver(self, answers: Iterable[Answer]) -> None:
         """Send answers to whom they are for."""
         for session, reply in answers:
-            self.open[session].send(reply)
+            self.connections[session].send(reply)
 
 
 class Connection(asyncio.Protocol):
@@ -62,7 +62,7 @@ class Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._session = self._hub.keyspace.open()
-        self._hub.open[self._session] = self
+        self._hub.connections[self._session] = self
         self._hub.accepted += 1
         transport.set_write_buffer_limits(high=WRITE_CHUNK)
         sock = transport.get_extra_info("socket")
@@ -78,7 +78,7 @@ class Connection(asyncio.Protocol):
             self._slice.cancel()
         self._outbox.clear()
         self._hub.keyspace.close(self._session)
-        self._hub.open.pop(self._session, None)
+        self._hub.connections.pop(self._session, None)
         if not self.gone.done():
             self.gone.set_result(None)
 
@@ -139,7 +139,7 @@ class Connection(asyncio.Protocol):
                     if other is session:
                         outbox.extend(reply)
                     else:
-                        hub.open[other].send(reply)
+                        hub.connections[other].send(reply)
                 if outbox and len(outbox[-1]) >= WRITE_CHUNK:
                     break
         except WireError as error:

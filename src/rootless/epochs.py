@@ -8,6 +8,7 @@ the rules.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 from . import wire
 from .namespace import Namespace, Place, Session, Waiter
@@ -96,15 +97,21 @@ class Epochs:
         return []
 
     def cancel(self, waiter: Waiter) -> list[Answer]:
-        """Answer a wait with a cancel."""
+        """Answer a wait with a cancel; who arrived at a barrier has not arrived."""
         self.forget(waiter.session)
+        if waiter.barrier:
+            for epoch, key in waiter.missing:
+                if epoch in self._spaces:
+                    with suppress(ValueError):
+                        self._spaces[epoch].add(key, -1)
         self.cancelled_waits += 1
         waiter.session.cancel_unasked = True
         return [(waiter.session, [wire.WAIT_CANCELED])]
 
     def cancel_all(self, spaces: Iterable[Namespace]) -> list[Answer]:
         """Cancel every wait that blocks in these namespaces."""
-        return [answer for space in spaces for waiter in space.blocked() for answer in self.cancel(waiter)]
+        blocked = dict.fromkeys(waiter for space in spaces for waiter in space.blocked())
+        return [answer for waiter in blocked for answer in self.cancel(waiter)]
 
     def forget(self, session: Session) -> None:
         """A session's wait, if it has one, needs no answer any more."""

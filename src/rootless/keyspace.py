@@ -1,9 +1,9 @@
 """The keys of all epochs: what each request means, and what it may still touch.
 
 Theory of operation. Each epoch has a namespace of its own, made once and never used again. A key that
-begins with `epoch-<n>/` belongs to epoch n and the rest is the key inside it; any other key belongs to the
+begins with `hyperpodrun-epoch-<n>/` belongs to epoch n and the rest is the key inside it; any other key belongs to the
 epoch that was current when its connection was opened. So a worker that keeps one connection for life uses
-`PrefixStore("epoch-<n>", store)`, a stock script opens a connection for each `init_process_group()`, and
+`PrefixStore("hyperpodrun-epoch-<n>", store)`, a stock script opens a connection for each `init_process_group()`, and
 both reach the same keys.
 
 | epoch n is           | writes             | reads         | a wait that would block |
@@ -14,8 +14,8 @@ both reach the same keys.
 | older than current   | dropped, counted   | find nothing  | cancelled at once       |
 
 Three details keep a torch client safe and its stream in step:
-- It reads a key by WAIT, then GET, and gloo crashes on an empty answer. So what a WAIT has granted to a
-  connection stays readable for it, even if the epoch ends between the two.
+- It reads a key by WAIT, then GET, and gloo dies of SIGSEGV on an empty answer. So what a WAIT has granted
+  to a connection stays readable for it, even if the epoch ends between the two.
 - A wait may be cancelled in the moment when the client's own deadline sends CANCEL_WAIT. Each side's word
   is then the answer to the other's: a CANCEL_WAIT right after a cancel that nobody asked for gets no second
   answer.
@@ -37,8 +37,8 @@ from . import wire
 from .epochs import Answer, Epochs
 from .namespace import Namespace, Place, Session
 
-_MARKS = (b"/epoch-", b"epoch-")
-_EPOCH_KEY = re.compile(rb"(/?)epoch-(0|[1-9][0-9]{0,17})/")
+_MARKS = (b"/hyperpodrun-epoch-", b"hyperpodrun-epoch-")
+_EPOCH_KEY = re.compile(rb"(/?)hyperpodrun-epoch-(0|[1-9][0-9]{0,17})/")
 _NOTHING: tuple[Answer, ...] = ()
 
 

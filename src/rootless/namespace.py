@@ -106,9 +106,5 @@ class Namespace:
             table.pop(key, None)
 
     def blocked(self) -> Iterator[Waiter]:
-        """Everyone who waits for something of this epoch, each once."""
-        found: dict[Waiter, None] = {}
-        for table in (self.waiting, self.arrived):
-            for row in table.values():
-                found |= row
-        return iter(found)
+        """Everyone who waits for something of this epoch, once for each key."""
+        return (waiter for table in (self.waiting, self.arrived) for row in table.values() for waiter in row)

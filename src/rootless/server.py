@@ -8,17 +8,16 @@ makes one, binds it before its event loop exists, and calls everything else from
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .connection import Connection, Hub
 from .gloo_addresses import listeners_in
 from .keyspace import Keyspace
+from .listening import BACKLOG, listen
 from .wire import Limits
 
-BACKLOG = 1024
 _PORT_ATTEMPTS = 8  # to find a port that is free on both loopback addresses
 
 
@@ -34,25 +33,21 @@ class StoreCounters:
 
 
 class StoreServer:
-    """The store of one node.
-
-    `host` is an address, or "localhost" for 127.0.0.1 and ::1 together. The latter spares torch's clients a
-    DNS query for each connection wherever /etc/hosts names ::1; 127.0.0.1 they look up as ::ffff:127.0.0.1,
-    which it never names.
-    """
+    """The store of one node. It serves `sockets` of `listening.listen`, or binds `host` and `port` itself."""
 
     def __init__(
         self,
         host: str = "127.0.0.1",
         port: int = 0,
         *,
+        sockets: Sequence[socket.socket] = (),
         epoch: int = 0,
         limits: Limits = Limits(),  # noqa: B008 (frozen)
         log: Callable[[str], None],
     ) -> None:
         self._host = host
         self._port = port
-        self._sockets: list[socket.socket] = []
+        self._sockets = list(sockets)
         self._servers: list[asyncio.Server] = []
         self._keyspace = Keyspace(epoch)
         self._hub = Hub(self._keyspace, limits, log)
@@ -64,12 +59,7 @@ class StoreServer:
 
         """
         if not self._sockets:
-            try:
-                self._sockets = _listen(self._host, self._port)
-            except OSError as error:
-                where = f"{self._host}:{self._port}"
-                why = "another process uses it" if error.errno == errno.EADDRINUSE else error.strerror
-                raise OSError(error.errno, f"the store cannot listen on {where}: {why}") from error
+            self._sockets = listen(self._host, self._port)
             self._port = self._sockets[0].getsockname()[1]
         return self._port
 
@@ -88,7 +78,8 @@ class StoreServer:
         """Make an epoch current: keys of older ones are freed, their waits cancelled, their writes dropped
         from now on.
 
-        The current epoch again changes nothing. Raises ValueError for an older one.
+        Processes that use bare keys belong to the epoch in which they connect, so start them after this. The
+        current epoch again changes nothing. Raises ValueError for an older one.
 
         """
         self._hub.deliver(self._keyspace.advance(epoch))
@@ -130,44 +121,9 @@ class StoreServer:
             server.close()
         for sock in self._sockets:
             sock.close()
-        for connection in list(self._hub.open.values()):
+        for connection in list(self._hub.connections.values()):
             connection.abort()
-        while self._hub.open:
-            await asyncio.wait([connection.gone for connection in self._hub.open.values()])
+        while self._hub.connections:
+            await asyncio.wait([connection.gone for connection in self._hub.connections.values()])
         for server in self._servers:
             await server.wait_closed()
-
-
-def _listen(host: str, port: int) -> list[socket.socket]:
-    """One listening socket; for "localhost" one on each loopback address, IPv6 if the host has it."""
-    if host != "localhost":
-        return [_listening_socket(host, port)]
-    for attempt in range(_PORT_ATTEMPTS):
-        first = _listening_socket("127.0.0.1", port)
-        try:
-            return [first, _listening_socket("::1", first.getsockname()[1])]
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                return [first]
-            first.close()
-            if port or attempt == _PORT_ATTEMPTS - 1:
-                raise
-    raise AssertionError("unreachable")
-
-
-def _listening_socket(host: str, port: int) -> socket.socket:
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICHOST
-    )[0]
-    sock = socket.socket(family, kind, protocol)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind(address)
-        sock.listen(BACKLOG)
-        sock.setblocking(False)
-    except BaseException:
-        sock.close()
-        raise
-    return sock

@@ -184,10 +184,10 @@ class RequestParser:
         shape = _SHAPES.get(code)
         if shape is None:
             raise WireError(f"query type {code} is unknown")
-        if self._validated == (code == QueryType.VALIDATE):
-            raise WireError(
-                f"query type {code} came {'a second time' if self._validated else 'before VALIDATE'}"
-            )
+        if code == QueryType.VALIDATE and self._validated:
+            raise WireError("VALIDATE came twice")
+        if code != QueryType.VALIDATE and not self._validated:
+            raise WireError(f"query type {code} came before VALIDATE")
         self._validated = True
         self._shape = shape
         if not shape.counted:
@@ -212,9 +212,7 @@ class RequestParser:
                 raise WireError(f"a {kind} of {length} bytes is over the limit of {limit}")
             self._size += length
             if self._size > self._limits.request:
-                raise WireError(
-                    f"a request of {self._size} bytes is over the limit of {self._limits.request}"
-                )
+                raise WireError(f"a request of {self._size} bytes is over the limit of {self._limits.request}")
             self._length = length
         at, end = self._at, self._at + self._length
         if end > len(self._buffer):

@@ -5,9 +5,11 @@ Several faults share one launch, as starting processes is what costs time here.
 
 from __future__ import annotations
 
-import pytest
-from conftest import GPT
+from pathlib import Path
 
+import pytest
+
+GPT = Path(__file__).parents[2] / "examples" / "gpt" / "train.py"
 SMALL = ("--layers", "2", "--width", "64", "--batch-size", "2", "--block-size", "32")
 PLACES = ("forward", "backward", "optimizer", "between")
 

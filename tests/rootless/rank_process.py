@@ -1,8 +1,10 @@
 """A process that has imported torch and runs the tests' snippets: one rank, used again and again.
 
-`RankProcess` is the tests' side; run as a script, this file is the rank's side. A snippet is the body of a function with
-`torch`, `dist`, `TCPStore`, `PrefixStore`, `Work` and everything that earlier snippets made global in scope; what it
+`RankProcess` is the tests' side; run as a script, this file is the rank's side. A snippet is the body of a
+function with the names of `scope` below, and everything that earlier snippets made global, to use; what it
 returns, or `raised` and the exception's name and text, comes back.
+
+RES_OPTIONS: each torch client looks its peer up in the DNS, which now and then takes 5 s; here it need not.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ class RankProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "TORCH_CPP_LOG_LEVEL": "ERROR", **environment},
+            env={**os.environ, "TORCH_CPP_LOG_LEVEL": "ERROR", "RES_OPTIONS": "attempts:0", **environment},
         )
 
     def __enter__(self) -> RankProcess:

@@ -1,8 +1,9 @@
 """A StoreServer in a process of its own, driven by the tests.
 
-Some calls of torch's TCPStore client hold the GIL while they wait for the answer, so a server in a thread beside such a
-client would never get to answer. `StoreProcess` is the tests' side; run as a script, this file is the server's side: a
-line of JSON on standard input is one call, a line on standard output its result.
+Some calls of torch's TCPStore client (`list_keys`, `queue_len`) hold the GIL while they wait for the answer,
+so a server in a thread beside such a client would never get to answer. `StoreProcess` is the tests' side; run
+as a script, this file is the server's side: a line of JSON on standard input is one call, a line on standard
+output its result.
 """
 
 from __future__ import annotations
@@ -69,15 +70,16 @@ class StoreProcess:
 async def _serve(options: dict[str, Any]) -> None:
     import dataclasses
 
-    from hyperpodrun.rootless import Limits, StoreServer
+    from hyperpodrun.rootless.server import StoreServer
+    from hyperpodrun.rootless.wire import Limits
 
     lines: list[str] = []
     limits = Limits(**options.pop("limits", {}))
     server = StoreServer(limits=limits, log=lines.append, **options)
 
     extra: dict[str, Callable[..., Any]] = {
-        "blocked": lambda: sum(session.waiter is not None for session in server._hub.open),
-        "open": lambda: len(server._hub.open),
+        "blocked": lambda: sum(session.waiter is not None for session in server._hub.connections),
+        "open": lambda: len(server._hub.connections),
         "lines": lambda: lines,
         "counters": lambda: dataclasses.asdict(server.counters),
         "loaded": lambda name: name in sys.modules,

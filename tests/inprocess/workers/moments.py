@@ -22,6 +22,8 @@ LONG = 3600.0
 RANK = int(os.environ["RANK"])
 moments = []
 attempts: dict[str, int] = {}
+"""Epochs that each moment took."""
+entered: dict[str, int] = {}
 
 
 class Boom(Exception):
@@ -33,8 +35,9 @@ def moment(function):
 
     @HPWrapper()
     def body(caller: HPCallWrapper = None):
-        attempt = attempts.get(function.__name__, -1) + 1
-        attempts[function.__name__] = attempt
+        # Counted in epochs: a rank that is told of the fault before it gets here is not entered in that epoch.
+        attempt = caller.epoch - sum(attempts.values())
+        entered[function.__name__] = attempt + 1
         value = function(caller, attempt)
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -333,8 +336,9 @@ def main() -> None:
         value = None
         with contextlib.suppress(SystemExit):
             value = body()
+        attempts[name] = entered[name]
         # One write: both ranks share the pipe.
-        sys.stdout.write(f"{name} rank={RANK} pid={os.getpid()} attempts={attempts[name] + 1} {value}\n")
+        sys.stdout.write(f"{name} rank={RANK} pid={os.getpid()} attempts={attempts[name]} {value}\n")
     print(f"threads={sorted(t.name for t in threading.enumerate())}", file=sys.stderr)
 
 

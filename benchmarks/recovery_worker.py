@@ -1,9 +1,9 @@
 """The worker of `recovery.py`: trains a small MLP and breaks once. One file, one math under every launcher.
 
-Gradients are reduced and weights updated by hand: DDP and torch.optim would import torch._dynamo, over a second in
-each new process, which would only widen the distance between a restart in process and one of all processes.
-Without --inprocess it is a plain torchrun script: it loads its checkpoint when it starts. With it, state lives on
-in the processes, and a new one is sent it by a survivor.
+Gradients are reduced and weights updated by hand: DDP and torch.optim would import torch._dynamo, over a
+second in each new process, which would only widen the distance between restarting in process and starting
+processes. Without --inprocess it is a plain torchrun script: it loads its checkpoint when it starts. With
+it, state lives on in the processes, and a new one is sent it by a survivor.
 What it did is told in files of --directory, one for each fact, attempt and rank.
 """
 

@@ -21,14 +21,37 @@ def of_exit(slot: Slot, exit_code: int) -> Cause:
         return Cause("overdue", slot.rank, slot.overdue, exit_code=exit_code)
     summary = describe_exit(exit_code)
     if exit_code == 0:
-        where = "at the barrier" if slot.state is SlotState.WAITING else "before the wrapped function was over"
-        summary = f"{summary} {where}"
+        waiting = slot.state is SlotState.WAITING
+        summary += " at the barrier" if waiting else " before the wrapped function was over"
     return Cause("death", slot.rank, summary, exit_code=exit_code)
+
+
+def of_missing(ended: int, waiting: Sequence[int]) -> Cause:
+    """A rank has ended for good and others wait for it."""
+    verb = "waits" if len(waiting) == 1 else "wait"
+    summary = f"exited with code 0 while {name_ranks(waiting)} {verb} at the barrier"
+    return Cause("mismatch", ended, summary, exit_code=0)
+
+
+def of_different_calls(calls: Sequence[int]) -> Cause:
+    """The ranks wait, but not for the same thing."""
+    numbers = " and ".join(map(str, calls))
+    return Cause("mismatch", None, f"the ranks wait for different wrapped functions, numbers {numbers}")
+
+
+def of_unkillable(slot: Slot) -> Cause:
+    """A process that was killed for being overdue is still there."""
+    return Cause("overdue", slot.rank, f"{slot.overdue} and could not be killed")
+
+
+def of_left_behind(ranks: Sequence[int]) -> Cause:
+    """The same, while all processes are stopped to be started anew."""
+    return Cause("overdue", None, f"{name_ranks(ranks)} could not be killed")
 
 
 def of_silent_arrival(rank: int) -> Cause:
     """A worker is back at the barrier and the news of its fault is not here, or not here yet."""
-    return Cause("exception", rank, "left the epoch without saying why", consequence=True)
+    return Cause("exception", rank, "an error that it has not reported", consequence=True)
 
 
 def of_hook(name: str, exit_code: int) -> Cause:

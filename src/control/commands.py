@@ -15,12 +15,10 @@ EXIT_STALLED = 93
 EXIT_SIGNAL_BASE = 128
 """Plus the number of the signal that stopped the job."""
 
-SIGKILL = 9
-
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Why something happened to the job. `exit_code` is set when a process ended (negative: by that signal)."""
+    """Why something happened to the job. `exit_code`: of the process that ended, negative for a signal."""
 
     kind: str
     """`exception`, `death`, `overdue`, `mismatch` (the ranks run different code), `hook` or `signal`."""
@@ -29,7 +27,7 @@ class Cause:
     traceback: str = ""
     exit_code: int | None = None
     consequence: bool = False
-    """Most likely not the cause itself: a broken connection, of which another rank's own news will tell more."""
+    """Most likely not the cause itself but a broken connection; another rank's own news will tell more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +73,7 @@ class OpenEpoch:
 class FailEpoch:
     """Cancel the epoch's blocked store waits and tell every live attached worker to come to the barrier.
 
-    Every epoch fails at most once. One that never began can fail too: a process that was started for it has died.
+    Every epoch fails at most once. One that never began can fail too: a process started for it has died.
     """
 
     epoch: int
@@ -84,7 +82,7 @@ class FailEpoch:
 
 @dataclass(frozen=True, slots=True)
 class StartEpoch:
-    """Release every worker from the barrier into `epoch`. `cause`: of the recovery that this ends, if it does."""
+    """Release every worker from the barrier into `epoch`. `cause`: of the recovery that this ends, if any."""
 
     epoch: int
     plan: RestorePlan | None
@@ -118,14 +116,5 @@ class End:
 
 
 Command: TypeAlias = (
-    RunHook
-    | Spawn
-    | Kill
-    | StopWorkers
-    | OpenEpoch
-    | FailEpoch
-    | StartEpoch
-    | FinishEpoch
-    | RestartProcesses
-    | End
+    RunHook | Spawn | Kill | StopWorkers | OpenEpoch | FailEpoch | StartEpoch | FinishEpoch | RestartProcesses | End
 )

@@ -20,7 +20,7 @@ class HookEnded:
 
 @dataclass(frozen=True, slots=True)
 class WorkerEvent:
-    """Something about one worker process: `incarnation` tells it from earlier and later processes of its rank."""
+    """About one worker process: `incarnation` tells it from earlier and later processes of its rank."""
 
     rank: int
     incarnation: int
@@ -28,7 +28,7 @@ class WorkerEvent:
 
 @dataclass(frozen=True, slots=True)
 class Attached(WorkerEvent):
-    """The process has reached its first wrapped function. `abort_timeout`: its own limit for unwinding, seconds."""
+    """The process has reached its first wrapped function. `abort_timeout`: its limit to unwind, seconds."""
 
     abort_timeout: float | None = None
 
@@ -45,7 +45,7 @@ class Arrived(WorkerEvent):
 
 @dataclass(frozen=True, slots=True)
 class Faulted(WorkerEvent):
-    """User code raised in `epoch`. `consequence`: a broken connection, most likely because of another's fault."""
+    """User code raised in `epoch`. `consequence`: a broken connection, most likely due to another's fault."""
 
     epoch: int
     summary: str
@@ -88,14 +88,5 @@ class TimePassed:
 
 
 Event: TypeAlias = (
-    Begin
-    | HookEnded
-    | Attached
-    | Arrived
-    | Faulted
-    | Stepped
-    | Completed
-    | Exited
-    | StopRequested
-    | TimePassed
+    Begin | HookEnded | Attached | Arrived | Faulted | Stepped | Completed | Exited | StopRequested | TimePassed
 )

@@ -10,7 +10,7 @@ from ..protocol.plan import RestorePlan
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A rank at the barrier: optimizer steps completed, whether its state is whole, whether its process is new."""
+    """A rank at the barrier: optimizer steps completed, is its state whole, is its process new."""
 
     step: int
     healthy: bool

@@ -1,4 +1,4 @@
-"""The job as one value: its configuration, its phase, one slot per rank, and what is remembered of its faults.
+"""The job as one value: its configuration, its phase, one slot per rank, and what is known of its faults.
 
 Must never: decide anything. The transitions change these values; `transitions.py` says which one does when.
 """
@@ -74,6 +74,9 @@ class JobConfig:
     start_timeout: float = 600.0
     """First arrival at a barrier that no fault caused, to the last."""
     shutdown_timeout: float = 30.0
+    """From the signal that stops a process to SIGKILL."""
+    kill_timeout: float = 30.0
+    """From SIGKILL to its end; a process that takes longer is stuck in the kernel and given up."""
     stall_limit: int = 3
     """Failed epochs in a row without a completed optimizer step that end the job."""
     pre_train: bool = False
@@ -88,10 +91,9 @@ class Slot:
     state: SlotState = SlotState.LOST
     incarnation: int = -1
     spawn_epoch: int = NO_EPOCH
-    """The epoch this process was started for; it may have written store keys of that epoch before any barrier."""
+    """The epoch this process was started for; it may have written store keys of it before any barrier."""
     epoch: int = NO_EPOCH
     """The last epoch this process ran in; NO_EPOCH for a new process."""
-    attached: bool = False
     abort_timeout: float | None = None
     call: int = 0
     step: int = 0
@@ -119,7 +121,7 @@ class Slot:
 
 @dataclass(slots=True)
 class JobState:
-    """Everything the decisions depend on. Two jobs that are equal here answer the same events the same way."""
+    """All that decisions depend on. Two jobs that are equal here answer the same events the same way."""
 
     config: JobConfig
     slots: list[Slot]
@@ -127,12 +129,14 @@ class JobState:
     epoch: int = NO_EPOCH
     """The epoch that runs or ran last."""
     next_epoch: int = 0
-    """The epoch that starts when every rank waits at the barrier. It grows when that attempt fails before it began."""
+    """The epoch that starts when every rank waits. It grows also when that attempt fails before it began."""
     opened: int = NO_EPOCH
     """The epoch the store serves."""
     incarnations: int = 0
     """Processes started so far."""
     hook_running: bool = False
+    wrapped: bool = False
+    """Some process has come to a wrapped function since all were started: a lost one can be replaced alone."""
     finished_calls: int = 0
     """Wrapped functions that have returned everywhere, since all processes were started."""
     slowest_start: float = 0.0

@@ -1,0 +1,97 @@
+"""The barrier between epochs: who waits there, until when, and what happens when the last one has come.
+
+Somebody who waits is never forgotten: as long as one rank waits, every other has a live process and a
+deadline.
+"""
+
+from __future__ import annotations
+
+from . import causes
+from . import events as ev
+from .commands import Command, FinishEpoch, Kill, StartEpoch
+from .launch import open_epoch
+from .plan import Report, make_plan
+from .state import JobState, Phase, SlotState
+from .stopping import fail, restart_processes
+
+
+def attached(job: JobState, event: ev.Attached, now: float) -> list[Command]:
+    job.wrapped = True
+    job.slots[event.rank].abort_timeout = event.abort_timeout
+    return []
+
+
+def arrived(job: JobState, event: ev.Arrived, now: float) -> list[Command]:
+    slot = job.slots[event.rank]
+    if slot.state is SlotState.STARTING:
+        job.slowest_start = max(job.slowest_start, now - slot.spawned_at)
+    job.wrapped = True
+    slot.state = SlotState.WAITING
+    slot.call, slot.step, slot.healthy = event.call, event.step, event.healthy
+    slot.due = None
+    if all(other.state is SlotState.WAITING for other in job.slots):
+        return _start_epoch(job, now)
+    if job.phase is Phase.ASSEMBLING:
+        return expect_the_others(job, now)
+    return []
+
+
+def expect_the_others(job: JobState, now: float) -> list[Command]:
+    """No fault has set deadlines: the first arrival does. A rank that has ended for good will never come."""
+    waiting, ended = job.ranks(SlotState.WAITING), job.ranks(SlotState.EXITED)
+    if waiting and ended:
+        return restart_processes(job, causes.of_missing(ended[0], waiting), now)
+    for slot in job.slots:
+        if slot.state not in (SlotState.STARTING, SlotState.BETWEEN):
+            continue
+        if not waiting:
+            slot.due = None
+        elif slot.due is None:
+            slot.due = now + job.config.start_timeout
+    return []
+
+
+def _start_epoch(job: JobState, now: float) -> list[Command]:
+    calls = sorted({slot.call for slot in job.slots})
+    if len(calls) > 1:
+        return restart_processes(job, causes.of_different_calls(calls), now)
+    plan = None
+    if job.phase is Phase.RECOVERING:
+        plan = make_plan({slot.rank: Report(slot.step, slot.healthy, slot.fresh) for slot in job.slots})
+    cause, job.fault = job.fault, None
+    commands = open_epoch(job)
+    job.phase = Phase.RUNNING
+    job.epoch = job.next_epoch
+    job.next_epoch += 1
+    for slot in job.slots:
+        slot.state = SlotState.RUNNING
+        slot.epoch = job.epoch
+    return [*commands, StartEpoch(job.epoch, plan, cause)]
+
+
+def completed(job: JobState, event: ev.Completed, now: float) -> list[Command]:
+    """The function is over once it is over everywhere: until then a fault makes everybody re-enter it."""
+    job.slots[event.rank].state = SlotState.COMPLETED
+    if any(slot.state is not SlotState.COMPLETED for slot in job.slots):
+        return []
+    job.phase = Phase.ASSEMBLING
+    job.finished_calls += 1
+    job.stalled.clear()
+    for slot in job.slots:
+        slot.state = SlotState.BETWEEN
+    return [FinishEpoch(job.epoch)]
+
+
+def overdue(job: JobState, event: ev.TimePassed, now: float) -> list[Command]:
+    """Who is not at the barrier in time is killed, and replaced when it is gone."""
+    late = [slot for slot in job.slots if slot.due is not None and slot.due <= now]
+    for slot in late:
+        if slot.state is SlotState.KILLED:
+            return fail(job, causes.of_unkillable(slot), now)
+    commands: list[Command] = []
+    for slot in late:
+        slot.overdue = f"did not reach the barrier in time (it was {slot.state.value})"
+        slot.state = SlotState.KILLED
+        slot.due = now + job.config.kill_timeout
+        commands.append(Kill(slot.rank, slot.incarnation, slot.overdue))
+    return commands

@@ -1,0 +1,236 @@
+"""The language of `tests/scenarios/*.txt`: what happens to a job, line by line, and below it its answers.
+
+    # Lines like this are comments.
+    config ranks=2 in-process max-restarts=1        # first; the names are those of JobConfig
+
+    begin
+        open epoch 0
+        spawn rank 0: process 0, epoch 0
+        spawn rank 1: process 1, epoch 0
+
+    all arrive
+        start epoch 0
+
+WHO is `all` (every rank that has a process), `rank 1` or `ranks 1 2`; their events come one after the other.
+What they say is about their present process and its epoch, unless the line says otherwise:
+`rank 1 (process 0, epoch 0) raises ValueError: boom`.
+
+    begin                               the launcher asks for the job
+    hook ends 0                         the running pre- or post-train script ended (negative: by that signal)
+    WHO attach [abort-timeout=5]        a process has reached its first wrapped function
+    WHO arrive [step=20] [call=2] [unhealthy]
+    WHO raise TEXT                      user code raised
+    WHO feel TEXT                       user code raised because a connection broke: a consequence
+    WHO step 21                         the first optimizer step of the epoch is done
+    WHO complete                        the wrapped function returned
+    WHO exit 3 / WHO killed by signal 9
+    time passes 60                      seconds; every deadline on the way is kept
+    signal 15                           somebody stops the launcher
+    state                               show phase, epochs, slots
+
+Verbs may have an `s`. An answer without commands is `nothing`, or `dropped` when the event was stale.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from hyperpodrun.control import causes
+from hyperpodrun.control import commands as cmd
+from hyperpodrun.control import events as ev
+from hyperpodrun.control.job import Job
+from hyperpodrun.control.state import JobConfig
+
+INDENT = "    "
+
+_LINE = re.compile(r"(?P<who>all|ranks? [\d ]*\d)(?: \((?P<of>[^)]*)\))? (?P<verb>[a-z]+)(?: (?P<rest>.*))?$")
+_VERBS = {
+    name + s: name for name in ("attach", "arrive", "raise", "feel", "step", "complete", "exit") for s in ("", "s")
+}
+_VERBS |= {"attaches": "attach", "killed": "killed"}
+
+
+class ScenarioError(Exception):
+    """A line that is not in the language."""
+
+
+def play(text: str) -> str:
+    """The scenario with the answers that the job gives now."""
+    scenario: Scenario | None = None
+    out: list[str] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith((" ", "\t")):
+            continue  # an answer of an earlier run
+        if not line or line.startswith("#"):
+            if line or (out and out[-1]):
+                out.append(line)
+            continue
+        try:
+            if scenario is None:
+                scenario = Scenario(_config(line))
+                out.append(line)
+                continue
+            answers = scenario.answer(line)
+        except (ScenarioError, ValueError) as error:
+            raise ScenarioError(f"line {number}: {line!r}: {error}") from error
+        out += [line, *(INDENT + answer for answer in answers)]
+    return "\n".join(out).rstrip() + "\n"
+
+
+class Scenario:
+    """One job, its clock, and the sentences about it."""
+
+    def __init__(self, config: JobConfig) -> None:
+        self.job = Job(config)
+        self.now = 0.0
+
+    def answer(self, line: str) -> list[str]:
+        words = line.split()
+        match words:
+            case ["begin"]:
+                return self._tell([ev.Begin()])
+            case ["hook", "ends", code]:
+                return self._tell([ev.HookEnded(int(code))])
+            case ["signal", signum]:
+                return self._tell([ev.StopRequested(int(signum))])
+            case ["time", "passes", seconds]:
+                return self._pass_time(float(seconds))
+            case ["state"]:
+                return list(self._show())
+        return self._tell(list(self._worker_events(line)))
+
+    def _tell(self, events: list[ev.Event]) -> list[str]:
+        lines: list[str] = []
+        for event in events:
+            dropped = self.job.dropped.total()
+            lines += [describe(command) for command in self.job.handle(event, self.now)]
+            if self.job.dropped.total() > dropped:
+                lines.append(f"dropped from rank {event.rank}" if len(events) > 1 else "dropped")  # type: ignore[union-attr]
+        return lines or ["nothing"]
+
+    def _pass_time(self, seconds: float) -> list[str]:
+        until = self.now + seconds
+        lines: list[str] = []
+        while (deadline := self.job.next_deadline()) is not None and deadline <= until:
+            self.now = max(self.now, deadline)
+            lines += [describe(command) for command in self.job.handle(ev.TimePassed(), self.now)]
+            if self.job.next_deadline() == deadline:
+                raise ScenarioError("a deadline has passed and is still there")
+        self.now = until
+        return lines or ["nothing"]
+
+    def _worker_events(self, line: str) -> Iterator[ev.Event]:
+        parsed = _LINE.match(line)
+        if parsed is None or parsed["verb"] not in _VERBS:
+            raise ScenarioError("not in the language (see scenario_language.py)")
+        of = dict(item.split() for item in parsed["of"].split(", ")) if parsed["of"] else {}
+        make = _EVENTS[_VERBS[parsed["verb"]]]
+        for rank in self._ranks(parsed["who"]):
+            slot = self.job.state.slots[rank] if rank < len(self.job.state.slots) else None
+            incarnation = int(of.get("process", slot.incarnation if slot else 0))
+            epoch = int(of.get("epoch", slot.epoch if slot else 0))
+            yield make(self.job, rank, incarnation, epoch, parsed["rest"] or "")
+
+    def _ranks(self, who: str) -> list[int]:
+        if who == "all":
+            return [slot.rank for slot in self.job.state.slots if not slot.gone]
+        return [int(word) for word in who.split()[1:]]
+
+    def _show(self) -> Iterator[str]:
+        state = self.job.state
+        yield f"{state.phase.value}, epoch {state.epoch}, next {state.next_epoch}"
+        for slot in state.slots:
+            due = f", due in {slot.due - self.now:g} s" if slot.due is not None else ""
+            yield f"rank {slot.rank} {slot.state.value}: process {slot.incarnation}, step {slot.step}{due}"
+        if state.stop_due is not None:
+            yield f"stop due in {state.stop_due - self.now:g} s"
+
+
+def describe(command: cmd.Command) -> str:
+    """One line for one command."""
+    match command:
+        case cmd.RunHook(name):
+            return f"run the {name}-train script"
+        case cmd.Spawn(rank, incarnation, epoch):
+            return f"spawn rank {rank}: process {incarnation}, epoch {epoch}"
+        case cmd.Kill(rank, incarnation, reason):
+            return f"kill rank {rank}: process {incarnation}, {reason}"
+        case cmd.StopWorkers(signum):
+            return f"stop workers with {'the shutdown signal' if signum is None else f'signal {int(signum)}'}"
+        case cmd.OpenEpoch(epoch):
+            return f"open epoch {epoch}"
+        case cmd.FailEpoch(epoch, cause):
+            return f"fail epoch {epoch}: {_why(cause)}"
+        case cmd.StartEpoch(epoch, plan, cause):
+            parts = [f"start epoch {epoch}"]
+            if plan is not None and plan.source is None:
+                parts.append("nobody holds the state")
+            elif plan is not None and not plan.receivers:
+                parts.append(f"everybody holds step {plan.target_step}")
+            elif plan is not None:
+                parts.append(f"rank {plan.source} gives step {plan.target_step} to {causes.name_ranks(plan.receivers)}")
+            if cause is not None:
+                parts.append(f"after {_why(cause)}")
+            return "; ".join(parts)
+        case cmd.FinishEpoch(epoch):
+            return f"finish epoch {epoch}"
+        case cmd.RestartProcesses(cause, number, limit):
+            return f"restart all processes ({number} of {limit}): {_why(cause)}"
+        case cmd.End(exit_code, reason, _, left_behind):
+            left = f"; {causes.name_ranks(left_behind)} left behind" if left_behind else ""
+            return f"end with exit code {exit_code}: {reason}{left}"
+
+
+def _why(cause: cmd.Cause) -> str:
+    return causes.describe(cause) + (" (a consequence)" if cause.consequence else "")
+
+
+def _config(line: str) -> JobConfig:
+    word, *items = line.partition("#")[0].split()
+    if word != "config":
+        raise ScenarioError("the first line must be `config ranks=N ...`")
+    values: dict[str, Any] = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        field = "world_size" if name == "ranks" else name.replace("-", "_")
+        if field not in JobConfig.__dataclass_fields__:
+            raise ScenarioError(f"JobConfig has no {field}")
+        whole = not field.endswith("_timeout")
+        values[field] = (int(value) if whole else float(value)) if equals else True
+    return JobConfig(**values)
+
+
+def _attach(job: Job, rank: int, incarnation: int, epoch: int, rest: str) -> ev.Event:
+    timeout = rest.removeprefix("abort-timeout=")
+    return ev.Attached(rank, incarnation, float(timeout) if timeout else None)
+
+
+def _arrive(job: Job, rank: int, incarnation: int, epoch: int, rest: str) -> ev.Event:
+    values: dict[str, Any] = {"call": job.state.finished_calls + 1}
+    for item in rest.split():
+        name, equals, value = item.partition("=")
+        if name in ("step", "call") and equals:
+            values[name] = int(value)
+        elif item == "unhealthy":
+            values["healthy"] = False
+        else:
+            raise ScenarioError(f"not an option of `arrive`: {item}")
+    return ev.Arrived(rank, incarnation, epoch, **values)
+
+
+def _killed(job: Job, rank: int, incarnation: int, epoch: int, rest: str) -> ev.Event:
+    return ev.Exited(rank, incarnation, -int(rest.removeprefix("by signal ")))
+
+
+_EVENTS: dict[str, Callable[[Job, int, int, int, str], ev.Event]] = {
+    "attach": _attach,
+    "arrive": _arrive,
+    "killed": _killed,
+    "raise": lambda job, rank, process, epoch, rest: ev.Faulted(rank, process, epoch, rest, f"Traceback: {rest}"),
+    "feel": lambda job, rank, process, epoch, rest: ev.Faulted(rank, process, epoch, rest, "", consequence=True),
+    "step": lambda job, rank, process, epoch, rest: ev.Stepped(rank, process, epoch, int(rest)),
+    "complete": lambda job, rank, process, epoch, rest: ev.Completed(rank, process, epoch),
+    "exit": lambda job, rank, process, epoch, rest: ev.Exited(rank, process, int(rest)),
+}

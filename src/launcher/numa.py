@@ -47,9 +47,7 @@ class Topology:
         place, number = self._place(gpu)
         share, extra = divmod(len(physical), number)
         if share < 1:
-            raise click.UsageError(
-                f"--numa-binding exclusive: {number} GPUs share {len(physical)} cores"
-            )
+            raise click.UsageError(f"--numa-binding exclusive: {number} GPUs share {len(physical)} cores")
         first = place * share + min(place, extra)
         taken = [physical[key] for key in sorted(physical)][first : first + share + (place < extra)]
         return set().union(*taken)

@@ -7,7 +7,6 @@ the order in which the agent saw them decides between equals.
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from dataclasses import dataclass, field
@@ -83,6 +82,8 @@ class Failures:
 
 def read_failure(rank: int, pid: int, exit_code: int, error_file: Path) -> ProcessFailure:
     """What is known of a dead process: from its error file, or else from its exit code."""
+    import json
+
     failure = ProcessFailure(rank, pid, exit_code)
     failure.message = (
         f"signal {-exit_code} ({failure.signal_name()}) ended process {pid}" if exit_code < 0 else _NO_TRACEBACK

@@ -29,7 +29,6 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def entry_point() -> None:
     """The console script: the same, with exit codes."""
-    import os
     import signal
     import sys
 
@@ -55,10 +54,6 @@ def entry_point() -> None:
     except LaunchError as error:
         print(f"hyperpodrun: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # Nobody reads what --help prints. What is still buffered cannot be written either, and Python would try.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
 
 
 def _publish(error: ChildFailedError) -> None:

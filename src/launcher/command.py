@@ -14,7 +14,6 @@ import click
 from ..agent.agent import Agent
 from ..agent.config import LaunchConfig
 from ..control.commands import EXIT_SIGNAL_BASE, End
-from . import numa
 from .arguments import Arguments
 from .errors import ChildFailedError, LaunchError, SignalException, UsageError
 from .options import torchrun_names, with_options
@@ -132,8 +131,16 @@ def build_config(options: dict[str, Any]) -> LaunchConfig:
         event_log=options["event_log_handler"],
         virtual_local_rank=options["virtual_local_rank"],
         numa_binding=options["numa_binding"],
-        cores=numa.bind(options["numa_binding"], workers) if options["numa_binding"] else (),
+        cores=_cores(options["numa_binding"], workers),
     )
+
+
+def _cores(mode: str | None, workers: int) -> tuple[str, ...]:
+    if mode is None:
+        return ()
+    from .numa import bind
+
+    return bind(mode, workers)
 
 
 def _log_dir(value: str | None) -> Path | None:

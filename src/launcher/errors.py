@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import signal
+from typing import TYPE_CHECKING
 
-from ..agent.banner import failure_banner
-from ..agent.failures import ProcessFailure
+if TYPE_CHECKING:
+    import signal
+
+    from ..agent.failures import ProcessFailure
 
 
 class LaunchError(Exception):
@@ -30,6 +32,8 @@ class ChildFailedError(LaunchError):
         self.name = name
         self.failures = failures
         """By global rank, in the order in which they were seen."""
+        from ..agent.banner import failure_banner
+
         super().__init__(failure_banner(name, failures, *self.get_first_failure()), exit_code)
 
     def get_first_failure(self) -> tuple[int, ProcessFailure]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 import pytest
-from hyperpodrun.launcher import UsageError, command, numa
+from hyperpodrun.launcher import UsageError, command, main, numa
 
 GPUS = ["0000:01:00.0", "0000:02:00.0", "0000:81:00.0"]
 GPU_NODES = [0, 0, 1]
@@ -15,7 +15,7 @@ GPU_NODES = [0, 0, 1]
 
 @pytest.fixture
 def sys(tmp_path) -> Path:
-    """Two sockets with one NUMA node each, 4 cores with 2 threads per node, 2 cores to a cache; GPUs 0 and 1 at node 0."""
+    """Two sockets, a NUMA node each: 4 cores with 2 threads, 2 cores to a cache. GPUs 0 and 1 are at node 0."""
 
     def write(file: str, text: object) -> None:
         path = tmp_path / file
@@ -63,17 +63,15 @@ def test_only_cores_that_this_process_may_use(sys):
         machine.cores("node", 3)
 
 
-def test_workers_are_started_through_numactl(run, script, tmp_path, monkeypatch):
+def test_workers_are_started_through_numactl(script, tmp_path, monkeypatch, capfd):
     program = tmp_path / "numactl"
     program.write_text('#!/bin/sh\necho "$1"\nshift\nexec "$@"\n')
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr(numa, "_gpu_addresses", lambda: GPUS)
     monkeypatch.setattr(numa, "bind", lambda mode, workers: tuple(f"{rank}-{rank + 1}" for rank in range(workers)))
-    config = command.parse(["--numa-binding=node", "--nproc-per-node=2", "/bin/true"])
-    from hyperpodrun.agent.environment import worker_command
-
-    assert worker_command(config, 1)[:3] == ("numactl", "--physcpubind=1-2", config.command[0])
+    main(["--numa-binding=node", "--nproc-per-node=2", str(script("print('it runs')"))])
+    expected = ["--physcpubind=0-1", "--physcpubind=1-2", "it runs", "it runs"]
+    assert sorted(capfd.readouterr().out.splitlines()) == expected
 
 
 def test_where_it_cannot_be_had_it_is_refused(monkeypatch, tmp_path):

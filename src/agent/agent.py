@@ -192,9 +192,7 @@ class Agent:
             case messages.Arrive():
                 self._report.arrived(message)
                 self._dispatch(
-                    ev.Arrived(
-                        rank, incarnation, message.epoch, message.call, message.step, message.healthy
-                    )
+                    ev.Arrived(rank, incarnation, message.epoch, message.call, message.step, message.healthy)
                 )
             case messages.Fault():
                 self._note_fault(message.epoch, message.caught_ns)
@@ -280,9 +278,7 @@ class Agent:
             job_token=self._token,
             error_file=str(outputs.error_file),
         )
-        child = processes.start(
-            self._config.command, environment, stdout=outputs.stdout, stderr=outputs.stderr
-        )
+        child = processes.start(self._config.command, environment, stdout=outputs.stdout, stderr=outputs.stderr)
         outputs.started()
         worker = _Worker(command.rank, command.incarnation, child, outputs)
         self._workers[command.rank] = worker
@@ -395,13 +391,11 @@ class Agent:
         """A recovery is over: a line for people, a row for programs."""
         if recovery is None:
             return
-        import json
-
         from .recovery_report import line
 
         self.console.log("recovery", **line(recovery))
-        with self._logs.recoveries.open("a") as file:
-            file.write(json.dumps(recovery.as_row()) + "\n")
+        with self._logs.recoveries.open("ab") as file:
+            file.write(recovery.as_json())
 
     def _tell_failure(self) -> None:
         """Why the job failed: one line, and the traceback that no worker has shown."""

@@ -142,6 +142,6 @@ def _write_all(target: BinaryIO, data: bytes) -> None:
 
 def _quote(value: object) -> str:
     text = str(value)
-    if text and not any(character.isspace() or character in "\"=" for character in text):
+    if text and not any(character.isspace() or character in '"=' for character in text):
         return text
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'

@@ -112,5 +112,3 @@ def current_session(connection: AgentConnection | None, abort_timeout: float | N
 
 def has_session() -> bool:
     return _session is not None
-
-

@@ -117,6 +117,7 @@ class Agent:
 
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
+        self._loop.set_exception_handler(self._on_bug)
         self._report = RecoveryReport(self._config.run_id, self._config.nproc_per_node)
         for signum in STOP_SIGNALS:
             if signal.getsignal(signum) != signal.SIG_IGN:
@@ -177,6 +178,15 @@ class Agent:
     def _on_signal(self, signum: int) -> None:
         self.console.log("signal", name=signal.Signals(signum).name)
         self._dispatch(ev.StopRequested(signum))
+
+    def _on_bug(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An error of our own in a callback: a job whose supervisor has missed something is ended, not left to hang."""
+        import traceback
+
+        error = context.get("exception")
+        if error is not None:
+            self.console.write("".join(traceback.format_exception(type(error), error, error.__traceback__)))
+        self._conclude(cmd.End(1, f"internal error of hyperpodrun: {context.get('message')}: {error!r}"))
 
     def _on_message(self, rank: int, incarnation: int, message: messages.WorkerMessage) -> None:
         from ..protocol import messages

@@ -43,9 +43,7 @@ def wait_until(condition, seconds: float, what: str) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(
-    "signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda signum: signum.name
-)
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda signum: signum.name)
 @pytest.mark.parametrize("flag", [[], ["--inprocess-restart"]], ids=["plain", "in-process"])
 def test_no_process_of_the_job_is_left_when_the_agent_ends(start, script, tmp_path, monkeypatch, signum, flag):
     monkeypatch.chdir(tmp_path)

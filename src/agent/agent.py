@@ -184,6 +184,8 @@ class Agent:
         import traceback
 
         error = context.get("exception")
+        if self._end is not None:  # the consequences of the first one
+            return
         if error is not None:
             self.console.write("".join(traceback.format_exception(type(error), error, error.__traceback__)))
         self._conclude(cmd.End(1, f"internal error of hyperpodrun: {context.get('message')}: {error!r}"))

@@ -67,7 +67,7 @@ class Agent:
         self._pids: dict[int, int] = {}
         """The latest process of every rank, dead or alive."""
         self._hook: tuple[processes.Child, Outputs] | None = None
-        self._keeper = processes.Keeper(self._token)
+        self._keeper = processes.Keeper(self._token, self._runtime)
         self._end: cmd.End | None = None
         self._early_signals: list[int] = []
         self._fault_seen_ns: dict[int, int] = {}
@@ -271,7 +271,7 @@ class Agent:
                     os.kill(pid, signal.SIGKILL)
         if not self._keeper.alive() and self._end is None:
             self.console.log("keeper-lost", pid=self._keeper.pid, action="replaced")
-            self._keeper = processes.Keeper(self._token)
+            self._keeper = processes.Keeper(self._token, self._runtime)
 
     def _note_fault(self, epoch: int, at_ns: int) -> None:
         self._fault_seen_ns[epoch] = min(at_ns, self._fault_seen_ns.get(epoch, at_ns))

@@ -14,6 +14,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def entry_point() -> None:
     """The console script."""
+    import gc
     import sys
 
-    sys.exit(main())
+    exit_code = main()
+    gc.freeze()  # the interpreter need not look for garbage in a process that is about to end: 30 ms
+    sys.exit(exit_code)

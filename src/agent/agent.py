@@ -25,18 +25,21 @@ from . import processes
 from .config import DEFAULT_BARRIER_TIMEOUT, DEFAULT_START_TIMEOUT, LaunchConfig
 from .console import Console
 from .directories import make_private, temporary_for_sockets
-from .environment import epoch_environment, worker_environment
+from .environment import OMP_NOTICE, epoch_environment, worker_command, worker_environment
+from .failures import Failures
 from .logs import LogDirectory, Outputs
+from .torch_events import TorchEvents
 
 if TYPE_CHECKING:
     import asyncio
 
+    from ..control.commands import Cause
     from ..protocol import messages
     from ..rootless.server import StoreServer
     from .channel import WorkerChannel
+    from .failures import ProcessFailure
     from .recovery_report import Recovery, RecoveryReport
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _STORE_HOST = "localhost"
 
 
@@ -57,10 +60,12 @@ class Agent:
     def __init__(self, config: LaunchConfig) -> None:
         self._config = config
         self.console = Console()
+        self._listeners = listen(_STORE_HOST, config.rendezvous.port)
         self._logs = LogDirectory(config, self.console)
         self._token = os.urandom(8).hex()
         self._job = Job(job_config(config))
-        self._listeners = listen(_STORE_HOST)
+        self._failures = Failures()
+        self._events = TorchEvents(config, self.console)
         self._opened_epoch = 0
         self._runtime = make_private(temporary_for_sockets(), "hyperpodrun-")
         self._workers: dict[int, _Worker] = {}
@@ -94,6 +99,8 @@ class Agent:
     def run(self) -> cmd.End:
         """Blocks until the job is over and nothing of it is left."""
         processes.become_subreaper()
+        if self._config.nproc_per_node > 1 and "OMP_NUM_THREADS" not in os.environ:
+            self.console.write(OMP_NOTICE)
         restore_signals = self._catch_signals()
         try:
             self._dispatch(ev.Begin())
@@ -119,7 +126,7 @@ class Agent:
         self._ended = asyncio.Event()
         self._loop.set_exception_handler(self._on_bug)
         self._report = RecoveryReport(self._config.run_id, self._config.nproc_per_node)
-        for signum in STOP_SIGNALS:
+        for signum in self._config.signals:
             if signal.getsignal(signum) != signal.SIG_IGN:
                 self._loop.add_signal_handler(signum, self._on_signal, signum)
         self._loop.add_signal_handler(signal.SIGCHLD, self._reap_orphans)
@@ -160,7 +167,7 @@ class Agent:
 
     def _catch_signals(self) -> Any:
         """Until the loop runs, stop signals are kept; a signal the launcher was started to ignore stays ignored."""
-        before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
+        before = {signum: signal.getsignal(signum) for signum in self._config.signals}
 
         def keep(signum: int, frame: object) -> None:
             self._early_signals.append(signum)
@@ -240,6 +247,8 @@ class Agent:
         self._logs.ended(worker.outputs)
         if exit_code != 0:
             worker.child.signal_session(signal.SIGKILL)
+        failed = self._failures.ended(worker.rank, worker.child.pid, exit_code, worker.outputs.error_file)
+        self._events.ended(worker.rank, worker.child.pid, exit_code, failed=failed)
         self._dispatch(ev.Exited(worker.rank, worker.incarnation, exit_code))
         self._reap_orphans()
 
@@ -285,16 +294,18 @@ class Agent:
             local_rank=command.rank,
             incarnation=command.incarnation,
             epoch=command.epoch,
-            store_address=(_STORE_HOST, self._listeners[0].getsockname()[1]),
+            store_address=self._store_address,
             agent_endpoint=self._endpoint if self._config.inprocess_restart else None,
             job_token=self._token,
-            error_file=str(outputs.error_file),
+            error_file=outputs.error_path,
         )
-        child = processes.start(self._config.command, environment, stdout=outputs.stdout, stderr=outputs.stderr)
+        command_line = worker_command(self._config, command.rank)
+        child = processes.start(command_line, environment, stdout=outputs.stdout, stderr=outputs.stderr)
         outputs.started()
         worker = _Worker(command.rank, command.incarnation, child, outputs)
         self._workers[command.rank] = worker
         self._pids[command.rank] = child.pid
+        self._events.started(command.rank, child.pid, command.epoch)
         if self._loop is not None:
             self._watch(worker)
         if self._report is not None:
@@ -308,10 +319,10 @@ class Agent:
             local_rank=0,
             incarnation=0,
             epoch=self._job.next_epoch,
-            store_address=(_STORE_HOST, self._listeners[0].getsockname()[1]),
+            store_address=self._store_address,
             agent_endpoint=None,
             job_token=self._token,
-            error_file=str(outputs.error_file),
+            error_file=outputs.error_path,
         )
         child = processes.start(script, environment, stdout=outputs.stdout, stderr=outputs.stderr)
         outputs.started()
@@ -327,6 +338,7 @@ class Agent:
 
     def _stop_workers(self, command: cmd.StopWorkers) -> None:
         signum = command.signum if command.signum is not None else self._config.shutdown_signal
+        self._failures.stopping(signum)
         children = [worker.child for worker in self._workers.values()]
         if self._hook is not None:
             children.append(self._hook[0])
@@ -335,6 +347,8 @@ class Agent:
             child.signal_session(signal.SIGCONT)  # a stopped process would not see it
 
     def _open_epoch(self, command: cmd.OpenEpoch) -> None:
+        if not self._workers:  # every process is new
+            self._failures.forget()
         self._opened_epoch = command.epoch
         if self._store is not None:
             self._store.advance(command.epoch)
@@ -362,6 +376,7 @@ class Agent:
             environ = epoch_environment(self._config, worker.rank, command.epoch)
             self._send(worker, messages.Start(command.epoch, environ, command.plan))
         self._report.started(command.epoch, command.cause, assembled_ns, time.monotonic_ns())
+        self._failures.forget()
         self._fault_seen_ns.clear()
 
     def _finish_epoch(self, command: cmd.FinishEpoch) -> None:
@@ -378,10 +393,19 @@ class Agent:
 
     def _conclude(self, command: cmd.End) -> None:
         self._end = command
+        self._events.concluded(command)
         if self._ended is not None:
             self._ended.set()
 
+    def failures(self, cause: Cause | None) -> dict[int, ProcessFailure]:
+        """Which workers failed, by rank, once the job has ended with `cause`."""
+        return self._failures.of_job(cause, self._pids)
+
     # ---- small things --------------------------------------------------------------------------------------------
+
+    @property
+    def _store_address(self) -> tuple[str, int]:
+        return self._config.rendezvous.host, self._listeners[0].getsockname()[1]
 
     @property
     def _endpoint(self) -> str:

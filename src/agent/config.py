@@ -20,19 +20,43 @@ class OutputMap:
 
 
 @dataclass(frozen=True)
+class Rendezvous:
+    """Where the job meets. `backend`, `endpoint` and `settings` are what torchrun would make of the options."""
+
+    backend: str = "c10d"
+    endpoint: str = "localhost:0"
+    settings: Mapping[str, str] = field(default_factory=dict)
+    host: str = "localhost"
+    """What workers are told to connect to. The store of a single node stays on its loopback addresses."""
+    port: int = 0
+    """Where the store listens; 0: a free port."""
+
+
+@dataclass(frozen=True)
 class LaunchConfig:
     """One launch. Times in seconds."""
 
     command: tuple[str, ...]
     """The whole worker command, interpreter included."""
+    script: str = ""
+    """The training script, as it was named."""
     nproc_per_node: int = 1
+    nodes: tuple[int, int] = (1, 1)
+    """How many nodes at least and at most."""
+    node_rank: int = 0
     run_id: str = "none"
+    rendezvous: Rendezvous = Rendezvous()
+    local_addr: str | None = None
     role: str = "default"
     max_restarts: int = 0
     inprocess_restart: bool = False
     inprocess_timeout: float | None = None
     """Limit for a worker to reach the barrier; None: DEFAULT_BARRIER_TIMEOUT, and longer at the first start."""
     max_inprocess_restarts: int | None = None
+    monitor_interval: float = 0.1
+    start_method: str = "spawn"
+    signals: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    """Those that end the job and are passed on to the workers."""
     shutdown_signal: int = signal.SIGTERM
     shutdown_timeout: float = 30.0
     pre_train: tuple[str, ...] = ()
@@ -40,6 +64,22 @@ class LaunchConfig:
     log_dir: Path | None = None
     redirects: OutputMap = OutputMap()
     tee: OutputMap = OutputMap()
+    console_ranks: frozenset[int] | None = None
+    """The local ranks whose output is shown; None: all."""
+    stdout_filters: tuple[str, ...] = ()
+    """Teed lines that contain one of these are also written to `filtered_stdout.log`."""
+    stderr_filters: tuple[str, ...] = ()
+    line_prefix: str | None = None
+    """Template of the prefix of teed lines: `${role_name}`, `${rank}`, `${local_rank}`."""
+    event_log: str = "null"
+    virtual_local_rank: bool = False
+    numa_binding: str | None = None
+    cores: tuple[str, ...] = ()
+    """The cores of each local rank, as numactl takes them; empty: not bound."""
+
+    def shows(self, local_rank: int) -> bool:
+        """Whether the console shows the output of this rank."""
+        return self.console_ranks is None or local_rank in self.console_ranks
 
 
 DEFAULT_BARRIER_TIMEOUT = 60.0

@@ -13,15 +13,33 @@ import selectors
 import sys
 import threading
 from collections import deque
+from pathlib import Path
 from typing import BinaryIO
 
 _CHUNK = 1 << 16
 
 
+class Filtered:
+    """A file for the teed lines that contain one of `texts`; several workers append to it."""
+
+    def __init__(self, path: Path, texts: tuple[bytes, ...]) -> None:
+        self._file = path.open("ab", buffering=0)
+        self._texts = texts
+
+    def write(self, lines: list[bytes], prefix: bytes) -> None:
+        chosen = [prefix + line + b"\n" for line in lines if any(text in line for text in self._texts)]
+        if chosen:
+            self._file.write(b"".join(chosen))
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class _Stream:
     """A worker's pipe on its way to its file and to the console."""
 
-    def __init__(self, fd: int, file: BinaryIO, target: BinaryIO, prefix: bytes) -> None:
+    def __init__(self, fd: int, file: BinaryIO, target: BinaryIO, prefix: bytes, filtered: Filtered | None) -> None:
+        self.filtered = filtered
         self.fd = fd
         self.file = file
         self.target = target
@@ -55,10 +73,10 @@ class Console:
         self._lines.append((sys.stderr.buffer, text.encode(errors="backslashreplace")))
         self._wake()
 
-    def tee(self, fd: int, file: BinaryIO, target: BinaryIO, prefix: str) -> _Stream:
-        """Copies what arrives on `fd` to `file` as it is and to `target` line by line with `prefix`."""
+    def tee(self, fd: int, file: BinaryIO, target: BinaryIO, prefix: str, filtered: Filtered | None = None) -> _Stream:
+        """Copies what arrives on `fd` to `file` as it is, and line by line with `prefix` to `target` and `filtered`."""
         os.set_blocking(fd, False)
-        stream = _Stream(fd, file, target, prefix.encode())
+        stream = _Stream(fd, file, target, prefix.encode(), filtered)
         self._selector.register(fd, selectors.EVENT_READ, stream)
         self._wake()
         return stream
@@ -114,22 +132,30 @@ class Console:
         stream.file.write(data)
         lines = (stream.partial + data).split(b"\n")
         stream.partial = lines.pop()
-        if lines:
-            _write_all(stream.target, b"".join(stream.prefix + line + b"\n" for line in lines))
         if len(stream.partial) > _CHUNK:  # a progress bar without newlines must not grow for ever
-            _write_all(stream.target, stream.prefix + stream.partial + b"\n")
+            lines.append(stream.partial)
             stream.partial = b""
+        _show(stream, lines)
         return True
 
     def _finish(self, stream: _Stream) -> None:
         if stream.drained.is_set():
             return
         if stream.partial:
-            _write_all(stream.target, stream.prefix + stream.partial + b"\n")
+            _show(stream, [stream.partial])
         self._selector.unregister(stream.fd)
         os.close(stream.fd)
         stream.file.close()
+        if stream.filtered is not None:
+            stream.filtered.close()
         stream.drained.set()
+
+
+def _show(stream: _Stream, lines: list[bytes]) -> None:
+    if lines:
+        _write_all(stream.target, b"".join(stream.prefix + line + b"\n" for line in lines))
+        if stream.filtered is not None:
+            stream.filtered.write(lines, stream.prefix)
 
 
 def _write_all(target: BinaryIO, data: bytes) -> None:

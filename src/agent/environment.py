@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from string import Template
 
 from ..protocol import names
 from .config import LaunchConfig
@@ -15,13 +17,18 @@ GLOO_DEFAULTS = {
     "GLOO_SOCKET_IFNAME": "lo",
 }
 
+OMP_NOTICE = (
+    "hyperpodrun: OMP_NUM_THREADS is not set: each worker gets 1, so that together they do not overload this machine; "
+    "set it to what suits your program\n"
+)
+
 
 def epoch_environment(config: LaunchConfig, local_rank: int, epoch: int) -> dict[str, str]:
     """What changes from epoch to epoch, or could: set at the start of a process and again with every epoch."""
     world_size = config.nproc_per_node
     return {
         "RANK": str(local_rank),
-        "LOCAL_RANK": str(local_rank),
+        "LOCAL_RANK": "0" if config.virtual_local_rank else str(local_rank),
         "GROUP_RANK": "0",
         "ROLE_RANK": str(local_rank),
         "WORLD_SIZE": str(world_size),
@@ -49,7 +56,7 @@ def worker_environment(
     for name, value in GLOO_DEFAULTS.items():
         environment.setdefault(name, value)
     environment.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
-    if config.nproc_per_node > 1:
+    if config.nproc_per_node > 1:  # and OMP_NOTICE says so
         environment.setdefault("OMP_NUM_THREADS", "1")
     environment.update(epoch_environment(config, local_rank, epoch))
     host, port = store_address
@@ -62,11 +69,29 @@ def worker_environment(
             "TORCHELASTIC_MAX_RESTARTS": str(config.max_restarts),
             "TORCHELASTIC_RUN_ID": config.run_id,
             "TORCHELASTIC_ERROR_FILE": error_file,
+            "TORCHELASTIC_SIGNALS_TO_HANDLE": ",".join(signal.Signals(number).name for number in config.signals),
             names.JOB_TOKEN: job_token,
             names.WORKER_IDENTITY: names.format_identity(local_rank, incarnation),
         }
     )
+    if config.virtual_local_rank:
+        environment["CUDA_VISIBLE_DEVICES"] = _own_device(local_rank)
     environment.pop(names.AGENT_ENDPOINT, None)
     if agent_endpoint is not None:
         environment[names.AGENT_ENDPOINT] = agent_endpoint
     return environment
+
+
+def worker_command(config: LaunchConfig, local_rank: int) -> tuple[str, ...]:
+    """The command of one worker: bound to its cores, `${local_rank}` replaced as torchrun does it."""
+    program, *arguments = config.command
+    if any("$" in argument for argument in arguments):
+        arguments = [Template(argument).safe_substitute(local_rank=str(local_rank)) for argument in arguments]
+    binding = ("numactl", f"--physcpubind={config.cores[local_rank]}") if config.cores else ()
+    return (*binding, program, *arguments)
+
+
+def _own_device(local_rank: int) -> str:
+    """The GPU that a worker sees as its only one."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return str(local_rank) if visible is None else visible.split(",")[local_rank].strip()

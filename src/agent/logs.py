@@ -1,8 +1,9 @@
 """Where a worker's output goes: `<log dir>/<run id>_<random>/attempt_<n>/<local rank>/`, torchrun's layout.
 
 A redirected stream is the worker's own open file. A teed one is a pipe that `console.py` copies to the file and, with
-a prefix, to the launcher's console. Everything else is the launcher's own stream, inherited. An attempt's directory is
-never reused or wiped.
+a prefix, to the launcher's console and, where filters ask for it, to one file of the attempt. Everything else is the
+launcher's own stream, inherited. What the console is not to show goes to its file or nowhere. An attempt's directory
+is never reused or wiped. `--log-dir /dev/null` means no files at all.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Template
 from typing import BinaryIO
 
 from .config import LaunchConfig
-from .console import Console, _Stream
+from .console import Console, Filtered, _Stream
 from .directories import make_private, temporary
 
 STDOUT, STDERR = 1, 2
@@ -27,6 +29,8 @@ class Outputs:
     stdout: BinaryIO | int | None = None
     stderr: BinaryIO | int | None = None
     error_file: Path = Path()
+    error_path: str = ""
+    """What the process is told: its error file, or nothing."""
     files: dict[str, str] = field(default_factory=dict)
     _to_close: list[BinaryIO | int] = field(default_factory=list)
     _streams: list[_Stream] = field(default_factory=list)
@@ -44,36 +48,59 @@ class LogDirectory:
     def __init__(self, config: LaunchConfig, console: Console) -> None:
         self._config = config
         self._console = console
-        self._temporary = config.log_dir is None
-        if config.log_dir is not None:
-            config.log_dir.mkdir(parents=True, exist_ok=True)
-        prefix = "hyperpodrun_logs_" if config.log_dir is None else f"{config.run_id}_"
-        self.path = make_private(config.log_dir or temporary(), prefix)
-        self.recoveries = (config.log_dir or self.path) / "recoveries.jsonl"
+        self._nowhere = config.log_dir == Path(os.devnull)
+        base = None if self._nowhere else config.log_dir
+        self._temporary = base is None
+        if base is not None:
+            base.mkdir(parents=True, exist_ok=True)
+        prefix = "hyperpodrun_logs_" if base is None else f"{config.run_id.replace('/', '_')}_"
+        self.path = make_private(base or temporary(), prefix)
+        self.recoveries = (base or self.path) / "recoveries.jsonl"
 
     def open(self, kind: str, local_rank: int) -> Outputs:
         """The outputs of a process about to start. `kind`: `attempt_<n>`, `pre_train`, `post_train`."""
         directory = self._new_directory(kind, local_rank)
         outputs = Outputs(error_file=directory / "error.json")
-        teed = self._config.tee.streams(local_rank)
-        redirected = self._config.redirects.streams(local_rank) | teed
-        prefix = f"[{self._config.role}{local_rank}]:"
+        outputs.error_path = "" if self._nowhere else str(outputs.error_file)
+        teed = 0 if self._nowhere else self._config.tee.streams(local_rank)
+        redirected = 0 if self._nowhere else self._config.redirects.streams(local_rank) | teed
+        shown = self._config.shows(local_rank)
         for bit, name, target in ((STDOUT, "stdout", sys.stdout), (STDERR, "stderr", sys.stderr)):
-            if not redirected & bit:
+            end: BinaryIO | int
+            if redirected & bit:
+                path = directory / f"{name}.log"
+                outputs.files[name] = str(path)
+                file = path.open("ab", buffering=0)
+                end = file
+                if teed & bit and shown:
+                    read_end, end = os.pipe()
+                    filtered = self._filtered(directory.parent, name)
+                    prefix = self._prefix(local_rank)
+                    outputs._streams.append(self._console.tee(read_end, file, target.buffer, prefix, filtered))
+            elif not shown and not self._nowhere:
+                end = os.open(os.devnull, os.O_WRONLY)
+            else:
                 continue
-            path = directory / f"{name}.log"
-            outputs.files[name] = str(path)
-            file = path.open("ab", buffering=0)
-            end: BinaryIO | int = file
-            if teed & bit:
-                read_end, end = os.pipe()
-                outputs._streams.append(self._console.tee(read_end, file, target.buffer, prefix))
             outputs._to_close.append(end)
             if bit == STDOUT:
                 outputs.stdout = end
             else:
                 outputs.stderr = end
         return outputs
+
+    def _prefix(self, local_rank: int) -> str:
+        """What teed lines begin with."""
+        if self._config.line_prefix is None:
+            return f"[{self._config.role}{local_rank}]:"
+        names = {"role_name": self._config.role, "rank": local_rank, "local_rank": local_rank}
+        return Template(self._config.line_prefix).safe_substitute(names)
+
+    def _filtered(self, attempt: Path, name: str) -> Filtered | None:
+        """The file of the attempt for teed lines that contain one of the launch's texts."""
+        texts = self._config.stdout_filters if name == "stdout" else self._config.stderr_filters
+        if not texts:
+            return None
+        return Filtered(attempt / f"filtered_{name}.log", tuple(text.encode() for text in texts))
 
     def ended(self, outputs: Outputs) -> None:
         """The process is gone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,81 +13,162 @@ import click
 
 from ..agent.agent import Agent
 from ..agent.config import LaunchConfig
-from .options import with_options
+from ..control.commands import EXIT_SIGNAL_BASE, End
+from . import numa
+from .arguments import Arguments
+from .errors import ChildFailedError, LaunchError, SignalException, UsageError
+from .options import torchrun_names, with_options
 from .parsing import split_script
+from .rendezvous import meeting_point
 
-EXIT_USAGE = 2
+DEFAULT_SHUTDOWN_TIMEOUT = 30.0
 
 
 class LauncherCommand(click.Command):
-    """torchrun's habits: `--nproc_per_node` is `--nproc-per-node`, and everything after the script is the script's."""
+    """A click command that reads its command line as argparse would."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs["context_settings"] = {
-            "token_normalize_func": lambda name: name.replace("_", "-"),
             "allow_interspersed_args": False,
-            "auto_envvar_prefix": "PET",
             "help_option_names": ["-h", "--help"],
             "max_content_width": 110,
         }
         super().__init__(*args, **kwargs)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
+        return super().parse_args(ctx, Arguments(options, torchrun_names()).normalise(args))
+
 
 @click.command(cls=LauncherCommand, name="hyperpodrun")
 @with_options
 def launcher(**options: Any) -> LaunchConfig:
-    """Starts TRAINING_SCRIPT once for each worker of this node, watches over them, and recovers from faults."""
+    """Starts TRAINING_SCRIPT once for each worker of this node, watches over them, and recovers from faults.
+
+    Options can be written with dashes or underscores, or by a beginning that only one has; their defaults come from
+    PET_<NAME>. What follows the script is the script's, ${local_rank} replaced in it.
+    """
     return build_config(options)
 
 
-def run(args: Sequence[str] | None = None) -> int:
-    """Parses and runs; returns the exit code. Bad input is one sentence on stderr and 2."""
+def parse(args: Sequence[str] | None = None) -> LaunchConfig | None:
+    """The launch that the arguments (default: those of this process) and `PET_*` describe, None after --help.
+
+    Raises UsageError with one sentence.
+    """
     try:
         config = launcher.main(args=None if args is None else list(args), standalone_mode=False)
     except click.UsageError as error:
-        click.echo(f"hyperpodrun: {error.format_message()} (hyperpodrun --help lists the options)", err=True)
-        return EXIT_USAGE
-    except click.Abort:
-        return 130
-    if not isinstance(config, LaunchConfig):  # --help
-        return int(config or 0)
+        raise UsageError(" ".join(error.format_message().split())) from None
+    return config if isinstance(config, LaunchConfig) else None
+
+
+def run(args: Sequence[str] | None = None) -> None:
+    """Parses and runs. Returns when every worker has succeeded, and raises a LaunchError otherwise."""
+    config = parse(args)
+    if config is None:
+        return
     try:
         agent = Agent(config)
     except OSError as error:
-        click.echo(f"hyperpodrun: cannot start: {error}", err=True)
-        return 1
-    return agent.run().exit_code
+        raise LaunchError(f"cannot start: {error}") from error
+    end = agent.run()
+    if end.exit_code != 0:
+        raise _failure(agent, config, end)
+
+
+def _failure(agent: Agent, config: LaunchConfig, end: End) -> LaunchError:
+    if end.exit_code > EXIT_SIGNAL_BASE:
+        signum = signal.Signals(end.exit_code - EXIT_SIGNAL_BASE)
+        return SignalException(f"process {os.getpid()} got signal {signum.name}", signum)
+    failures = agent.failures(end.cause)
+    if not failures:
+        return LaunchError(end.reason, end.exit_code)
+    return ChildFailedError(config.script, failures, end.exit_code)
 
 
 def build_config(options: dict[str, Any]) -> LaunchConfig:
     """The launch that the options describe. Raises click.UsageError where they contradict each other."""
-    if options["nnodes"] != (1, 1):
+    if options["nnodes"][0] != 1:
         raise click.UsageError("--nnodes: this version runs on one node; more come with the rendezvous")
-    if options["module"] and options["no_python"]:
-        raise click.UsageError("--module and --no-python exclude each other")
     if options["max_inprocess_restarts"] is not None and not options["inprocess_restart"]:
         raise click.UsageError("--max-inprocess-restarts needs --inprocess-restart")
-    log_dir = options["log_dir"]
+    if options["logs_specs"] is not None:
+        raise click.UsageError(
+            "--logs-specs: such a class needs torch in the launcher; hyperpodrun has --log-dir, --redirects and --tee"
+        )
+    rendezvous, run_id = meeting_point(options)
+    workers = options["nproc_per_node"]
+    if options["virtual_local_rank"]:
+        _check_visible_devices(workers)
     return LaunchConfig(
         command=_worker_command(options),
-        nproc_per_node=options["nproc_per_node"],
-        run_id=options["rdzv_id"],
+        script=options["training_script"],
+        nproc_per_node=workers,
+        nodes=options["nnodes"],
+        node_rank=options["node_rank"],
+        run_id=run_id,
+        rendezvous=rendezvous,
+        local_addr=options["local_addr"],
         role=options["role"],
         max_restarts=options["max_restarts"],
         inprocess_restart=options["inprocess_restart"],
         inprocess_timeout=options["inprocess_timeout"],
         max_inprocess_restarts=options["max_inprocess_restarts"],
+        monitor_interval=options["monitor_interval"],
+        start_method=options["start_method"],
+        signals=options["signals_to_handle"],
         shutdown_signal=options["shutdown_signal"],
-        shutdown_timeout=options["shutdown_timeout"],
-        pre_train=_script(options, "pre_train"),
-        post_train=_script(options, "post_train"),
-        log_dir=Path(log_dir).absolute() if log_dir else None,
+        shutdown_timeout=_shutdown_timeout(options["shutdown_timeout"]),
+        pre_train=_hook(options, "pre_train"),
+        post_train=_hook(options, "post_train"),
+        log_dir=_log_dir(options["log_dir"]),
         redirects=options["redirects"],
         tee=options["tee"],
+        console_ranks=options["local_ranks_filter"],
+        stdout_filters=options["duplicate_stdout_filters"] or (),
+        stderr_filters=options["duplicate_stderr_filters"] or (),
+        line_prefix=os.environ.get("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE") or None,
+        event_log=options["event_log_handler"],
+        virtual_local_rank=options["virtual_local_rank"],
+        numa_binding=options["numa_binding"],
+        cores=numa.bind(options["numa_binding"], workers) if options["numa_binding"] else (),
     )
 
 
-def _script(options: dict[str, Any], kind: str) -> tuple[str, ...]:
+def _log_dir(value: str | None) -> Path | None:
+    if not value:
+        return None
+    if os.path.isfile(value):
+        raise click.UsageError(f"--log-dir {value} is a file")
+    return Path(value).absolute()
+
+
+def _shutdown_timeout(value: float | None) -> float:
+    if value is not None:
+        return value
+    text = os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
+    if text is None:
+        return DEFAULT_SHUTDOWN_TIMEOUT
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:
+        raise click.UsageError(f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={text!r} is not a number of seconds")
+    return seconds
+
+
+def _check_visible_devices(workers: int) -> None:
+    """Each worker gets one of the GPUs that the launcher may use, where that is limited."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and workers > len(visible.split(",")):
+        raise click.UsageError(
+            f"--virtual-local-rank: {workers} workers need as many GPUs, and CUDA_VISIBLE_DEVICES is {visible!r}"
+        )
+
+
+def _hook(options: dict[str, Any], kind: str) -> tuple[str, ...]:
     try:
         return split_script(options[f"{kind}_script"], options[f"{kind}_args"])
     except click.BadParameter as error:
@@ -95,11 +177,23 @@ def _script(options: dict[str, Any], kind: str) -> tuple[str, ...]:
 
 def _worker_command(options: dict[str, Any]) -> tuple[str, ...]:
     script, arguments = options["training_script"], options["training_script_args"]
+    if options["run_path"]:
+        return (*_run_path_command(), _existing(script), *arguments)
     if options["no_python"]:
+        if options["module"]:
+            raise click.UsageError("--module and --no-python exclude each other")
         return (script, *arguments)
     python = os.environ.get("PYTHON_EXEC", sys.executable)
     if options["module"]:
         return (python, "-u", "-m", script, *arguments)
+    return (python, "-u", _existing(script), *arguments)
+
+
+def _run_path_command() -> tuple[str, ...]:
+    return (sys.executable, "-u", "-m", f"{__package__.partition('.')[0]}.inprocess.run_path")
+
+
+def _existing(script: str) -> str:
     if not os.path.exists(script):
         raise click.UsageError(f"there is no script {script}")
-    return (python, "-u", script, *arguments)
+    return script

@@ -1,97 +1,208 @@
 """The command line: every option declared once, in the order in which --help shows it.
 
-Each option has a dash and an underscore spelling, and its default comes from `PET_<NAME>`, as in torchrun.
+Each option has a dash and an underscore spelling, and its default comes from `PET_<NAME>` unless torchrun has no such
+variable for it. What their beginnings and `-r3` mean is in `arguments.py`; `docs/torchrun.md` has a row for each.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-from .parsing import Parsed, count_processes, parse_nnodes, parse_outputs, parse_signal
+from . import parsing
+from .parsing import Parsed
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-OPTIONS: list[Decorator] = [
-    click.option(
-        "--nnodes",
-        type=Parsed("N|MIN:MAX", parse_nnodes),
-        default="1",
-        help="Number of nodes.",
+
+class PetOption(click.Option):
+    """An option whose default is `PET_<NAME>`, also when that is empty."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        return os.environ.get(self.envvar) if isinstance(self.envvar, str) else None
+
+
+class PetFlag(click.types.BoolParamType):
+    """A flag's variable is a number, as in torchrun: 0 is off."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
+        if not isinstance(value, str):
+            return bool(value)
+        try:
+            return bool(int(value))
+        except ValueError:
+            self.fail(f"{value!r} is not a number: 1 is on, 0 is off", param, ctx)
+
+
+def _option(*names: str, pet: bool = True, **settings: Any) -> Decorator:
+    name = max(names, key=len).removeprefix("--").replace("-", "_")
+    return click.option(*names, cls=PetOption, envvar=f"PET_{name.upper()}" if pet else None, **settings)
+
+
+def _flag(*names: str, **settings: Any) -> Decorator:
+    return _option(*names, is_flag=True, type=PetFlag(), default=False, **settings)
+
+
+TORCHRUN_OPTIONS: list[Decorator] = [
+    _option(
+        "--nnodes", type=Parsed("N|MIN:MAX", parsing.parse_nnodes), default="1:1", help="Number of nodes, or a range."
     ),
-    click.option(
+    _option(
         "--nproc-per-node",
-        type=Parsed("N|auto|cpu|gpu", count_processes),
+        type=Parsed("N|auto|cpu|gpu|xpu", parsing.count_processes),
         default="1",
         help="Workers on this node; auto: one for each GPU, or for each core where there is none.",
     ),
-    click.option("--standalone", is_flag=True, help="One node that needs no other. What a single node is anyway."),
-    click.option(
-        "--rdzv-id", default="none", help="Name of the job, in its environment and in the names of log directories."
+    _option(
+        "--rdzv-backend",
+        metavar="NAME",
+        default="static",
+        help="c10d, static and hyperpod are all hyperpodrun's own rendezvous.",
     ),
-    click.option("--role", default="default", help="Role of the workers, shown in log prefixes."),
-    click.option(
+    _option("--rdzv-endpoint", metavar="HOST[:PORT]", default="", help="Where the job's store listens."),
+    _option("--rdzv-id", metavar="NAME", help="Name of the job, in its environment and in log directories."),
+    _option(
+        "--rdzv-conf",
+        type=Parsed("KEY=VALUE,...", parsing.parse_rendezvous_settings),
+        default="",
+        help="More about the rendezvous.",
+    ),
+    _flag("--standalone", help="One node that needs no other, on a free port. What a single node is anyway."),
+    _option(
         "--max-restarts",
         type=click.IntRange(min=0),
         default=0,
         show_default=True,
         help="How often all processes may be started anew.",
     ),
-    click.option(
-        "--inprocess-restart",
-        is_flag=True,
-        help="After a fault, re-enter functions under HPWrapper in the surviving processes.",
+    _option(
+        "--monitor-interval",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="SECONDS",
+        default=0.1,
+        help="Not needed: the end of a process is seen at once.",
     ),
-    click.option(
+    _option(
+        "--start-method",
+        type=click.Choice(["spawn", "fork", "forkserver"]),
+        default="spawn",
+        show_default=True,
+        help="How worker processes are started.",
+    ),
+    _option(
+        "--event-log-handler",
+        type=click.Choice(["null", "console", "dynamic_rendezvous"]),
+        default="null",
+        show_default=True,
+        help="Where torchelastic's events go, one JSON object a line.",
+    ),
+    _option("--role", metavar="NAME", default="default", help="Role of the workers, shown in log prefixes."),
+    _flag("-m", "--module", help="TRAINING_SCRIPT is a Python module, as in `python -m`."),
+    _flag("--no-python", help="TRAINING_SCRIPT is an executable; do not put Python before it."),
+    _flag("--run-path", help="Run TRAINING_SCRIPT with runpy.run_path, its errors recorded."),
+    _option("--log-dir", metavar="DIR", help="Where logs, error files and recoveries.jsonl go."),
+    _option(
+        "-r",
+        "--redirects",
+        type=Parsed("MAP", parsing.parse_outputs),
+        default="0",
+        help="Streams to write to files: 1 stdout, 2 stderr, 3 both, or RANK:STREAMS,...",
+    ),
+    _option(
+        "-t",
+        "--tee",
+        type=Parsed("MAP", parsing.parse_outputs),
+        default="0",
+        help="Streams to write to files and to the console.",
+    ),
+    _option(
+        "--local-ranks-filter",
+        type=Parsed("RANK,...", parsing.parse_ranks),
+        default="",
+        help="Show only these local ranks on the console; files are written for all.",
+    ),
+    _option(
+        "--duplicate-stdout-filters",
+        type=Parsed("TEXT,...", parsing.parse_texts),
+        help="Copy teed stdout lines that contain one of these to filtered_stdout.log; ,, is a comma.",
+    ),
+    _option(
+        "--duplicate-stderr-filters",
+        type=Parsed("TEXT,...", parsing.parse_texts),
+        help="The same for stderr and filtered_stderr.log.",
+    ),
+    _option("--node-rank", type=int, default=0, help="Rank of this node, with the static backend."),
+    _option("--master-addr", metavar="HOST", help="Where the static backend's store listens.  [default: localhost]"),
+    _option("--master-port", type=click.IntRange(0, 65535), help="And its port.  [default: a free one on one node]"),
+    _option("--local-addr", metavar="HOST", help="This node's address for other nodes."),
+    _option("--logs-specs", pet=False, metavar="NAME", help="Entry point of the group torchrun.logs_specs."),
+    _option(
+        "--numa-binding",
+        pet=False,
+        type=click.Choice(["node", "socket", "exclusive", "core-complex"]),
+        help="Bind each worker to the cores near its GPU, with numactl.",
+    ),
+    _option(
+        "--signals-to-handle",
+        type=Parsed("SIGNAL,...", parsing.parse_signals),
+        default="SIGTERM,SIGINT,SIGHUP,SIGQUIT",
+        help="Signals that are passed on to the workers and end the job.  [default: TERM, INT, HUP, QUIT]",
+    ),
+    _option(
+        "--shutdown-timeout",
+        type=click.FloatRange(min=0),
+        metavar="SECONDS",
+        help="From the first signal to SIGKILL.  [default: TORCH_ELASTIC_SHUTDOWN_TIMEOUT, or 30]",
+    ),
+    _flag("--virtual-local-rank", help="LOCAL_RANK is 0 everywhere and each worker sees its own GPU only."),
+]
+
+HYPERPOD_OPTIONS: list[Decorator] = [
+    _flag("--inprocess-restart", help="After a fault, re-enter functions under HPWrapper in the surviving processes."),
+    _option(
         "--inprocess-timeout",
         type=click.FloatRange(min=0, min_open=True),
         metavar="SECONDS",
         help="A worker that has not reached the barrier by then is replaced.  [default: 60 after a fault, 600 before "
         "the first epoch]",
     ),
-    click.option(
-        "--max-inprocess-restarts",
-        type=click.IntRange(min=0),
-        help="How often the job may restart in process.  [default: as long as it makes progress]",
-    ),
-    click.option(
+    _option(
         "--shutdown-signal",
-        type=Parsed("SIGNAL", parse_signal),
+        type=Parsed("SIGNAL", parsing.parse_signal),
         default="SIGTERM",
         show_default=True,
         help="What workers are sent first when they are stopped.",
     ),
-    click.option(
-        "--shutdown-timeout",
+    _option("--pre-train-script", metavar="FILE", help="Run before training, at every start of all processes."),
+    _option("--pre-train-args", metavar="ARGS", help="Its arguments, in one string."),
+    _option("--post-train-script", metavar="FILE", help="Run once after training has succeeded."),
+    _option("--post-train-args", metavar="ARGS", help="Its arguments, in one string."),
+    _option("--server-host", metavar="HOST", help="Accepted; this version serves no HTTP."),
+    _option("--server-port", type=click.IntRange(0, 65535), help="Accepted; this version serves no HTTP."),
+    _option("--server-log-level", metavar="LEVEL", help="Accepted; this version serves no HTTP."),
+    _option(
+        "--server-shutdown-timeout",
         type=click.FloatRange(min=0),
         metavar="SECONDS",
-        default=30.0,
-        show_default=True,
-        help="From that signal to SIGKILL.",
+        help="Accepted; this version serves no HTTP.",
     ),
-    click.option("--pre-train-script", metavar="FILE", help="Run before training, at every start of all processes."),
-    click.option("--pre-train-args", metavar="ARGS", help="Its arguments, in one string."),
-    click.option("--post-train-script", metavar="FILE", help="Run once after training has succeeded."),
-    click.option("--post-train-args", metavar="ARGS", help="Its arguments, in one string."),
-    click.option("--log-dir", metavar="DIR", help="Where logs, error files and recoveries.jsonl go."),
-    click.option(
-        "-r",
-        "--redirects",
-        type=Parsed("MAP", parse_outputs),
-        default="0",
-        help="Streams to write to files: 1 stdout, 2 stderr, 3 both, or RANK:STREAMS,...",
+]
+
+OWN_OPTIONS: list[Decorator] = [
+    _option(
+        "--max-inprocess-restarts",
+        type=click.IntRange(min=0),
+        help="How often the job may restart in process.  [default: as long as it makes progress]",
     ),
-    click.option(
-        "-t",
-        "--tee",
-        type=Parsed("MAP", parse_outputs),
-        default="0",
-        help="Streams to write to files and to the console.",
-    ),
-    click.option("-m", "--module", is_flag=True, help="TRAINING_SCRIPT is a Python module, as in `python -m`."),
-    click.option("--no-python", is_flag=True, help="TRAINING_SCRIPT is an executable; do not put Python before it."),
+]
+
+OPTIONS: list[Decorator] = [
+    *TORCHRUN_OPTIONS,
+    *HYPERPOD_OPTIONS,
+    *OWN_OPTIONS,
     click.argument("training_script"),
     click.argument("training_script_args", nargs=-1, type=click.UNPROCESSED),
 ]
@@ -102,3 +213,13 @@ def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(OPTIONS):
         function = option(function)
     return function
+
+
+def torchrun_names() -> list[str]:
+    """The full names of torchrun's options."""
+
+    def declare() -> None: ...
+
+    for option in TORCHRUN_OPTIONS:
+        option(declare)
+    return [max(parameter.opts, key=len) for parameter in declare.__click_params__]  # type: ignore[attr-defined]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +18,7 @@ MAX_LOCAL_RANKS = 4096
 
 
 def count_processes(value: str) -> int:
-    """`--nproc-per-node`: a number, `auto` (GPUs, or cores where there is none), `cpu` or `gpu`."""
+    """`--nproc-per-node`: a number, `auto` (GPUs, or cores where there is none), `cpu`, `gpu` or `xpu`."""
     if value == "cpu":
         return _cpu_count()
     if value in ("gpu", "auto"):
@@ -26,21 +28,61 @@ def count_processes(value: str) -> int:
         if value == "gpu":
             raise click.BadParameter("'gpu' was asked for, but NVML finds no GPU on this machine")
         return _cpu_count()
-    count = int(value) if value.isascii() and value.isdecimal() else 0
-    if not 1 <= count <= MAX_LOCAL_RANKS:
-        raise click.BadParameter(f"{value!r} is neither a number from 1 to {MAX_LOCAL_RANKS} nor auto, cpu or gpu")
+    if value == "xpu":
+        xpus = _xpu_count()
+        if not xpus:
+            raise click.BadParameter("'xpu' was asked for, but torch finds no such device on this machine")
+        return xpus
+    count = _int(value)
+    if count is None or not 1 <= count <= MAX_LOCAL_RANKS:
+        raise click.BadParameter(f"{value!r} is neither a number from 1 to {MAX_LOCAL_RANKS} nor auto, cpu, gpu or xpu")
     return count
 
 
 def parse_nnodes(value: str) -> tuple[int, int]:
     """`--nnodes`: N or MIN:MAX."""
-    parts = value.split(":")
-    if len(parts) > 2 or not all(part.isascii() and part.isdecimal() for part in parts):
+    numbers = [_int(part) for part in value.split(":")]
+    low, high = numbers[0], numbers[-1]
+    if len(numbers) > 2 or low is None or high is None:
         raise click.BadParameter(f"{value!r} is neither N nor MIN:MAX")
-    low, high = int(parts[0]), int(parts[-1])
     if not 0 < low <= high:
         raise click.BadParameter(f"{value!r} must be 0 < MIN <= MAX")
     return low, high
+
+
+def parse_rendezvous_settings(value: str) -> dict[str, str]:
+    """`--rdzv-conf`: KEY=VALUE,..., spaces around both ignored."""
+    settings: dict[str, str] = {}
+    for item in value.split(",") if value.strip() else ():
+        key, _, setting = (part.strip() for part in item.partition("="))
+        if not key or not setting:
+            raise click.BadParameter(f"{value!r} is not KEY=VALUE,...")
+        settings[key] = setting
+    return settings
+
+
+def parse_ranks(value: str) -> frozenset[int] | None:
+    """`--local-ranks-filter`: numbers; None for all."""
+    if not value:
+        return None
+    ranks = [_int(item) for item in value.split(",")]
+    if None in ranks:
+        raise click.BadParameter(f"{value!r} is not RANK,RANK,...")
+    return frozenset(rank for rank in ranks if rank is not None)
+
+
+def parse_texts(value: str) -> tuple[str, ...]:
+    """`--duplicate-stdout-filters`: texts between commas, in which two commas are one."""
+    return tuple(item.replace("\0", ",") for item in value.replace(",,", "\0").split(","))
+
+
+def parse_signals(value: str) -> tuple[int, ...]:
+    """`--signals-to-handle`: names. Not what cannot be caught, or is how the launcher hears of its children."""
+    signals = tuple(parse_signal(name.strip()) for name in value.split(","))
+    for signum in signals:
+        if signum in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD):
+            raise click.BadParameter(f"{signal.Signals(signum).name} cannot be passed on to workers")
+    return signals
 
 
 def parse_outputs(value: str) -> OutputMap:
@@ -95,8 +137,24 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in click's s
             self.fail(error.message, param, ctx)
 
 
+def _int(value: str) -> int | None:
+    """What int() takes, as argparse and torchrun do: a sign, spaces around, underscores."""
+    try:
+        return int(value)
+    except ValueError:
+        return None
+
+
 def _cpu_count() -> int:
-    return os.cpu_count() or 1
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _xpu_count() -> int:
+    """Only torch can tell; it is asked in a process of its own."""
+    program = "import torch; print(torch.xpu.device_count() if torch.xpu.is_available() else 0)"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    return _int(answer.stdout) or 0
 
 
 def _gpu_count() -> int:

@@ -9,7 +9,7 @@ import sys
 import click
 import pytest
 from hyperpodrun.agent.config import OutputMap
-from hyperpodrun.launcher import command, main, parsing
+from hyperpodrun.launcher import UsageError, command, main, parsing
 from hyperpodrun.launcher.options import OPTIONS
 
 
@@ -65,7 +65,7 @@ def test_signals_by_name_or_number(name):
 
 
 def test_process_counts(monkeypatch):
-    monkeypatch.setattr(parsing.os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(parsing.os, "sched_getaffinity", lambda pid: set(range(6)))
     monkeypatch.setattr(parsing, "_nvml_count", lambda: 0)
     assert [parsing.count_processes(value) for value in ("5", "cpu", "auto")] == [5, 6, 6]
     with pytest.raises(click.BadParameter, match="no GPU"):
@@ -105,17 +105,25 @@ BAD = [
 
 @pytest.mark.parametrize("arguments", BAD, ids=" ".join)
 def test_bad_input_is_one_sentence_and_exit_code_2(arguments, capfd):
-    assert main(arguments) == 2
-    captured = capfd.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("hyperpodrun: ")
-    assert captured.err.count("\n") == 1
+    with pytest.raises(UsageError) as refusal:
+        main(arguments)
+    assert refusal.value.exit_code == 2
+    assert "\n" not in str(refusal.value)
+    assert capfd.readouterr() == ("", "")
 
 
-def test_bad_pet_variables_are_refused_too(monkeypatch, capfd):
+def test_bad_input_ends_the_command_with_that_sentence_and_2():
+    command_line = [sys.executable, "-m", "hyperpodrun", "--nproc-per-node=many", "x.py"]
+    finished = subprocess.run(command_line, capture_output=True, text=True, timeout=30, check=False)
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert finished.stderr.startswith("hyperpodrun: ")
+    assert finished.stderr.count("\n") == 1
+
+
+def test_bad_pet_variables_are_refused_too(monkeypatch):
     monkeypatch.setenv("PET_MAX_RESTARTS", "many")
-    assert main(["/bin/true"]) == 2
-    assert capfd.readouterr().err.count("\n") == 1
+    with pytest.raises(UsageError):
+        main(["/bin/true"])
 
 
 def test_help_names_every_option_and_imports_no_torch():
@@ -137,7 +145,7 @@ def test_a_whole_launch_never_imports_torch(tmp_path):
     program = """
 import sys
 from hyperpodrun.launcher import main
-assert main(["--inprocess-restart", "--nproc-per-node=2", "--no-python", "/bin/true"]) == 0
+main(["--inprocess-restart", "--nproc-per-node=2", "--no-python", "/bin/true"])
 assert "zmq" in sys.modules and "hyperpodrun.rootless.server" in sys.modules
 loaded = [name for name in sys.modules if name.partition(".")[0] in ("torch", "numpy")]
 assert not loaded, loaded

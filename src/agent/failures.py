@@ -1,0 +1,105 @@
+"""Which processes failed, how, and which of them first.
+
+A process that the agent itself stopped has not failed, unless it had recorded an error of its own before. The first
+failure is the one with the earliest time; torch's error files count whole seconds, so all are compared in those and
+the order in which the agent saw them decides between equals.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..control.commands import Cause
+
+NOT_AVAILABLE = "<N/A>"
+_NO_TRACEBACK = "none recorded; with @record of torch.distributed.elastic.multiprocessing.errors on main() it is here"
+
+
+@dataclass
+class ProcessFailure:
+    """One failed process; the fields of torchelastic's class of the same name."""
+
+    local_rank: int
+    pid: int
+    exitcode: int
+    """Negative for the signal that killed it."""
+    error_file: str = NOT_AVAILABLE
+    message: str | dict[str, Any] = ""
+    timestamp: int = field(default_factory=lambda: int(time.time()))
+    error_file_data: dict[str, Any] = field(default_factory=lambda: {"message": "<NONE>"})
+
+    def signal_name(self) -> str:
+        """`SIGKILL` for -9."""
+        try:
+            return signal.Signals(-self.exitcode).name if self.exitcode < 0 else NOT_AVAILABLE
+        except ValueError:
+            return NOT_AVAILABLE
+
+
+class Failures:
+    """The failures since all processes were started, or since an epoch began that dealt with them."""
+
+    def __init__(self) -> None:
+        self._by_rank: dict[int, ProcessFailure] = {}
+        self._stopping: int | None = None
+
+    def forget(self) -> None:
+        """They are overcome."""
+        self._by_rank.clear()
+        self._stopping = None
+
+    def stopping(self, signum: int) -> None:
+        """From now on processes that die of this signal, or of SIGKILL, do so because the agent wants it."""
+        self._stopping = signum
+
+    def ended(self, rank: int, pid: int, exit_code: int, error_file: Path) -> bool:
+        """A process is gone. Whether it has failed."""
+        if exit_code == 0:
+            return False
+        if self._stopping is not None and -exit_code in (self._stopping, signal.SIGKILL) and not error_file.is_file():
+            return False
+        self._by_rank[rank] = read_failure(rank, pid, exit_code, error_file)
+        return True
+
+    def of_job(self, cause: Cause | None, pids: dict[int, int]) -> dict[int, ProcessFailure]:
+        """By rank. The cause the job ended with is among them, also if its process did not die of it."""
+        failures = dict(self._by_rank)
+        if cause is not None and cause.rank is not None:
+            rank = cause.rank
+            if rank not in failures:
+                code = 1 if cause.exit_code is None else cause.exit_code
+                failures[rank] = ProcessFailure(rank, pids.get(rank, 0), code, message=cause.traceback or cause.summary)
+            if cause.kind != "death":  # the agent knows more than the order in which processes died
+                earliest = min(failure.timestamp for failure in failures.values())
+                failures[rank].timestamp = earliest
+                failures = {rank: failures.pop(rank), **failures}
+        return failures
+
+
+def read_failure(rank: int, pid: int, exit_code: int, error_file: Path) -> ProcessFailure:
+    """What is known of a dead process: from its error file, or else from its exit code."""
+    failure = ProcessFailure(rank, pid, exit_code)
+    failure.message = (
+        f"signal {-exit_code} ({failure.signal_name()}) ended process {pid}" if exit_code < 0 else _NO_TRACEBACK
+    )
+    try:
+        data = json.loads(error_file.read_text(errors="replace"))
+        message = data["message"]
+        timestamp = data["timestamp"] if isinstance(message, str) else message["extraInfo"]["timestamp"]
+        failure.timestamp = int(timestamp)
+    except FileNotFoundError:
+        return failure
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        # The worker writes this file, and can die while it does: what it says is then not known, but its death is.
+        failure.error_file = str(error_file)
+        failure.message = f"{failure.message}; its error file is not readable ({type(error).__name__}: {error})"
+        return failure
+    failure.error_file = str(error_file)
+    failure.error_file_data = data
+    failure.message = message or failure.message
+    return failure

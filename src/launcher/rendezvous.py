@@ -1,0 +1,80 @@
+"""`--rdzv-*`, `--standalone` and `--master-*`: which torchrun rendezvous they would mean, and where ours listens."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import click
+
+from ..agent.config import Rendezvous
+
+_BACKENDS = ("c10d", "static", "hyperpod")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_C10D_PORT = 29400
+_STATIC_PORT = 29500
+
+
+def meeting_point(options: dict[str, Any]) -> tuple[Rendezvous, str]:
+    """The rendezvous and the name of the job. Raises click.UsageError."""
+    backend, endpoint = options["rdzv_backend"], options["rdzv_endpoint"]
+    address, port = options["master_addr"], options["master_port"]
+    one_node_by_default = backend == "static" and not endpoint and port is None and options["nnodes"][1] == 1
+    run_id = options["rdzv_id"]
+    if options["standalone"] or one_node_by_default:
+        # torchrun gives the job a name of its own here; one that was asked for is better.
+        return Rendezvous(settings=options["rdzv_conf"]), _random_id() if run_id is None else run_id
+    if backend in ("etcd", "etcd-v2"):
+        raise click.UsageError(f"--rdzv-backend {backend}: hyperpodrun needs no etcd; use c10d with the same endpoint")
+    if backend not in _BACKENDS:
+        raise click.UsageError(f"--rdzv-backend {backend}: there are c10d, static and hyperpod")
+    if backend == "static" and not endpoint:
+        endpoint = f"{'127.0.0.1' if address is None else address}:{_STATIC_PORT if port is None else port}"
+    host, listen_on = parse_endpoint(endpoint, {"c10d": _C10D_PORT, "static": None, "hyperpod": 0}[backend])
+    given = options["rdzv_endpoint"] or address is not None
+    return (
+        Rendezvous(
+            backend=backend,
+            endpoint=endpoint,
+            settings=_with_node_rank(options, backend),
+            host=host if given and host in _LOOPBACK else "localhost",
+            port=listen_on,
+        ),
+        "none" if run_id is None else run_id,
+    )
+
+
+def parse_endpoint(endpoint: str, default_port: int | None) -> tuple[str, int]:
+    """`HOST[:PORT]`, with brackets around an IPv6 address. Raises click.UsageError."""
+    text = endpoint.strip()
+    host, separator, port_text = (text, "", "") if re.fullmatch(r"\[.*\]", text) else _split(text)
+    if re.fullmatch(r"\[.+\]", host):
+        host = host[1:-1]
+    port = default_port
+    if separator:
+        port = int(port_text) if re.fullmatch(r"[0-9]{1,5}", port_text) else -1
+    if port is None:
+        raise click.UsageError(f"--rdzv-endpoint {endpoint}: the static backend needs its port")
+    if not 0 <= port < 1 << 16 or (text and not re.fullmatch(r"[\w.:-]+", host)):
+        raise click.UsageError(f"{endpoint!r} is not an endpoint HOST:PORT")
+    return host or "localhost", port
+
+
+def _split(text: str) -> tuple[str, str, str]:
+    host, separator, port = text.rpartition(":")
+    return (host, separator, port) if separator else (port, "", "")
+
+
+def _with_node_rank(options: dict[str, Any], backend: str) -> dict[str, str]:
+    if backend != "static":
+        return dict(options["rdzv_conf"])
+    if not 0 <= options["node_rank"] < options["nnodes"][1]:
+        raise click.UsageError(f"--node-rank {options['node_rank']}: there are nodes 0 to {options['nnodes'][1] - 1}")
+    return {**options["rdzv_conf"], "rank": str(options["node_rank"])}
+
+
+def _random_id() -> str:
+    """A version 4 UUID; the module of that name is not worth its import time."""
+    text = os.urandom(16).hex()
+    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{'89ab'[int(text[16], 16) % 4]}{text[17:20]}-{text[20:]}"

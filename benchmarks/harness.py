@@ -58,9 +58,7 @@ class RunFailed(Exception):
     """A run is not what it should be; the sentence says why."""
 
 
-def command(
-    launcher: str, world_size: int, options: Sequence[str], script: str, *arguments: str
-) -> list[str]:
+def command(launcher: str, world_size: int, options: Sequence[str], script: str, *arguments: str) -> list[str]:
     """The command line of a launcher beside this interpreter, for a script of this directory."""
     path = Path(sys.executable).with_name(launcher)
     if not path.exists():
@@ -78,11 +76,14 @@ def command(
 def run(arguments: Sequence[str], directory: Path, deadline_s: float = DEADLINE_S) -> Finished:
     """Runs a launcher in a session of its own to its end. Its output goes to a file in `directory`."""
     path = directory / "output.txt"
+    environment = {**os.environ, **WORKER_ENVIRONMENT}
+    # torch was compiled when it was installed; the project's own modules must be let keep their bytecode, too.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     with path.open("wb") as output:
         started_ns = time.monotonic_ns()
         process = subprocess.Popen(
             arguments,
-            env={**os.environ, **WORKER_ENVIRONMENT},
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -68,9 +68,7 @@ def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Launch time and memory of hyperpodrun beside torchrun.")
     harness.add_common_options(parser, world_sizes="1,2,4,8")
-    parser.add_argument(
-        "--scripts", type=harness.comma_separated(harness.one_of(SCRIPTS)), default=",".join(SCRIPTS)
-    )
+    parser.add_argument("--scripts", type=harness.comma_separated(harness.one_of(SCRIPTS)), default=",".join(SCRIPTS))
     parser.add_argument(
         "--inprocess-restart",
         action="store_true",

@@ -107,14 +107,10 @@ def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Recovery time of hyperpodrun beside torchrun.")
     harness.add_common_options(parser, world_sizes="2,4")
-    parser.add_argument(
-        "--faults", type=harness.comma_separated(harness.one_of(FAULTS)), default=",".join(FAULTS)
-    )
+    parser.add_argument("--faults", type=harness.comma_separated(harness.one_of(FAULTS)), default=",".join(FAULTS))
     args = parser.parse_args()
     if min(args.world_sizes) <= FAULT_RANK:
-        parser.error(
-            f"argument --world-sizes: rank {FAULT_RANK} breaks, so there must be at least {FAULT_RANK + 1}"
-        )
+        parser.error(f"argument --world-sizes: rank {FAULT_RANK} breaks, so there must be at least {FAULT_RANK + 1}")
     if args.quick:
         args.runs = 1
     return args
@@ -212,9 +208,7 @@ def comparison(cases: list[Case], launchers: list[str], results: dict[tuple[Case
         of_case = [results[case, launcher] for launcher in launchers]
         cells = [with_failures(result) for result in of_case]
         if both:
-            cells.append(
-                harness.ratio(results[case, "torchrun"].verified, results[case, "hyperpodrun"].verified)
-            )
+            cells.append(harness.ratio(results[case, "torchrun"].verified, results[case, "hyperpodrun"].verified))
         step_ms = harness.median([value for result in of_case for value in result.step_ms])
         lines.append([case.fault, str(case.world_size), *cells, "-" if step_ms is None else f"{step_ms:.0f}"])
     return harness.table(header, lines)

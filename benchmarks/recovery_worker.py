@@ -99,9 +99,7 @@ class Journal:
         new.replace(path)
 
 
-def train(
-    args: argparse.Namespace, state: State, journal: Journal, caller: HPCallWrapper | None = None
-) -> None:
+def train(args: argparse.Namespace, state: State, journal: Journal, caller: HPCallWrapper | None = None) -> None:
     """To the last step. After a fault HPWrapper enters it again; without, a new process does."""
     dist.init_process_group("gloo")
     rank, attempt = dist.get_rank(), int(os.environ["TORCHELASTIC_RESTART_COUNT"])

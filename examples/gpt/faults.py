@@ -44,9 +44,7 @@ class Injection:
         match = _SYNTAX.fullmatch(text)
         if not match:
             names = f"KIND one of {', '.join(KINDS)} and PLACE one of {', '.join(PLACES)}"
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not KIND:rank=R,step=S[,where=PLACE] with {names}."
-            )
+            raise argparse.ArgumentTypeError(f"{text!r} is not KIND:rank=R,step=S[,where=PLACE] with {names}.")
         kind, rank, step, where = match.groups()
         return cls(kind, int(rank), int(step), where or "forward")
 

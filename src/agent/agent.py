@@ -72,7 +72,7 @@ class Agent:
         self._pids: dict[int, int] = {}
         """The latest process of every rank, dead or alive."""
         self._hook: tuple[processes.Child, Outputs] | None = None
-        self._keeper = processes.Keeper(self._token)
+        self._keeper = processes.Keeper(self._token, self._runtime)
         self._end: cmd.End | None = None
         self._early_signals: list[int] = []
         self._fault_seen_ns: dict[int, int] = {}
@@ -124,6 +124,7 @@ class Agent:
 
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
+        self._loop.set_exception_handler(self._on_bug)
         self._report = RecoveryReport(self._config.run_id, self._config.nproc_per_node)
         for signum in self._config.signals:
             if signal.getsignal(signum) != signal.SIG_IGN:
@@ -184,6 +185,17 @@ class Agent:
     def _on_signal(self, signum: int) -> None:
         self.console.log("signal", name=signal.Signals(signum).name)
         self._dispatch(ev.StopRequested(signum))
+
+    def _on_bug(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An error of our own in a callback: a job whose supervisor has missed something is ended, not left to hang."""
+        import traceback
+
+        error = context.get("exception")
+        if self._end is not None:  # the consequences of the first one
+            return
+        if error is not None:
+            self.console.write("".join(traceback.format_exception(type(error), error, error.__traceback__)))
+        self._conclude(cmd.End(1, f"internal error of hyperpodrun: {context.get('message')}: {error!r}"))
 
     def _on_message(self, rank: int, incarnation: int, message: messages.WorkerMessage) -> None:
         from ..protocol import messages
@@ -268,7 +280,7 @@ class Agent:
                     os.kill(pid, signal.SIGKILL)
         if not self._keeper.alive() and self._end is None:
             self.console.log("keeper-lost", pid=self._keeper.pid, action="replaced")
-            self._keeper = processes.Keeper(self._token)
+            self._keeper = processes.Keeper(self._token, self._runtime)
 
     def _note_fault(self, epoch: int, at_ns: int) -> None:
         self._fault_seen_ns[epoch] = min(at_ns, self._fault_seen_ns.get(epoch, at_ns))
@@ -415,13 +427,11 @@ class Agent:
         """A recovery is over: a line for people, a row for programs."""
         if recovery is None:
             return
-        import json
-
         from .recovery_report import line
 
         self.console.log("recovery", **line(recovery))
-        with self._logs.recoveries.open("a") as file:
-            file.write(json.dumps(recovery.as_row()) + "\n")
+        with self._logs.recoveries.open("ab") as file:
+            file.write(recovery.as_json())
 
     def _tell_failure(self) -> None:
         """Why the job failed: one line, and the traceback that no worker has shown."""

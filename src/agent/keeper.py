@@ -45,6 +45,16 @@ def kill_all(mark: bytes) -> None:
         pause = min(0.1, pause * 2)
 
 
+def remove(directory: str) -> None:
+    """The agent's directory of sockets, if the agent could not do it."""
+    try:
+        for name in os.listdir(directory):
+            os.unlink(os.path.join(directory, name))
+        os.rmdir(directory)
+    except OSError:
+        pass  # it could
+
+
 def main() -> None:
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(signum, signal.SIG_IGN)
@@ -52,6 +62,7 @@ def main() -> None:
     while os.read(int(sys.argv[1]), 1):
         pass
     kill_all(mark)
+    remove(sys.argv[2])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ passed two milestones, so that the phases of a recovery add up to its total.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import msgspec
 
 from ..control.commands import Cause
 from ..protocol.messages import Arrive, Stepped
@@ -15,8 +15,7 @@ from ..protocol.messages import Arrive, Stepped
 PHASES = ("detect", "notify", "abort", "unwind", "barrier", "assign", "bootstrap", "restore", "step")
 
 
-@dataclass
-class Recovery:
+class Recovery(msgspec.Struct):
     """One recovery. Times in milliseconds; a phase that was never reached is None."""
 
     number: int
@@ -36,12 +35,12 @@ class Recovery:
     """Every rank completed a step, or the function, in the new epoch before the next fault."""
     traceback: str = ""
 
-    def as_row(self) -> dict[str, object]:
-        return asdict(self)
+    def as_json(self) -> bytes:
+        """One line of recoveries.jsonl."""
+        return msgspec.json.encode(self) + b"\n"
 
 
-@dataclass
-class _Open:
+class _Open(msgspec.Struct):
     """A recovery under way."""
 
     failed_epoch: int
@@ -50,12 +49,12 @@ class _Open:
     fault_ns: int
     pids_before: dict[int, int]
     pids_after: dict[int, int]
-    respawned: set[int] = field(default_factory=set)
-    arrivals: list[Arrive] = field(default_factory=list)
+    respawned: set[int] = msgspec.field(default_factory=set)
+    arrivals: list[Arrive] = msgspec.field(default_factory=list)
     epoch: int | None = None
     assembled_ns: int = 0
     assigned_ns: int = 0
-    steps: dict[int, Stepped] = field(default_factory=dict)
+    steps: dict[int, Stepped] = msgspec.field(default_factory=dict)
     last_store_write_ns: int = 0
 
 
@@ -68,9 +67,7 @@ class RecoveryReport:
         self._open: _Open | None = None
         self.recoveries: list[Recovery] = []
 
-    def failed(
-        self, epoch: int, cause: Cause, fault_ns: int, now_ns: int, pids: dict[int, int]
-    ) -> Recovery | None:
+    def failed(self, epoch: int, cause: Cause, fault_ns: int, now_ns: int, pids: dict[int, int]) -> Recovery | None:
         """An epoch has failed. A recovery that was not over is closed as it stands and returned."""
         unfinished = self._close(completed=False)
         self._open = _Open(epoch, cause, now_ns, min(fault_ns, now_ns), dict(pids), dict(pids))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias
+
+import msgspec
 
 from ..protocol.plan import RestorePlan
 
@@ -16,8 +17,7 @@ EXIT_SIGNAL_BASE = 128
 """Plus the number of the signal that stopped the job."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cause:
+class Cause(msgspec.Struct, frozen=True):
     """Why something happened to the job. `exit_code`: of the process that ended, negative for a signal."""
 
     kind: str
@@ -30,15 +30,13 @@ class Cause:
     """Most likely not the cause itself but a broken connection; another rank's own news will tell more."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunHook:
+class RunHook(msgspec.Struct, frozen=True):
     """Start the pre-train (`pre`) or post-train (`post`) script and report its end as HookEnded."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Spawn:
+class Spawn(msgspec.Struct, frozen=True):
     """Start the process of a rank; its environment names `epoch`."""
 
     rank: int
@@ -46,8 +44,7 @@ class Spawn:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(msgspec.Struct, frozen=True):
     """SIGKILL one process and all it started, now."""
 
     rank: int
@@ -55,22 +52,19 @@ class Kill:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class StopWorkers:
+class StopWorkers(msgspec.Struct, frozen=True):
     """Send every live worker and hook this signal (None: the configured shutdown signal)."""
 
     signum: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class OpenEpoch:
+class OpenEpoch(msgspec.Struct, frozen=True):
     """The store serves this epoch from now on; keys of older ones are forgotten."""
 
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class FailEpoch:
+class FailEpoch(msgspec.Struct, frozen=True):
     """Cancel the epoch's blocked store waits and tell every live attached worker to come to the barrier.
 
     Every epoch fails at most once. One that never began can fail too: a process started for it has died.
@@ -80,8 +74,7 @@ class FailEpoch:
     cause: Cause
 
 
-@dataclass(frozen=True, slots=True)
-class StartEpoch:
+class StartEpoch(msgspec.Struct, frozen=True):
     """Release every worker from the barrier into `epoch`. `cause`: of the recovery that this ends, if any."""
 
     epoch: int
@@ -89,15 +82,13 @@ class StartEpoch:
     cause: Cause | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FinishEpoch:
+class FinishEpoch(msgspec.Struct, frozen=True):
     """Tell every worker that the wrapped function has returned everywhere."""
 
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class RestartProcesses:
+class RestartProcesses(msgspec.Struct, frozen=True):
     """Information: every process is about to be stopped and started again (restart `number` of `limit`)."""
 
     cause: Cause
@@ -105,8 +96,7 @@ class RestartProcesses:
     limit: int
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(msgspec.Struct, frozen=True):
     """The job is over. `left_behind`: ranks whose process did not die when killed."""
 
     exit_code: int

@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class Begin:
+
+class Begin(msgspec.Struct, frozen=True):
     """The launcher asks for the job. Always the first event."""
 
 
-@dataclass(frozen=True, slots=True)
-class HookEnded:
+class HookEnded(msgspec.Struct, frozen=True):
     """The pre-train or post-train script ended. `exit_code` is negative for a signal."""
 
     exit_code: int
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerEvent:
+class WorkerEvent(msgspec.Struct, frozen=True):
     """About one worker process: `incarnation` tells it from earlier and later processes of its rank."""
 
     rank: int
     incarnation: int
 
 
-@dataclass(frozen=True, slots=True)
-class Attached(WorkerEvent):
+class Attached(WorkerEvent, frozen=True):
     """The process has reached its first wrapped function. `abort_timeout`: its limit to unwind, seconds."""
 
     abort_timeout: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived(WorkerEvent):
+class Arrived(WorkerEvent, frozen=True):
     """The worker waits at the barrier; the fields are those of `protocol.messages.Arrive`."""
 
     epoch: int
@@ -43,8 +39,7 @@ class Arrived(WorkerEvent):
     healthy: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Faulted(WorkerEvent):
+class Faulted(WorkerEvent, frozen=True):
     """User code raised in `epoch`. `consequence`: a broken connection, most likely due to another's fault."""
 
     epoch: int
@@ -53,37 +48,32 @@ class Faulted(WorkerEvent):
     consequence: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Stepped(WorkerEvent):
+class Stepped(WorkerEvent, frozen=True):
     """The first optimizer step of `epoch` completed on this rank."""
 
     epoch: int
     step: int
 
 
-@dataclass(frozen=True, slots=True)
-class Completed(WorkerEvent):
+class Completed(WorkerEvent, frozen=True):
     """The wrapped function returned on this rank."""
 
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class Exited(WorkerEvent):
+class Exited(WorkerEvent, frozen=True):
     """The process is gone. `exit_code` is negative for the signal that killed it."""
 
     exit_code: int
 
 
-@dataclass(frozen=True, slots=True)
-class StopRequested:
+class StopRequested(msgspec.Struct, frozen=True):
     """Somebody sent the launcher a signal that ends the job."""
 
     signum: int
 
 
-@dataclass(frozen=True, slots=True)
-class TimePassed:
+class TimePassed(msgspec.Struct, frozen=True):
     """The time that `Job.next_deadline` named has come."""
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import Counter
 
 from . import events as ev
-from .commands import EXIT_SIGNAL_BASE, Command
+from .commands import Command
 from .state import JobConfig, JobState, Phase, SlotState
 from .transitions import TRANSITIONS
 
-_ON_THE_WAY_TO_THE_BARRIER = (
+_CAN_ARRIVE = (
     SlotState.STARTING,
     SlotState.BETWEEN,
     SlotState.UNWINDING,
@@ -74,12 +74,9 @@ def _is_stale(job: JobState, event: ev.Event) -> bool:
         return True
     match event:
         case ev.Arrived():
-            return slot.state not in _ON_THE_WAY_TO_THE_BARRIER or event.epoch != slot.epoch
+            return slot.state not in _CAN_ARRIVE or event.epoch != slot.epoch
         case ev.Completed():
             return slot.state is not SlotState.RUNNING or event.epoch != slot.epoch
         case ev.Faulted() | ev.Stepped():
             return not event.epoch == slot.epoch == job.epoch
     return False
-
-
-__all__ = ["EXIT_SIGNAL_BASE", "Job"]

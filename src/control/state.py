@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from dataclasses import dataclass, field
+
+import msgspec
 
 from ..protocol.plan import NO_EPOCH
 from .commands import Cause, End
@@ -61,8 +62,7 @@ class SlotState(enum.Enum):
 GONE = frozenset({SlotState.EXITED, SlotState.LOST})
 
 
-@dataclass(frozen=True, slots=True)
-class JobConfig:
+class JobConfig(msgspec.Struct, frozen=True):
     """What the job was asked to be. Times in seconds."""
 
     world_size: int
@@ -83,8 +83,7 @@ class JobConfig:
     post_train: bool = False
 
 
-@dataclass(slots=True)
-class Slot:
+class Slot(msgspec.Struct):
     """One rank: the process that holds it and what is known of it."""
 
     rank: int
@@ -119,8 +118,7 @@ class Slot:
         self.due = None
 
 
-@dataclass(slots=True)
-class JobState:
+class JobState(msgspec.Struct):
     """All that decisions depend on. Two jobs that are equal here answer the same events the same way."""
 
     config: JobConfig
@@ -146,7 +144,7 @@ class JobState:
     inprocess_restarts: int = 0
     fault: Cause | None = None
     """Why the recovery under way is under way."""
-    stalled: dict[int, Cause] = field(default_factory=dict)
+    stalled: dict[int, Cause] = msgspec.field(default_factory=dict)
     """The epochs that failed in a row without a completed step, and why; the first is the one to show."""
     progress: int = NO_EPOCH
     """The last epoch in which an optimizer step completed."""
@@ -158,7 +156,7 @@ class JobState:
     killing: bool = False
     """They have been sent SIGKILL."""
 
-    dropped: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = msgspec.field(default_factory=Counter)
     """Events that changed nothing, by name."""
 
     @classmethod

@@ -7,7 +7,8 @@ killed, and what is left of them after `kill_timeout` is given up. A deadline on
 from __future__ import annotations
 
 import signal
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from . import causes
 from . import events as ev

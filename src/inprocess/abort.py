@@ -131,32 +131,25 @@ def default_abort() -> Abort:
 def release_process_groups() -> list[Any]:
     """Makes torch.distributed forget every group, on the main thread; gives what is left of them.
 
-    Whoever drops the result waits for the groups' destructors, which takes gloo about 10 ms for each rank: do that on
-    another thread, they release the GIL.
+    Not by `destroy_process_group()`: that shuts every group down first, and an NCCL group whose communicator was just
+    aborted can keep it waiting for ever. Whoever drops the result waits for the groups' destructors, which takes gloo
+    about 10 ms for each rank: do that on another thread, they release the GIL.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_available():
         return []
     c10d = distributed.distributed_c10d
-    remains: list[Any] = [*c10d._world.pg_map.keys(), *c10d._world.pg_map.values()]
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
-    else:
-        _forget_half_made_groups(c10d)
-    return remains
-
-
-def _forget_half_made_groups(c10d: Any) -> None:
-    """An interrupted `init_process_group` has counted its group already; a rank that had not begun has not.
-
-    The count is part of the name of the next group and of its keys in the store: it must be the same on all ranks.
-    """
     world = c10d._world
+    remains: list[Any] = [*world.pg_map.keys(), *world.pg_map.values()]
+    c10d._update_default_pg(None)
     for name in ("pg_map", "pg_names", "pg_group_ranks", "pg_backend_config", "pg_to_tag", "tags_to_pg"):
         getattr(world, name).clear()
     world.pg_coalesce_state.clear()
     c10d._unregister_all_process_groups()
+    # The count is part of the next group's name and of its keys in the store, so it must be the same on all ranks; one
+    # that was interrupted inside `init_process_group` has counted its group already, one that had not begun has not.
     world.group_count = 0
+    return remains
 
 
 def _shut_down_if_connected(fd: int, listeners: frozenset[tuple[str, int]]) -> None:

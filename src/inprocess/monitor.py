@@ -79,9 +79,7 @@ class Monitor:
         """The function has returned here. True once it has everywhere; False when the epoch failed meanwhile."""
         self.send(messages.Completed(epoch))
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._finished >= epoch or self._faulted(epoch) or self._failure is not None
-            )
+            self._changed.wait_for(lambda: self._finished >= epoch or self._faulted(epoch) or self._failure is not None)
             self._check()
             return self._finished >= epoch
 

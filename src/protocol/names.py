@@ -20,8 +20,13 @@ def format_identity(local_rank: int, incarnation: int) -> str:
 def parse_identity(text: str) -> tuple[int, int]:
     """(local rank, incarnation). Raises ValueError for anything `format_identity` does not write."""
     local_rank, separator, incarnation = text.partition(".")
-    if not (separator and local_rank.isascii() and local_rank.isdecimal() and incarnation.isascii()
-            and incarnation.isdecimal()):
+    if not (
+        separator
+        and local_rank.isascii()
+        and local_rank.isdecimal()
+        and incarnation.isascii()
+        and incarnation.isdecimal()
+    ):
         raise ValueError(f"not a worker identity: {text[:40]!r}")
     return int(local_rank), int(incarnation)
 

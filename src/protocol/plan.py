@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 NO_EPOCH = -1
 """The epoch of a process that has not run in any."""
 
 
-@dataclass(frozen=True)
-class RestorePlan:
+class RestorePlan(msgspec.Struct, frozen=True):
     """Where the state of a new epoch comes from.
 
     `target_step`: optimizer steps completed in the state to go on from. `source`: a rank that holds it, or None when

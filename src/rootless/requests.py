@@ -6,24 +6,21 @@ answers them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Validate:
+class Validate(msgspec.Struct, frozen=True):
     """First request of every connection, and only the first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Set:
+class Set(msgspec.Struct, frozen=True):
     """Give a key a value."""
 
     key: bytes
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class CompareSet:
+class CompareSet(msgspec.Struct, frozen=True):
     """Give a key a value if it has the expected one; an absent key matches an empty expectation."""
 
     key: bytes
@@ -31,110 +28,94 @@ class CompareSet:
     desired: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Get:
+class Get(msgspec.Struct, frozen=True):
     """Read a key now; the torch client has always waited for it just before."""
 
     key: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Add:
+class Add(msgspec.Struct, frozen=True):
     """Add to a decimal counter, absent is 0."""
 
     key: bytes
     delta: int
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(msgspec.Struct, frozen=True):
     """Are all of these present?"""
 
     keys: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True):
     """Answer when all of these are present."""
 
     keys: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class NumKeys:
+class NumKeys(msgspec.Struct, frozen=True):
     """How many keys?"""
 
 
-@dataclass(frozen=True, slots=True)
-class DeleteKey:
+class DeleteKey(msgspec.Struct, frozen=True):
     """Forget a key."""
 
     key: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
+class Append(msgspec.Struct, frozen=True):
     """Add bytes to the end of a value, absent is empty."""
 
     key: bytes
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class MultiGet:
+class MultiGet(msgspec.Struct, frozen=True):
     """Several `Get` in one."""
 
     keys: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class MultiSet:
+class MultiSet(msgspec.Struct, frozen=True):
     """Several `Set` in one."""
 
     items: tuple[tuple[bytes, bytes], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class CancelWait:
+class CancelWait(msgspec.Struct, frozen=True):
     """The client's own deadline passed while it waited."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ping:
+class Ping(msgspec.Struct, frozen=True):
     """Send this number back."""
 
     nonce: int
 
 
-@dataclass(frozen=True, slots=True)
-class QueuePush:
+class QueuePush(msgspec.Struct, frozen=True):
     """Add an element to the end of a queue."""
 
     key: bytes
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class QueuePop:
+class QueuePop(msgspec.Struct, frozen=True):
     """Take the first element; a client that wants to block has sent a `Wait` for the queue before."""
 
     key: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class QueueLen:
+class QueueLen(msgspec.Struct, frozen=True):
     """How many elements?"""
 
     key: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class ListKeys:
+class ListKeys(msgspec.Struct, frozen=True):
     """Which keys?"""
 
 
-@dataclass(frozen=True, slots=True)
-class Barrier:
+class Barrier(msgspec.Struct, frozen=True):
     """Count this arrival and answer when `world_size` have arrived."""
 
     key: bytes

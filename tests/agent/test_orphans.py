@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
 from pathlib import Path
 
@@ -43,9 +44,7 @@ def wait_until(condition, seconds: float, what: str) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(
-    "signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda signum: signum.name
-)
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda signum: signum.name)
 @pytest.mark.parametrize("flag", [[], ["--inprocess-restart"]], ids=["plain", "in-process"])
 def test_no_process_of_the_job_is_left_when_the_agent_ends(start, script, tmp_path, monkeypatch, signum, flag):
     monkeypatch.chdir(tmp_path)
@@ -108,3 +107,20 @@ def test_a_lost_keeper_is_replaced(start, script, tmp_path, monkeypatch):
     wait_until(lambda: len(keepers()) == 1 and keepers() != [first], 5, "no new keeper")
     os.kill(launch.pid, signal.SIGKILL)
     launch.wait(10)
+
+
+def test_the_agents_directory_is_removed_even_when_it_is_killed(start, script, tmp_path, monkeypatch):
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # pytest's own has a name too long for sockets
+        monkeypatch.setenv("TMPDIR", name)
+        check_directory(start, script, tmp_path, monkeypatch, Path(name))
+
+
+def check_directory(start, script, tmp_path, monkeypatch, temporary):
+    monkeypatch.chdir(tmp_path)
+    launch = start("--inprocess-restart", script("import time, pathlib; pathlib.Path('up').touch(); time.sleep(3600)"))
+    wait_until((tmp_path / "up").exists, 20, "the worker did not come up")
+    (directory,) = temporary.glob("hyperpodrun-*")
+    assert directory.stat().st_mode & 0o777 == 0o700
+    os.kill(launch.pid, signal.SIGKILL)
+    launch.wait(10)
+    wait_until(lambda: not directory.exists(), 5, "the directory is still there")

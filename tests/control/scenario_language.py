@@ -195,7 +195,7 @@ def _config(line: str) -> JobConfig:
     for item in items:
         name, equals, value = item.partition("=")
         field = "world_size" if name == "ranks" else name.replace("-", "_")
-        if field not in JobConfig.__dataclass_fields__:
+        if field not in JobConfig.__struct_fields__:
             raise ScenarioError(f"JobConfig has no {field}")
         whole = not field.endswith("_timeout")
         values[field] = (int(value) if whole else float(value)) if equals else True

@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import enum
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+import msgspec
 from hyperpodrun.control import commands as cmd
 from hyperpodrun.control import events as ev
 from hyperpodrun.control.job import Job
@@ -38,6 +39,7 @@ class Worker:
 
     rank: int
     incarnation: int
+    spawn_epoch: int
     epoch: int = NO_EPOCH
     doing: Doing = Doing.STARTING
     call: int = 1
@@ -115,6 +117,8 @@ class World:
         self.opened: list[int] = []
         self.started: list[int] = []
         self.failed: list[int] = []
+        self.spent: set[int] = set()
+        """The epochs that processes were started for which are gone: they may have left keys there."""
         self.ran: set[int] = set()
         """The incarnations that have run in an epoch."""
         self.incarnations: list[int] = []
@@ -237,10 +241,11 @@ class World:
         if former is not None:
             assert command.rank in self.gone, "two live processes of one rank"
             self.former.append(former)
+            self.spent.add(former.spawn_epoch)
         assert command.incarnation > max(self.incarnations, default=-1)
-        assert command.epoch > max([*self.started, *self.failed], default=NO_EPOCH), "an old epoch's keys"
+        assert command.epoch > max([*self.started, *self.failed, *self.spent], default=NO_EPOCH), "old keys"
         self.incarnations.append(command.incarnation)
-        self.workers[command.rank] = Worker(command.rank, command.incarnation)
+        self.workers[command.rank] = Worker(command.rank, command.incarnation, command.epoch)
         self.gone.pop(command.rank, None)
 
     def _start(self, command: cmd.StartEpoch) -> None:
@@ -326,6 +331,7 @@ class World:
                 assert self.end is not None
                 assert deadline is None
         assert state.restarts <= self.config.max_restarts
+        assert state.inprocess_restarts == len(self.failed), "every failed epoch costs one restart, once"
         if self.config.max_inprocess_restarts is not None:
             assert state.inprocess_restarts <= self.config.max_inprocess_restarts
 
@@ -365,4 +371,4 @@ class World:
 
 
 def same_but_for_drops(one: JobState, other: JobState) -> bool:
-    return replace(one, dropped=other.dropped) == other
+    return msgspec.structs.replace(one, dropped=other.dropped) == other

@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hyperpodrun.control.commands import Command
+from hyperpodrun.control.events import Event
+from hyperpodrun.control.state import JobState, Phase
+from hyperpodrun.control.transitions import TRANSITIONS, Transition
 from scenario_language import ScenarioError, play
 
 SCENARIOS = sorted((Path(__file__).parent.parent / "scenarios").glob("*.txt"))
@@ -18,6 +22,23 @@ def test_the_job_answers_as_written(path: Path, request: pytest.FixtureRequest) 
         path.write_text(played)
         return
     assert played == written, f"{path.name} has changed; pytest tests/control --regenerate-scenarios rewrites it"
+
+
+def test_every_transition_of_the_table_is_in_a_scenario(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = set()
+
+    def recorder(key: tuple[Phase, type[Event]], transition: Transition) -> Transition:
+        def record(job: JobState, event: Event, now: float) -> list[Command]:
+            taken.add(key)
+            return transition(job, event, now)
+
+        return record
+
+    for key, transition in list(TRANSITIONS.items()):
+        monkeypatch.setitem(TRANSITIONS, key, recorder(key, transition))
+    for path in SCENARIOS:
+        play(path.read_text())
+    assert taken == set(TRANSITIONS)
 
 
 def test_every_scenario_says_what_it_shows() -> None:

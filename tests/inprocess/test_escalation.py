@@ -29,9 +29,7 @@ def work(caller):
 @pytest.fixture
 def job(run, script):
     def launch(body: str, *options: str, timeout: float = 60.0):
-        return run(
-            "--nproc-per-node=2", "--inprocess-restart", *options, script(HEAD + body), timeout=timeout
-        )
+        return run("--nproc-per-node=2", "--inprocess-restart", *options, script(HEAD + body), timeout=timeout)
 
     return launch
 
@@ -65,7 +63,8 @@ main()
 
 
 def test_a_new_process_that_dies_while_it_starts_is_replaced_again(job):
-    finished = job("""
+    finished = job(
+        """
 if not FIRST and not Path("died").exists():
     Path("died").touch()
     os._exit(1)
@@ -75,7 +74,8 @@ def main(caller: HPCallWrapper):
         os.kill(os.getpid(), signal.SIGKILL)
     work(caller)
 main()
-""".replace('"died"', 'sys.argv[0] + ".died"'))
+""".replace('"died"', 'sys.argv[0] + ".died"')
+    )
     assert finished.returncode == 0, finished.output
     assert "worked epoch=2" in finished.stdout
 

@@ -16,9 +16,7 @@ PLACES = ("forward", "backward", "optimizer", "between")
 
 def gpt(run, ranks: int, steps: int, *injections: str):
     inject = [word for injection in injections for word in ("--inject", injection)]
-    return run(
-        f"--nproc-per-node={ranks}", "--inprocess-restart", GPT, "--steps", str(steps), *SMALL, *inject
-    )
+    return run(f"--nproc-per-node={ranks}", "--inprocess-restart", GPT, "--steps", str(steps), *SMALL, *inject)
 
 
 _undisturbed: dict[tuple[int, int], str] = {}

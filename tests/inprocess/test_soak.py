@@ -14,8 +14,7 @@ def test_a_hundred_restarts_leave_descriptors_threads_and_memory_as_they_were(ru
     assert finished.returncode == 0, finished.output
     assert len(finished.recoveries) == FAULTS
     rows = [
-        {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", line)}
-        for line in finished.stdout.splitlines()
+        {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", line)} for line in finished.stdout.splitlines()
     ]
     totals = [row["total_ms"] for row in finished.recoveries]
     with capsys.disabled():

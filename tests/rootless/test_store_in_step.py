@@ -9,7 +9,7 @@ from hyperpodrun.rootless.wire import STOP_WAITING, WAIT_CANCELED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-NAMES = st.sampled_from([b"/a", b"/b", b"/hyperpodrun-epoch-0/a", b"/hyperpodrun-epoch-1/a", b"/hyperpodrun-epoch-1/b", b"/hyperpodrun-epoch-2/a"])
+NAMES = st.sampled_from([b"/a", b"/b", *(b"/hyperpodrun-epoch-" + name for name in (b"0/a", b"1/a", b"1/b", b"2/a"))])
 ROWS = st.lists(NAMES, min_size=1, max_size=3).map(tuple)
 BLOCKING = (rq.Wait, rq.Barrier)
 SILENT = (rq.Set, rq.Append, rq.QueuePush)

@@ -12,8 +12,8 @@ import sys
 import time
 
 import pytest
-from hyperpodrun.rootless.server import StoreServer
 from hyperpodrun.rootless import requests as rq
+from hyperpodrun.rootless.server import StoreServer
 from hyperpodrun.rootless.wire import STOP_WAITING, WAIT_CANCELED, QueryType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -186,7 +186,11 @@ def test_stale_writes_are_dropped_and_counted(store: StoreProcess) -> None:
         stale.send(rq.Set(b"/hyperpodrun-epoch-0/k", b"old"))
         assert stale.in_step()
         store.call("advance", 1)
-        stale.send(rq.Set(b"/hyperpodrun-epoch-0/k", b"new"), rq.Set(b"/bare", b"new"), rq.Add(b"/hyperpodrun-epoch-1/n", 1))
+        stale.send(
+            rq.Set(b"/hyperpodrun-epoch-0/k", b"new"),
+            rq.Set(b"/bare", b"new"),
+            rq.Add(b"/hyperpodrun-epoch-1/n", 1),
+        )
         assert stale.read(8) == struct.pack("<q", 1)
         stale.send(rq.Get(b"/hyperpodrun-epoch-0/k"), rq.Get(b"/hyperpodrun-epoch-1/bare"))
         assert stale.read(16) == blob(b"") * 2

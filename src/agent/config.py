@@ -33,6 +33,11 @@ class LaunchConfig:
     inprocess_timeout: float | None = None
     """Limit for a worker to reach the barrier; None: DEFAULT_BARRIER_TIMEOUT, and longer at the first start."""
     max_inprocess_restarts: int | None = None
+    start_method: str = "standby"
+    """`spawn`: every worker is started cold. Anything else: forked from a standby source where that can be done."""
+    preload: tuple[str, ...] = ()
+    """Modules that the standby source imports as well."""
+    no_python: bool = False
     shutdown_signal: int = signal.SIGTERM
     shutdown_timeout: float = 30.0
     pre_train: tuple[str, ...] = ()

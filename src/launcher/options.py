@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from .parsing import Parsed, count_processes, parse_nnodes, parse_outputs, parse_signal
+from .parsing import Parsed, count_processes, parse_modules, parse_nnodes, parse_outputs, parse_signal
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -55,6 +55,19 @@ OPTIONS: list[Decorator] = [
         "--max-inprocess-restarts",
         type=click.IntRange(min=0),
         help="How often the job may restart in process.  [default: as long as it makes progress]",
+    ),
+    click.option(
+        "--start-method",
+        type=click.Choice(["standby", "spawn", "fork", "forkserver"]),
+        default="standby",
+        show_default=True,
+        help="spawn: every worker is a new process. Otherwise it is forked from one that has imported torch already.",
+    ),
+    click.option(
+        "--preload",
+        type=Parsed("MODULE,...", parse_modules),
+        default="",
+        help="Modules that are imported beforehand too; they must start no thread and touch no GPU.",
     ),
     click.option(
         "--shutdown-signal",

@@ -211,8 +211,8 @@ class Standbys:
         child = processes.Child(protocol.decode_from_worker(data).pid, fds[0])
         with contextlib.suppress(OSError):  # it is dead already: its pidfd will tell
             line.send(b"!")
-        launch = self._take(line)
-        launch.started(child)
+        self._console.debug("forked", pid=child.pid)
+        self._take(line).started(child)
 
     def _take(self, line: socket.socket) -> Launch:
         if self._loop is not None:

@@ -252,7 +252,9 @@ class Agent:
     def _reap_orphans(self) -> None:
         """What a dead worker left behind has become our child: it is killed, and taken away once it is dead."""
         own = {worker.child.pid for worker in self._workers.values() if worker.child is not None}
-        own |= {self._keeper.pid, self._standbys.pid}
+        own.add(self._keeper.pid)
+        if self._standbys.pid is not None:
+            own.add(self._standbys.pid)
         if self._hook is not None:
             own.add(self._hook[0].pid)
         live = {f"{worker.rank}.{worker.incarnation}" for worker in self._workers.values()}

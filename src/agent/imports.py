@@ -28,7 +28,8 @@ _BUDGET_FILES = 100
 _BUDGET_S = 0.05
 _LARGEST = 1 << 20
 _IMPORT = re.compile(
-    r"^[ \t]*(?:import[ \t]+(?P<names>[\w., \t]+)|from[ \t]+(?P<origin>\.*[\w.]*)[ \t]+import[ \t]+\(?(?P<items>[\w., \t]*))",
+    r"^[ \t]*(?:import[ \t]+(?P<names>[\w., \t]+)|"
+    r"from[ \t]+(?P<origin>\.*[\w.]*)[ \t]+import[ \t]+\(?(?P<items>[\w., \t]*))",
     re.MULTILINE,
 )
 _USES_DYNAMO = re.compile(r"\boptim|DistributedDataParallel|\bDDP\b|FSDP|FullySharded|fully_shard|torch\.compile")

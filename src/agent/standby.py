@@ -35,7 +35,14 @@ _READ_AT_IMPORT = (
     "OMP_", "OPENBLAS_", "PYTHON", "PYTORCH_", "ROCR_", "TORCHDYNAMO_", "TORCHINDUCTOR_", "TORCH_",
 )  # fmt: skip
 """Beginnings of the names that libraries read when they are imported."""
-_OF_ONE_WORKER = ("HYPERPODRUN_AGENT", "HYPERPODRUN_WORKER", "TORCHELASTIC_ERROR_FILE", "RANK", "LOCAL_RANK", "ROLE_RANK")
+_OF_ONE_WORKER = (
+    "HYPERPODRUN_AGENT",
+    "HYPERPODRUN_WORKER",
+    "TORCHELASTIC_ERROR_FILE",
+    "RANK",
+    "LOCAL_RANK",
+    "ROLE_RANK",
+)
 """Names that the source must not have: modules may look at them when they are imported."""
 _ROOM_BYTES = 32 << 10
 _WARM_LIMIT_S = 60.0

@@ -17,7 +17,7 @@ ROOM = "HYPERPODRUN_STANDBY_ROOM"
 """Likewise: padding, so that the environment of a worker, as /proc shows it, fits where the source's was."""
 
 CORE, EVERYTHING = 1, 2
-"""What a worker needs to have been imported before it is forked: torch; also what optimizers, DDP and --preload pull in."""
+"""What must be imported before a worker is forked: torch; also what optimizers, DDP and --preload pull in."""
 
 
 class SourceOptions(msgspec.Struct, frozen=True):
@@ -33,7 +33,7 @@ class SourceOptions(msgspec.Struct, frozen=True):
 
 
 class Fork(msgspec.Struct, frozen=True, tag="fork"):
-    """Agent to source. Beside it: the environment (a file of `NAME=value` and NUL), the worker's line, stdout, stderr."""
+    """Agent to source. Beside it: the environment (a file, as /proc has it), the worker's line, stdout, stderr."""
 
     needs: int
 

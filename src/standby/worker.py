@@ -12,7 +12,9 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
+from typing import Any
 
 from ..protocol import standby as protocol
 
@@ -109,9 +111,9 @@ def _reopen_streams() -> None:
             continue  # closed, as it was for the agent
         writes = fd != 0
         unbuffered = stream.write_through
-        binary = open(fd, "wb" if writes else "rb", 0 if writes and unbuffered else -1, closefd=False)  # noqa: SIM115
-        raw = binary if isinstance(binary, io.FileIO) else binary.raw
-        raw.name = f"<{('stdin', 'stdout', 'stderr')[fd]}>"  # type: ignore[misc]
+        binary: Any = open(fd, "wb" if writes else "rb", 0 if writes and unbuffered else -1, closefd=False)  # noqa: SIM115
+        raw = getattr(binary, "raw", binary)
+        raw.name = f"<{('stdin', 'stdout', 'stderr')[fd]}>"
         stream.__init__(  # type: ignore[misc]
             binary,
             encoding=stream.encoding,
@@ -136,10 +138,8 @@ def _renew_identity() -> None:
     process = sys.modules.get("multiprocessing.process")
     if process is not None:
         process.current_process().authkey = os.urandom(32)
-    logging = sys.modules.get("logging")
+    logging: Any = sys.modules.get("logging")
     if logging is not None:
-        import time
-
         logging._startTime = time.time_ns() if isinstance(logging._startTime, int) else time.time()
     threading = sys.modules.get("threading")
     if threading is not None:

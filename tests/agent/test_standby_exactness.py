@@ -87,8 +87,8 @@ EQUAL = {
     "threads": """
     import threading
     main = threading.main_thread()
-    return (threading.active_count(), main is threading.current_thread(), main.name, main.ident == threading.get_ident(),
-            main.native_id == threading.get_native_id(), main.native_id == os.getpid())
+    return (threading.active_count(), main is threading.current_thread(), main.name,
+            main.ident == threading.get_ident(), main.native_id == threading.get_native_id(), main.native_id == os.getpid())
     """,
     "torch_threads": """
     torch.ones(1000, 1000).sum()
@@ -237,7 +237,12 @@ def test_all_ways_to_name_a_script(run, monkeypatch, tmp_path, kind):
     (package / "__main__.py").write_text(text)
     (package / "inner.py").write_text(text)
     (tmp_path / "link.py").symlink_to(package / "inner.py")
-    arguments = {"module": ["-m", "pack.inner"], "package": ["-m", "pack"], "directory": ["pack"], "symlink": ["link.py"]}
+    arguments = {
+        "module": ["-m", "pack.inner"],
+        "package": ["-m", "pack"],
+        "directory": ["pack"],
+        "symlink": ["link.py"],
+    }
     said = []
     for method in METHODS:
         finished = run(f"--start-method={method}", *arguments[kind], "arg", LOGLEVEL="DEBUG")

@@ -180,7 +180,11 @@ while not Path("go").exists():
     def pids(rank: int) -> list[int]:
         paths = [Path(f"{kind}.{rank}") for kind in ("daemon", "forked")]
         texts = [path.read_text() for path in paths if path.exists()]
-        return [int(text) for text in texts] if len(texts) == 2 and all(text.endswith(("\n", " ")) for text in texts) else []
+        return (
+            [int(text) for text in texts]
+            if len(texts) == 2 and all(text.endswith(("\n", " ")) for text in texts)
+            else []
+        )
 
     wait_for(lambda: pids(0) and pids(1), "no orphans")
     Path("leave").touch()

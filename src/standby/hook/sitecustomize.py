@@ -32,8 +32,10 @@ def _become_worker() -> None:
     import importlib.util as util
 
     spec = util.find_spec("hyperpodrun")
-    own = spec is not None and spec.origin is not None and os.path.realpath(spec.origin) == os.path.realpath(
-        os.path.join(package, "__init__.py")
+    own = (
+        spec is not None
+        and spec.origin is not None
+        and os.path.realpath(spec.origin) == os.path.realpath(os.path.join(package, "__init__.py"))
     )
     if not own:  # the agent's package is not one that the script could import
         spec = util.spec_from_file_location(
@@ -43,9 +45,9 @@ def _become_worker() -> None:
         assert spec.loader is not None
         sys.modules["hyperpodrun"] = module = util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    from hyperpodrun.standby.source import serve
+    import importlib
 
-    serve(preload_own=own)
+    importlib.import_module("hyperpodrun.standby.source").serve(preload_own=own)
     for name in list(sys.modules):
         if name.startswith("hyperpodrun.standby") or (not own and name.partition(".")[0] == "hyperpodrun"):
             del sys.modules[name]
@@ -55,8 +57,8 @@ def _become_worker() -> None:
 
 _become_worker()
 try:
-    import sitecustomize  # noqa: F401  # the one of this installation, if it has one
+    __import__("sitecustomize")  # the one of this installation, if it has one
 except ImportError as _error:
     if _error.name != "sitecustomize":
         raise
-    raise ImportError("No module named 'sitecustomize'", name="sitecustomize") from None
+    raise ImportError("No module named 'sitecustomize'", name="sitecustomize") from None  # as `site` expects it

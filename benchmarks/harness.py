@@ -73,8 +73,16 @@ def command(launcher: str, world_size: int, options: Sequence[str], script: str,
     ]
 
 
-def run(arguments: Sequence[str], directory: Path, deadline_s: float = DEADLINE_S) -> Finished:
-    """Runs a launcher in a session of its own to its end. Its output goes to a file in `directory`."""
+def run(
+    arguments: Sequence[str],
+    directory: Path,
+    deadline_s: float = DEADLINE_S,
+    meanwhile: Callable[[], None] | None = None,
+) -> Finished:
+    """Runs a launcher in a session of its own to its end. Its output goes to a file in `directory`.
+
+    `meanwhile` is called every few milliseconds.
+    """
     path = directory / "output.txt"
     environment = {**os.environ, **WORKER_ENVIRONMENT}
     # torch was compiled when it was installed; the project's own modules must be let keep their bytecode, too.
@@ -90,7 +98,7 @@ def run(arguments: Sequence[str], directory: Path, deadline_s: float = DEADLINE_
             start_new_session=True,
         )
         try:
-            ended, peak_kb = _watch(process, started_ns + int(deadline_s * 1e9))
+            ended, peak_kb = _watch(process, started_ns + int(deadline_s * 1e9), meanwhile)
             ended_ns = time.monotonic_ns()
         except BaseException:
             _end(process)
@@ -110,7 +118,9 @@ def require_success(finished: Finished) -> None:
     raise RunFailed(f"{how}; the end of its output:\n    {lines}")
 
 
-def _watch(process: subprocess.Popen[bytes], deadline_ns: int) -> tuple[bool, int]:
+def _watch(
+    process: subprocess.Popen[bytes], deadline_ns: int, meanwhile: Callable[[], None] | None
+) -> tuple[bool, int]:
     """(whether it has ended, its peak RSS in kB).
 
     The peak is sampled from /proc: `ru_maxrss` would be that of the largest process among the launcher and
@@ -123,6 +133,8 @@ def _watch(process: subprocess.Popen[bytes], deadline_ns: int) -> tuple[bool, in
         poll.register(pidfd, select.POLLIN)
         while time.monotonic_ns() < deadline_ns:
             peak_kb = max(peak_kb, _high_water_kb(process.pid))
+            if meanwhile is not None:
+                meanwhile()
             if poll.poll(_SAMPLE_MS):
                 return True, peak_kb
         return False, peak_kb
@@ -138,6 +150,13 @@ def _high_water_kb(pid: int) -> int:
         return 0
     begin = status.find(b"VmHWM:")
     return int(status[begin:].split(None, 2)[1]) if begin >= 0 else 0  # a zombie has no memory
+
+
+def pss_mb(pid: int) -> float:
+    """Memory of a process, a page that several have counted in parts, in 10^6 bytes."""
+    with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+        text = file.read()
+    return int(text[text.find(b"\nPss:") :].split(None, 2)[1]) * 1024 / 1e6
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -1,9 +1,11 @@
 """What it costs to be launched: hyperpodrun beside torchrun, taking turns on the same machine.
 
-    python benchmarks/launch.py [--runs 5] [--world-sizes 1,2,4,8] [--scripts print,ddp] [--json FILE]
+    python benchmarks/launch.py [--runs 5] [--world-sizes 1,2,4,8] [--scripts print,ddp,idle] [--json FILE]
 
 print: a script that only prints; wall time from the launcher's start to its exit.
 ddp: a script that does one DDP step (gloo); from the launcher's start to that step's end on the last rank.
+idle: a script that imports torch and waits; the memory of all workers together (PSS) and of what they were
+forked from, in MB instead of seconds. Only when asked for.
 Beside each the peak resident memory of the launcher's process, without its workers: the largest of all runs.
 A run counts only if the launcher exited 0 and every rank did its part. If one does not, the exit code is 1.
 """
@@ -15,13 +17,16 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import harness
+import psutil
 from harness import Finished, RunFailed
 
-SCRIPTS = ("print", "ddp")
+SCRIPTS = ("print", "ddp", "idle")
+_SETTLED_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Launch time and memory of hyperpodrun beside torchrun.")
     harness.add_common_options(parser, world_sizes="1,2,4,8")
-    parser.add_argument("--scripts", type=harness.comma_separated(harness.one_of(SCRIPTS)), default=",".join(SCRIPTS))
+    parser.add_argument("--scripts", type=harness.comma_separated(harness.one_of(SCRIPTS)), default="print,ddp")
     parser.add_argument(
         "--inprocess-restart",
         action="store_true",
@@ -89,20 +94,59 @@ def measure(case: Case, launcher: str, inprocess_restart: bool, run: str, result
         options.append("--inprocess-restart")
     line = harness.command(launcher, case.world_size, options, f"launch_{case.script}.py", str(directory))
     try:
-        finished = harness.run(line, directory)
+        idle = IdleWorkers(case.world_size, directory) if case.script == "idle" else None
+        finished = harness.run(line, directory, meanwhile=idle)
         harness.require_success(finished)
-        check = printed_seconds if case.script == "print" else stepped_seconds
-        seconds = check(case.world_size, finished, directory)
+        if idle is not None:
+            seconds = idle.result()
+        else:
+            check = printed_seconds if case.script == "print" else stepped_seconds
+            seconds = check(case.world_size, finished, directory)
         if finished.peak_rss_mb <= 0:
             raise RunFailed("the launcher's memory could not be read")
         results.seconds.append(seconds)
         results.rss_mb.append(finished.peak_rss_mb)
-        harness.progress(f"{name}: {seconds:.3f} s, {finished.peak_rss_mb:.0f} MB")
+        unit = "s" if idle is None else "MB of all workers"
+        harness.progress(f"{name}: {seconds:.3f} {unit}, {finished.peak_rss_mb:.0f} MB")
     except RunFailed as error:
         results.failed += 1
         harness.progress(f"{name}: FAILED: {error}")
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+class IdleWorkers:
+    """Measures the memory of workers that have come up, and then lets them go."""
+
+    def __init__(self, world_size: int, directory: Path) -> None:
+        self._world_size = world_size
+        self._directory = directory
+        self._settled_at: float | None = None
+        self._pss_mb: float | None = None
+
+    def __call__(self) -> None:
+        pids = [int(path.suffix[1:]) for path in self._directory.glob("idle.*")]
+        if self._pss_mb is not None or len(pids) < self._world_size:
+            return
+        if self._settled_at is None:
+            self._settled_at = time.monotonic() + _SETTLED_S
+        sources = {child.pid for pid in pids for child in standby_sources(pid)}
+        if time.monotonic() >= self._settled_at:
+            self._pss_mb = sum(harness.pss_mb(pid) for pid in {*pids, *sources})
+            (self._directory / "measured").touch()
+
+    def result(self) -> float:
+        if self._pss_mb is None:
+            raise RunFailed("not every rank came up")
+        return self._pss_mb
+
+
+def standby_sources(worker: int) -> list[psutil.Process]:
+    """What the workers of a launcher are forked from: it runs the same command, but is no rank."""
+    launcher = psutil.Process(worker).parent()
+    command = psutil.Process(worker).cmdline()
+    assert launcher is not None
+    return [child for child in launcher.children() if child.cmdline() == command and "RANK" not in child.environ()]
 
 
 def printed_seconds(world_size: int, finished: Finished, directory: Path) -> float:

@@ -4,7 +4,7 @@
 
 Measured: from the fault's instant, told by the rank that breaks, to the first step after it, on the last
 rank. torchrun starts all processes again and they load a checkpoint. hyperpodrun restarts in process;
-after a kill it starts the one missing process, cold, which gets its state from a survivor.
+after a kill it forks the one missing process from its standby; that gets its state from a survivor.
 A run counts only if the job exited 0, recovered exactly once in the way that it should, and ended with
 the very weights of an undisturbed run. One that does not is a null in its row's runs, and makes the exit
 code 1.

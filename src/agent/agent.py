@@ -28,6 +28,7 @@ from .directories import make_private, temporary_for_sockets
 from .environment import OMP_NOTICE, epoch_environment, worker_command, worker_environment
 from .failures import Failures
 from .logs import LogDirectory, Outputs
+from .standby import Launch, Standbys
 from .torch_events import TorchEvents
 
 if TYPE_CHECKING:
@@ -46,11 +47,12 @@ _STORE_HOST = "localhost"
 class _Worker:
     """The process of one local rank, as this shell sees it."""
 
-    def __init__(self, rank: int, incarnation: int, child: processes.Child, outputs: Outputs) -> None:
+    def __init__(self, rank: int, incarnation: int, outputs: Outputs) -> None:
         self.rank = rank
         self.incarnation = incarnation
-        self.child = child
         self.outputs = outputs
+        self.child: processes.Child | None = None
+        """None: it has been asked of the standby source and is not there yet."""
         self.attached = False
 
 
@@ -72,6 +74,7 @@ class Agent:
         self._pids: dict[int, int] = {}
         """The latest process of every rank, dead or alive."""
         self._hook: tuple[processes.Child, Outputs] | None = None
+        self._standbys = Standbys(config, self.console)
         self._keeper = processes.Keeper(self._token, self._runtime)
         self._end: cmd.End | None = None
         self._early_signals: list[int] = []
@@ -103,6 +106,7 @@ class Agent:
             self.console.write(OMP_NOTICE)
         restore_signals = self._catch_signals()
         try:
+            self._standbys.prepare(self._environment(0, 0, 0, Outputs()))
             self._dispatch(ev.Begin())
             if self._end is None:
                 import asyncio
@@ -136,6 +140,7 @@ class Agent:
             from .channel import WorkerChannel
 
             self._channel = WorkerChannel(self._endpoint, self.console, self._on_message)
+        self._standbys.attach(self._loop)
         for worker in self._workers.values():
             self._watch(worker)
         if self._hook is not None:
@@ -235,20 +240,21 @@ class Agent:
 
     def _watch(self, worker: _Worker) -> None:
         assert self._loop is not None
-        self._loop.add_reader(worker.child.pidfd, self._on_exit, worker)
+        if worker.child is not None:
+            self._loop.add_reader(worker.child.pidfd, self._on_exit, worker, worker.child)
 
-    def _on_exit(self, worker: _Worker) -> None:
+    def _on_exit(self, worker: _Worker, child: processes.Child) -> None:
         assert self._loop is not None
         self._note_fault(self._job.epoch, time.monotonic_ns())
-        self._loop.remove_reader(worker.child.pidfd)
+        self._loop.remove_reader(child.pidfd)
         if self._workers.get(worker.rank) is worker:
             del self._workers[worker.rank]
-        exit_code = worker.child.reap()
+        exit_code = child.reap()
         self._logs.ended(worker.outputs)
         if exit_code != 0:
-            worker.child.signal_session(signal.SIGKILL)
-        failed = self._failures.ended(worker.rank, worker.child.pid, exit_code, worker.outputs.error_file)
-        self._events.ended(worker.rank, worker.child.pid, exit_code, failed=failed)
+            child.signal_session(signal.SIGKILL)
+        failed = self._failures.ended(worker.rank, child.pid, exit_code, worker.outputs.error_file)
+        self._events.ended(worker.rank, child.pid, exit_code, failed=failed)
         self._dispatch(ev.Exited(worker.rank, worker.incarnation, exit_code))
         self._reap_orphans()
 
@@ -264,7 +270,10 @@ class Agent:
 
     def _reap_orphans(self) -> None:
         """What a dead worker left behind has become our child: it is killed, and taken away once it is dead."""
-        own = {worker.child.pid for worker in self._workers.values()} | {self._keeper.pid}
+        own = {worker.child.pid for worker in self._workers.values() if worker.child is not None}
+        own.add(self._keeper.pid)
+        if self._standbys.pid is not None:
+            own.add(self._standbys.pid)
         if self._hook is not None:
             own.add(self._hook[0].pid)
         live = {f"{worker.rank}.{worker.incarnation}" for worker in self._workers.values()}
@@ -289,27 +298,34 @@ class Agent:
 
     def _spawn(self, command: cmd.Spawn) -> None:
         outputs = self._logs.open(f"attempt_{command.epoch}", command.rank)
-        environment = worker_environment(
+        environment = self._environment(command.rank, command.incarnation, command.epoch, outputs)
+        worker = self._workers[command.rank] = _Worker(command.rank, command.incarnation, outputs)
+
+        def started(child: processes.Child) -> None:
+            outputs.started()
+            worker.child = child
+            self._pids[worker.rank] = child.pid
+            self._events.started(worker.rank, child.pid, command.epoch)
+            if self._loop is not None:
+                self._watch(worker)
+            if self._report is not None:
+                self._report.respawned(worker.rank, child.pid)
+
+        self._standbys.start(
+            Launch(worker_command(self._config, command.rank), environment, outputs.stdout, outputs.stderr, started)
+        )
+
+    def _environment(self, rank: int, incarnation: int, epoch: int, outputs: Outputs) -> dict[str, str]:
+        return worker_environment(
             self._config,
-            local_rank=command.rank,
-            incarnation=command.incarnation,
-            epoch=command.epoch,
+            local_rank=rank,
+            incarnation=incarnation,
+            epoch=epoch,
             store_address=self._store_address,
             agent_endpoint=self._endpoint if self._config.inprocess_restart else None,
             job_token=self._token,
             error_file=outputs.error_path,
         )
-        command_line = worker_command(self._config, command.rank)
-        child = processes.start(command_line, environment, stdout=outputs.stdout, stderr=outputs.stderr)
-        outputs.started()
-        worker = _Worker(command.rank, command.incarnation, child, outputs)
-        self._workers[command.rank] = worker
-        self._pids[command.rank] = child.pid
-        self._events.started(command.rank, child.pid, command.epoch)
-        if self._loop is not None:
-            self._watch(worker)
-        if self._report is not None:
-            self._report.respawned(command.rank, child.pid)
 
     def _run_hook(self, command: cmd.RunHook) -> None:
         script = self._config.pre_train if command.name == "pre" else self._config.post_train
@@ -333,13 +349,16 @@ class Agent:
     def _kill(self, command: cmd.Kill) -> None:
         worker = self._workers.get(command.rank)
         if worker is not None and worker.incarnation == command.incarnation:
+            self._standbys.settle()
+            assert worker.child is not None
             self.console.log("kill", rank=command.rank, pid=worker.child.pid, reason=command.reason)
             worker.child.signal_session(signal.SIGKILL)
 
     def _stop_workers(self, command: cmd.StopWorkers) -> None:
         signum = command.signum if command.signum is not None else self._config.shutdown_signal
         self._failures.stopping(signum)
-        children = [worker.child for worker in self._workers.values()]
+        self._standbys.settle()
+        children = [worker.child for worker in self._workers.values() if worker.child is not None]
         if self._hook is not None:
             children.append(self._hook[0])
         for child in children:
@@ -448,8 +467,10 @@ class Agent:
         """Whatever happened, nothing of the job stays."""
         import shutil
 
+        self._standbys.close()
         for worker in self._workers.values():
-            worker.child.signal_session(signal.SIGKILL)
+            if worker.child is not None:
+                worker.child.signal_session(signal.SIGKILL)
         self._keeper.dismiss()
         for listener in self._listeners:
             listener.close()

@@ -54,9 +54,13 @@ class LaunchConfig:
     """Limit for a worker to reach the barrier; None: DEFAULT_BARRIER_TIMEOUT, and longer at the first start."""
     max_inprocess_restarts: int | None = None
     monitor_interval: float = 0.1
-    start_method: str = "spawn"
     signals: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
     """Those that end the job and are passed on to the workers."""
+    start_method: str = "standby"
+    """`spawn`: every worker is started cold. Anything else: forked from a standby source where that can be done."""
+    preload: tuple[str, ...] = ()
+    """Modules that the standby source imports as well."""
+    no_python: bool = False
     shutdown_signal: int = signal.SIGTERM
     shutdown_timeout: float = 30.0
     pre_train: tuple[str, ...] = ()

@@ -68,6 +68,11 @@ class Console:
         words = [event, *(f"{name}={_quote(value)}" for name, value in fields.items() if value is not None)]
         self.write(f"hyperpodrun: {' '.join(words)}\n")
 
+    def debug(self, event: str, **fields: object) -> None:
+        """The same, if LOGLEVEL asks for it."""
+        if os.environ.get("LOGLEVEL", "").upper() == "DEBUG":
+            self.log(event, **fields)
+
     def write(self, text: str) -> None:
         """Text for stderr, as it is."""
         self._lines.append((sys.stderr.buffer, text.encode(errors="backslashreplace")))

@@ -55,6 +55,9 @@ def worker_environment(
     environment = dict(os.environ)
     for name, value in GLOO_DEFAULTS.items():
         environment.setdefault(name, value)
+    if config.inprocess_restart:
+        # A restart breaks connections on purpose; what torch's C++ code warns of then is no news.
+        environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     environment.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     if config.nproc_per_node > 1:  # and OMP_NOTICE says so
         environment.setdefault("OMP_NUM_THREADS", "1")

@@ -27,10 +27,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Child:
     """One started process. `pidfd` becomes readable when it is gone; `reap` then tells how."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, pid: int, pidfd: int, process: subprocess.Popen[bytes] | None = None) -> None:
         self._process = process
-        self.pid = process.pid
-        self.pidfd = os.pidfd_open(process.pid)
+        """None: forked from the standby source, and a child of this process all the same."""
+        self.pid = pid
+        self.pidfd = pidfd
         self.exit_code: int | None = None
 
     def signal_session(self, signum: int) -> None:
@@ -40,7 +41,10 @@ class Child:
 
     def reap(self) -> int:
         """The exit code of a process that is gone (negative: the signal). Its pid is free afterwards."""
-        self.exit_code = self._process.wait()
+        if self._process is not None:
+            self.exit_code = self._process.wait()
+        else:
+            self.exit_code = _wait(self.pidfd)
         os.close(self.pidfd)
         return self.exit_code
 
@@ -73,7 +77,16 @@ def start(
         preexec_fn=before_exec,
         pass_fds=pass_fds,
     )
-    return Child(process)
+    return Child(process.pid, os.pidfd_open(process.pid), process)
+
+
+def _wait(pidfd: int) -> int:
+    try:
+        ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+    except ChildProcessError:  # taken away before it was known to be a worker
+        return -signal.SIGKILL
+    assert ended is not None
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
 def become_subreaper() -> None:

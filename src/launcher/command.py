@@ -117,6 +117,8 @@ def build_config(options: dict[str, Any]) -> LaunchConfig:
         monitor_interval=options["monitor_interval"],
         start_method=options["start_method"],
         signals=options["signals_to_handle"],
+        preload=options["preload"],
+        no_python=options["no_python"],
         shutdown_signal=options["shutdown_signal"],
         shutdown_timeout=_shutdown_timeout(options["shutdown_timeout"]),
         pre_train=_hook(options, "pre_train"),

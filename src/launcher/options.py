@@ -87,10 +87,10 @@ TORCHRUN_OPTIONS: list[Decorator] = [
     ),
     _option(
         "--start-method",
-        type=click.Choice(["spawn", "fork", "forkserver"]),
-        default="spawn",
+        type=click.Choice(["standby", "spawn", "fork", "forkserver"]),
+        default="standby",
         show_default=True,
-        help="How worker processes are started.",
+        help="spawn: every worker is a new process. Otherwise it is forked from one that has imported torch already.",
     ),
     _option(
         "--event-log-handler",
@@ -168,6 +168,12 @@ HYPERPOD_OPTIONS: list[Decorator] = [
         metavar="SECONDS",
         help="A worker that has not reached the barrier by then is replaced.  [default: 60 after a fault, 600 before "
         "the first epoch]",
+    ),
+    _option(
+        "--preload",
+        type=Parsed("MODULE,...", parsing.parse_modules),
+        default="",
+        help="Modules that are imported beforehand too; they must start no thread and touch no GPU.",
     ),
     _option(
         "--shutdown-signal",

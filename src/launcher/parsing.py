@@ -98,6 +98,15 @@ def parse_outputs(value: str) -> OutputMap:
     return OutputMap(by_rank=by_rank)
 
 
+def parse_modules(value: str) -> tuple[str, ...]:
+    """`--preload`: names of modules, with commas between them."""
+    names = tuple(name.strip() for name in value.split(",") if name.strip())
+    for name in names:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise click.BadParameter(f"{name!r} is not the name of a module")
+    return names
+
+
 def parse_signal(value: str) -> int:
     """`--shutdown-signal`: a name, with or without SIG, or a number."""
     name = value.upper()

@@ -1,0 +1,179 @@
+"""Does a script import torch? Found by reading its text, never by importing anything.
+
+Follows imports from file to file as far as a small budget goes: the modules beside the script and installed packages,
+but not the standard library. Nothing here decides whether a script works, only whether it waits for torch to be
+imported once for all ranks, so a wrong answer costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib.machinery
+import importlib.util
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+BRINGS_TORCH = frozenset({
+    "accelerate", "apex", "datasets", "deepspeed", "diffusers", "fairscale", "fairseq", "hyperpodrun", "lightning",
+    "megatron", "monai", "nemo", "peft", "pytorch_lightning", "sentence_transformers", "timm", "torch", "torchao",
+    "torchaudio", "torchdata", "torchtext", "torchtitan", "torchtune", "torchvision", "transformer_engine",
+    "transformers", "trl",
+})  # fmt: skip
+_BUDGET_FILES = 100
+_BUDGET_S = 0.05
+"""Of processor time: on a busy machine the answer must be the same."""
+_LARGEST = 1 << 20
+_IMPORT = re.compile(
+    r"^[ \t]*(?:import[ \t]+(?P<names>[\w., \t]+)|"
+    r"from[ \t]+(?P<origin>\.*[\w.]*)[ \t]+import[ \t]+\(?(?P<items>[\w., \t]*))",
+    re.MULTILINE,
+)
+_USES_DYNAMO = re.compile(r"\boptim|DistributedDataParallel|\bDDP\b|FSDP|FullySharded|fully_shard|torch\.compile")
+
+
+class Imports(enum.Enum):
+    """What was found."""
+
+    NOTHING = "no torch"
+    UNKNOWN = "not found, but not everything was read"
+    TORCH = "torch"
+    ALL = "torch, and what brings torch._dynamo with it"
+
+
+@dataclass(frozen=True)
+class PythonCommand:
+    """`python -u script ...` or `python -u -m module ...`."""
+
+    target: str
+    module: bool
+
+    @staticmethod
+    def parse(command: tuple[str, ...]) -> PythonCommand | None:
+        """None: something else than this interpreter, or with other flags than the launcher's."""
+        if command[:2] != (sys.executable, "-u") or len(command) < 3:
+            return None
+        if command[2] != "-m":
+            return PythonCommand(command[2], module=False)
+        return PythonCommand(command[3], module=True) if len(command) > 3 else None
+
+
+def torch_is_installed() -> bool:
+    """In the interpreter of the agent, which is that of the workers."""
+    return importlib.util.find_spec("torch") is not None  # a name without a dot: nothing is imported
+
+
+def scan(command: PythonCommand) -> Imports:
+    """What the script will import, as far as its text tells."""
+    directory = os.getcwd() if command.module else os.path.dirname(os.path.realpath(command.target))
+    search = [directory, *sys.path]
+    if command.module:
+        start = [*_files(command.target, search), *_files(f"{command.target}.__main__", search)]
+    elif os.path.isdir(command.target):
+        start = [Path(command.target) / "__main__.py"]
+    else:
+        start = [Path(command.target)]
+    return _Scan(search).run(start)
+
+
+class _Scan:
+    def __init__(self, search: list[str]) -> None:
+        self._search = search
+        self._found = Imports.NOTHING
+        self._seen: set[Path] = set()
+        self._names: set[str] = set()
+
+    def run(self, start: list[Path]) -> Imports:
+        deadline = time.thread_time() + _BUDGET_S
+        queue = list(start)
+        while queue:
+            path = queue.pop(0)
+            if path in self._seen:
+                continue
+            if len(self._seen) >= _BUDGET_FILES or time.thread_time() > deadline:
+                return Imports.UNKNOWN if self._found is Imports.NOTHING else self._found
+            self._seen.add(path)
+            queue += self._read(path)
+            if self._found is Imports.ALL:
+                break
+        return self._found
+
+    def _read(self, path: Path) -> list[Path]:
+        """The files of the modules that this one imports and that are worth reading."""
+        try:
+            with path.open("rb") as file:
+                text = file.read(_LARGEST).decode(errors="replace")
+        except OSError:
+            return []
+        files: list[Path] = []
+        for name in self._imported(text, path):
+            top = name.partition(".")[0]
+            if top == "torch":
+                uses = _USES_DYNAMO.search(text) is not None
+                self._found = Imports.ALL if uses or self._found is Imports.ALL else Imports.TORCH
+            elif top == "hyperpodrun":
+                self._found = self._found if self._found is not Imports.NOTHING else Imports.TORCH
+            elif top in BRINGS_TORCH:
+                self._found = Imports.ALL
+            elif top not in sys.stdlib_module_names and name not in self._names:
+                self._names.add(name)
+                files += _files(name, self._search)
+        return files
+
+    def _imported(self, text: str, path: Path) -> Iterator[str]:
+        for match in _IMPORT.finditer(text):
+            if match["names"] is not None:
+                for name in match["names"].split(","):
+                    if name.strip():
+                        yield name.split()[0]
+                continue
+            origin = match["origin"]
+            if origin.startswith("."):
+                continue_from = path.parent
+                for _ in range(len(origin) - len(origin.lstrip(".")) - 1):
+                    continue_from = continue_from.parent
+                origin = self._dotted(continue_from, origin.lstrip("."))
+                if origin is None:
+                    continue
+            yield origin
+            for item in match["items"].split(","):
+                if item.strip():
+                    yield f"{origin}.{item.split()[0]}"
+
+    def _dotted(self, directory: Path, name: str) -> str | None:
+        """The full name of a relatively imported module, from the directory that it is in."""
+        for entry in self._search:
+            try:
+                parts = directory.relative_to(entry).parts
+            except ValueError:
+                continue
+            if parts:
+                return ".".join([*parts, *([name] if name else [])])
+        return None
+
+
+def _files(name: str, search: list[str]) -> list[Path]:
+    """The source files that an import of `name` runs."""
+    files: list[Path] = []
+    path: list[str] | None = search
+    prefix = ""
+    for part in name.split("."):
+        prefix = f"{prefix}.{part}" if prefix else part
+        try:
+            spec = importlib.machinery.PathFinder.find_spec(prefix, path)
+            if spec is None and not files and prefix == part:
+                spec = importlib.util.find_spec(part)  # editable installations have finders of their own
+        except (ImportError, ValueError):
+            return files
+        if spec is None:
+            return files
+        if spec.origin and spec.origin.endswith(".py"):
+            files.append(Path(spec.origin))
+        if spec.submodule_search_locations is None:
+            return files
+        path = list(spec.submodule_search_locations)
+    return files

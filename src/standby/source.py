@@ -1,0 +1,141 @@
+"""The life of a standby source: import, say so, fork on request."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+import select
+import socket
+import sys
+
+import msgspec
+
+from ..protocol import standby as protocol
+from ..protocol.messages import MessageError
+from . import worker
+
+_CORE = ("torch", "torch.distributed")
+_LATER = ("torch.optim", "torch.nn.parallel", "torch.utils.data", "torch._dynamo")
+"""Constructing any optimizer or DDP imports torch._dynamo: it takes as long as torch itself."""
+_OWN = ("hyperpodrun.inprocess.wrapper",)
+
+
+class CannotServe(Exception):
+    """This process cannot be a source; the sentence says why."""
+
+
+def serve(preload_own: bool) -> None:
+    """Runs the source. Returns in the forked workers only; the source itself ends when its agent does."""
+    options = _take_options()
+    control = socket.socket(fileno=options.control)
+    control.set_inheritable(False)
+    source = _Source(control, options.agent)
+    modules = (*_LATER, *(_OWN if preload_own else ()), *options.preload)
+    try:
+        _import_all(_CORE)
+        if source.fork_all(protocol.CORE, block=False):
+            return
+        _import_all(modules)
+        control.send(protocol.encode(protocol.Ready()))
+        while not source.fork_all(protocol.EVERYTHING, block=True):
+            pass
+    except CannotServe as error:
+        with contextlib.suppress(OSError):  # the agent is gone
+            control.send(protocol.encode(protocol.Refused(str(error)[:1000])))
+        os._exit(1)
+    except (EOFError, ConnectionError):  # the agent is gone, or does not want this source any more
+        os._exit(0)
+
+
+def _take_options() -> protocol.SourceOptions:
+    """From here on the environment is that of a worker, as far as all workers share it."""
+    options = msgspec.json.decode(os.environ.pop(protocol.OPTIONS), type=protocol.SourceOptions)
+    os.environ.pop(protocol.ROOM)
+    if options.python_path is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = options.python_path
+    # Moves the C library's environment to the heap, before anybody points into the area that workers overwrite.
+    worker.set_environment([(os.fsencode(name), os.fsencode(value)) for name, value in os.environ.items()])
+    return options
+
+
+def _import_all(names: tuple[str, ...]) -> None:
+    """Raises CannotServe when a module cannot be imported, or leaves behind what does not survive a fork."""
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except (Exception, SystemExit) as error:  # whatever a module does at import
+            raise CannotServe(f"import {name}: {type(error).__name__}: {error}") from None
+    gc.collect()
+    gc.freeze()  # the collector of a worker must not touch, and so copy, the pages they share
+    # Libraries that know of fork (OpenBLAS) stop their threads before one. A thread that is there afterwards is lost.
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    threads = len(os.listdir("/proc/self/task"))
+    if threads != 1:
+        raise CannotServe(f"{threads - 1} thread(s) run after importing {', '.join(names)}")
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            target = os.readlink(f"/proc/self/fd/{fd}")
+            if target.startswith(("/dev/nvidia", "/dev/kfd", "/dev/dri")):
+                raise CannotServe(f"{target} was opened while importing {', '.join(names)}")
+
+
+class _Source:
+    """Takes requests and forks."""
+
+    def __init__(self, control: socket.socket, agent: int) -> None:
+        self._control = control
+        self._agent = agent
+        self._waiting: list[tuple[protocol.Fork, list[int]]] = []
+
+    def fork_all(self, imported: int, *, block: bool) -> bool:
+        """Forks the workers that are asked for and need no more than what is imported. True in a worker."""
+        while select.select([self._control], [], [], None if block and not self._waiting else 0)[0]:
+            self._waiting.append(self._receive())
+        for request in [request for request in self._waiting if request[0].needs <= imported]:
+            self._waiting.remove(request)
+            if self._fork(request[1]):
+                return True
+        return False
+
+    def _receive(self) -> tuple[protocol.Fork, list[int]]:
+        data, fds, _, _ = socket.recv_fds(self._control, protocol.MAX_PACKET_BYTES, 4)
+        if not data:
+            raise EOFError
+        try:
+            request = protocol.decode_to_source(data)
+        except MessageError as error:
+            raise CannotServe(f"bad request: {error}") from None
+        if len(fds) != 4:
+            raise CannotServe(f"a request with {len(fds)} descriptors: is the limit of open files too low?")
+        return request, fds
+
+    def _fork(self, fds: list[int]) -> bool:
+        """True in the worker. It is the child of a process that ends at once, and so becomes the agent's."""
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        with worker.about_to_fork():
+            try:
+                intermediate = os.fork()
+            except OSError as error:
+                raise CannotServe(f"fork: {error}") from None
+            if intermediate == 0:
+                try:
+                    child = os.fork()
+                except OSError:
+                    os._exit(1)  # the line's end tells the agent
+                if child:
+                    os._exit(0)
+                worker.begin(self._agent, *fds)
+                return True
+        os.waitpid(intermediate, 0)
+        for fd in fds:
+            os.close(fd)
+        return False

@@ -1,0 +1,232 @@
+"""The standby source is lost, stuck or slow, at any moment: the job goes on or ends as it should, with no orphan."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+WAITS = """
+import os, sys, time
+from pathlib import Path
+import torch
+Path(f"up.{os.environ['RANK']}.{os.environ['TORCHELASTIC_RESTART_COUNT']}").write_text(str(os.getpid()))
+while not Path("go").exists():
+    time.sleep(0.01)
+if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and Path("again").exists():
+    sys.exit(1)
+print("done", flush=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def launch(start, script, tmp_path):
+    """A launch whose log is a file that can be read meanwhile."""
+
+    def begin(*options, body: str = WAITS, **environment):
+        launched = start(*options, script(body), LOGLEVEL="DEBUG", **environment)
+        launched.source = lambda: next(iter(sources(launched.pid)), None)
+        return launched
+
+    return begin
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def environ(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:  # gone, or not ours to look at
+        return b""
+
+
+def sources(agent: int) -> list[int]:
+    return [child for child in children(agent) if b"HYPERPODRUN_STANDBY_OPTIONS=" in environ(child)]
+
+
+def marked(token: bytes) -> list[int]:
+    return [int(p.name) for p in Path("/proc").iterdir() if p.name.isdecimal() and token in environ(int(p.name))]
+
+
+def token(pid: int) -> bytes:
+    found = re.search(rb"HYPERPODRUN_JOB=\w+", environ(pid))
+    assert found is not None
+    return found[0]
+
+
+def wait_for(condition, what: str, seconds: float = 60.0):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, what
+        time.sleep(0.002)
+    return value
+
+
+def ups(number: int = 0) -> list[int]:
+    texts = [path.read_text() for path in Path().glob(f"up.*.{number}")]
+    return [int(text) for text in texts if text]
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.5, 1.0, 1.5])
+def test_a_source_killed_while_it_imports_or_forks_costs_no_rank(launch, delay):
+    job = launch("--nproc-per-node=3")
+    source = wait_for(job.source, "no source")
+    mark = token(source)
+    time.sleep(delay)
+    os.kill(source, signal.SIGKILL)
+    Path("go").touch()
+    finished = job.wait(60)
+    assert finished.returncode == 0, finished.output
+    assert finished.stdout == "done\n" * 3
+    assert marked(mark) == []
+
+
+def test_a_source_killed_again_and_again_is_given_up(launch):
+    job = launch("--nproc-per-node=2")
+    seen = set()
+    while len(seen) < 3:
+        source = wait_for(lambda: job.source() not in {None, *seen} and job.source(), "no new source")
+        seen.add(source)
+        os.kill(source, signal.SIGKILL)
+    Path("go").touch()
+    finished = job.wait(60)
+    assert finished.returncode == 0, finished.output
+    assert finished.stdout == "done\n" * 2
+    assert finished.stderr.count("standby-off") == 1, finished.output
+
+
+def test_a_warm_source_that_dies_is_replaced_and_workers_do_not_notice(launch):
+    job = launch("--nproc-per-node=2", "--max-restarts=1")
+    wait_for(lambda: len(ups()) == 2, "no workers")
+    first = job.source()
+    os.kill(first, signal.SIGKILL)
+    second = wait_for(lambda: job.source() not in (None, first) and job.source(), "no new source")
+    assert all(Path(f"/proc/{pid}").exists() for pid in ups())
+    Path("again").touch()
+    Path("go").touch()
+    finished = job.wait(60)
+    assert finished.returncode == 0, finished.output
+    assert second != first
+    assert finished.stdout == "done\n" * 2
+    assert finished.stderr.count("hyperpodrun: forked") == 4, finished.output
+
+
+def test_a_stopped_source_holds_nobody_up_for_long(launch):
+    job = launch("--nproc-per-node=2", "--max-restarts=1")
+    wait_for(lambda: len(ups()) == 2, "no workers")
+    time.sleep(3)  # until it is warm; if it is not, the test is only slower
+    os.kill(job.source(), signal.SIGSTOP)
+    Path("again").touch()
+    Path("go").touch()
+    finished = job.wait(100)
+    assert finished.returncode == 0, finished.output
+    assert finished.stdout == "done\n" * 2
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.2, 1.0, None])
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM], ids=lambda signum: signum.name)
+def test_nothing_is_left_when_the_agent_ends_while_workers_are_forked(launch, delay, signum):
+    job = launch("--nproc-per-node=3", "--shutdown-timeout=5")
+    source = wait_for(job.source, "no source")
+    mark = token(source)
+    if delay is None:
+        wait_for(ups, "no worker")
+    else:
+        time.sleep(delay)
+    os.kill(job.pid, signum)
+    finished = job.wait(20)
+    assert finished.returncode == (-signum if signum == signal.SIGKILL else 128 + signum), finished.output
+    wait_for(lambda: not marked(mark), "left over", 5)
+
+
+def test_orphans_of_a_dead_forked_worker_die_and_those_of_a_living_one_live(launch):
+    body = """
+import os, subprocess, sys, time
+from pathlib import Path
+import torch
+rank = os.environ["RANK"]
+subprocess.Popen(["setsid", "sh", "-c", f"sleep 3600 & echo $! > daemon.{rank}; exit 0"]).wait()
+pid = os.fork()  # no exec: its environment in /proc is what the worker's is
+if pid == 0:
+    os.setsid()
+    if os.fork() == 0:
+        Path(f"forked.{rank}").write_text(f"{os.getpid()} ")
+        time.sleep(3600)
+    os._exit(0)
+os.waitpid(pid, 0)
+if rank == "1":
+    while not Path("leave").exists():
+        time.sleep(0.01)
+    sys.exit(0)
+while not Path("go").exists():
+    time.sleep(0.01)
+"""
+    job = launch("--nproc-per-node=2", body=body)
+
+    def pids(rank: int) -> list[int]:
+        paths = [Path(f"{kind}.{rank}") for kind in ("daemon", "forked")]
+        texts = [path.read_text() for path in paths if path.exists()]
+        return (
+            [int(text) for text in texts]
+            if len(texts) == 2 and all(text.endswith(("\n", " ")) for text in texts)
+            else []
+        )
+
+    wait_for(lambda: pids(0) and pids(1), "no orphans")
+    Path("leave").touch()
+    wait_for(lambda: not any(environ(pid) for pid in pids(1)), "an orphan of the dead worker lives", 10)
+    time.sleep(0.2)
+    assert all(environ(pid) for pid in pids(0)), "an orphan of the living worker was killed"
+    Path("go").touch()
+    assert job.wait(30).returncode == 0
+
+
+KILLED = """
+import os, signal
+import torch
+import torch.distributed as dist
+from hyperpodrun import HPWrapper
+
+@HPWrapper()
+def main(caller=None):
+    dist.init_process_group("gloo")
+    if os.environ["RANK"] == "1" and os.environ["JOB_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.all_reduce(torch.ones(1))
+    print(os.environ["RANK"], "ended", flush=True)
+
+main()
+"""
+
+
+def test_a_killed_rank_comes_back_from_the_source_while_the_others_stay(launch):
+    job = launch("--nproc-per-node=3", "--inprocess-restart", body=KILLED)
+    finished = job.wait(60)
+    assert finished.returncode == 0, finished.output
+    assert finished.stderr.count("hyperpodrun: forked") == 4, finished.output
+    assert [row["respawned"] for row in finished.recoveries] == [[1]]
+
+
+@pytest.mark.parametrize("off", ["option", "variable"])
+def test_standbys_can_be_turned_off(launch, off):
+    options = ["--start-method=spawn"] if off == "option" else []
+    environment = {"HYPERPODRUN_STANDBY": "0"} if off == "variable" else {}
+    Path("go").touch()
+    finished = launch(*options, **environment).wait(60)
+    assert (finished.returncode, finished.stdout) == (0, "done\n"), finished.output
+    assert "standby" not in finished.stderr
+    assert "forked" not in finished.stderr

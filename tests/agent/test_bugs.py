@@ -12,7 +12,7 @@ import sys
 from hyperpodrun.agent.agent import Agent
 from hyperpodrun.launcher import entry_point
 
-def broken(self, worker):
+def broken(self, worker, child):
     raise ZeroDivisionError("a bug")
 
 Agent._on_exit = broken

@@ -146,7 +146,7 @@ def observe(run, tmp_path, monkeypatch):
     def observed(method: str, body: str, *options: str, ranks: int = 1, **environment: str) -> list:
         script = tmp_path / "worker.py"
         script.write_text(OBSERVE.format(body=body, definitions=DEFINITIONS))
-        finished = run(f"--nproc-per-node={ranks}", f"--start-method={method}", *options, script, "-a", "b c",
+        finished = run(f"--nproc-per-node={ranks}", f"--start-method={method}", "--rdzv-id=same", *options, script, "-a", "b c",
                        LOGLEVEL="DEBUG", **environment)  # fmt: skip
         assert finished.returncode == 0, finished.output
         assert finished.stderr.count("hyperpodrun: forked") == (ranks if method == "standby" else 0), finished.output
@@ -247,7 +247,8 @@ def test_all_ways_to_name_a_script(run, monkeypatch, tmp_path, kind):
     said = []
     for method in METHODS:
         finished = run(f"--start-method={method}", *arguments[kind], "arg", LOGLEVEL="DEBUG")
-        lines = [line for line in finished.stderr.splitlines() if not line.startswith("hyperpodrun: ")]
+        workers, _, _ = finished.stderr.partition("=" * 60)  # then comes the launcher's banner, with times and pids
+        lines = [line for line in workers.splitlines() if line and not line.startswith("hyperpodrun: ")]
         said.append((finished.stdout, lines))
     assert said[0] == said[1]
     assert "ZeroDivisionError" in said[0][1][-1]
@@ -276,7 +277,9 @@ def test_a_source_that_cannot_be_one_costs_a_line_and_nothing_else(run, script, 
     (tmp_path / "threads.py").write_text(
         "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
     )
-    finished = run("--nproc-per-node=2", f"--preload={preload}", script("import torch\nprint('ran')"))
+    finished = run(
+        "--nproc-per-node=2", f"--preload={preload}", script("import torch\nprint('ran')"), OMP_NUM_THREADS="1"
+    )
     assert finished.returncode == 0, finished.output
     assert finished.stdout == "ran\n" * 2
     assert finished.stderr.count("hyperpodrun:") == 1, finished.output

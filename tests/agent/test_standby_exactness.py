@@ -146,8 +146,8 @@ def observe(run, tmp_path, monkeypatch):
     def observed(method: str, body: str, *options: str, ranks: int = 1, **environment: str) -> list:
         script = tmp_path / "worker.py"
         script.write_text(OBSERVE.format(body=body, definitions=DEFINITIONS))
-        finished = run(f"--nproc-per-node={ranks}", f"--start-method={method}", "--rdzv-id=same", *options, script, "-a", "b c",
-                       LOGLEVEL="DEBUG", **environment)  # fmt: skip
+        options = (f"--nproc-per-node={ranks}", f"--start-method={method}", "--rdzv-id=same", *options)
+        finished = run(*options, script, "-a", "b c", LOGLEVEL="DEBUG", **environment)
         assert finished.returncode == 0, finished.output
         assert finished.stderr.count("hyperpodrun: forked") == (ranks if method == "standby" else 0), finished.output
         files = [tmp_path / f"seen.{rank}" for rank in range(ranks)]

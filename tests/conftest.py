@@ -15,6 +15,12 @@ from pathlib import Path
 import pytest
 
 
+# A runner in the background, or under nohup, ignores these, and what it starts would too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for _signum in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
+    signal.signal(_signum, signal.SIG_DFL)
+
+
 @dataclass
 class Finished:
     """A launch that is over."""

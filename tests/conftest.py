@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-
 # A runner in the background, or under nohup, ignores these, and what it starts would too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for _signum in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):

@@ -453,11 +453,9 @@ class Agent:
             file.write(recovery.as_json())
 
     def _tell_failure(self) -> None:
-        """Why the job failed: one line, and the traceback that no worker has shown."""
+        """Why the job failed, in one line; the banner shows the traceback that no worker has shown."""
         if self._end is None or self._end.exit_code == 0:
             return
-        if self._end.cause is not None and self._end.cause.traceback:
-            self.console.write(self._end.cause.traceback)
         left = ",".join(map(str, self._end.left_behind)) or None
         self.console.log(
             "failed", exit_code=self._end.exit_code, reason=self._end.reason, left_behind=left, logs=self._logs.path

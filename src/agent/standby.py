@@ -105,11 +105,8 @@ class Standbys:
             if not config.no_python:
                 self._off("workers run another interpreter")
             return Imports.NOTHING
-        if not torch_is_installed():
-            return Imports.NOTHING
-        if config.preload:
-            return Imports.ALL
-        return scan(command)
+        found = Imports.ALL if config.preload else scan(command)
+        return found if found is not Imports.NOTHING and torch_is_installed() else Imports.NOTHING
 
     # ---- for the agent -------------------------------------------------------------------------------------------
 

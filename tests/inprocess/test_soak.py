@@ -16,7 +16,8 @@ def test_a_hundred_restarts_leave_descriptors_threads_and_memory_as_they_were(ru
     rows = [
         {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", line)} for line in finished.stdout.splitlines()
     ]
-    totals = [row["total_ms"] for row in finished.recoveries]
+    # A fault can overtake the news of a peer's step: that recovery was over, but not seen to be, and has no total.
+    totals = [row["total_ms"] for row in finished.recoveries if row["completed"]]
     with capsys.disabled():
         print(f"\n{FAULTS} recoveries, {min(totals):.1f} to {max(totals):.1f} ms")
         for row in rows:

@@ -216,8 +216,18 @@ class Agent:
             case messages.Arrive():
                 self._report.arrived(message)
                 self._dispatch(
-                    ev.Arrived(rank, incarnation, message.epoch, message.call, message.step, message.healthy)
+                    ev.Arrived(
+                        rank,
+                        incarnation,
+                        message.epoch,
+                        message.call,
+                        message.step,
+                        message.healthy,
+                        message.holding,
+                    )
                 )
+            case messages.Registered():
+                self._dispatch(ev.Registered(rank, incarnation, message.epoch, message.shard))
             case messages.Fault():
                 self._note_fault(message.epoch, message.caught_ns)
                 self._dispatch(

@@ -6,13 +6,14 @@ deadline.
 
 from __future__ import annotations
 
+from ..protocol.plan import Holding, RestorePlan
 from . import causes
 from . import events as ev
 from .commands import Command, FinishEpoch, Kill, StartEpoch
 from .launch import open_epoch
-from .plan import Report, make_plan
-from .state import JobState, Phase, SlotState
-from .stopping import fail, restart_processes
+from .plan import Impossible, Report, make_plan
+from .state import JobState, Phase, Slot, SlotState
+from .stopping import begin_again, fail, restart_processes
 
 
 def attached(job: JobState, event: ev.Attached, now: float) -> list[Command]:
@@ -27,7 +28,7 @@ def arrived(job: JobState, event: ev.Arrived, now: float) -> list[Command]:
         job.slowest_start = max(job.slowest_start, now - slot.spawned_at)
     job.wrapped = True
     slot.state = SlotState.WAITING
-    slot.call, slot.step, slot.healthy = event.call, event.step, event.healthy
+    slot.call, slot.step, slot.healthy, slot.holding = event.call, event.step, event.healthy, event.holding
     slot.due = None
     if all(other.state is SlotState.WAITING for other in job.slots):
         return _start_epoch(job, now)
@@ -55,9 +56,10 @@ def _start_epoch(job: JobState, now: float) -> list[Command]:
     calls = sorted({slot.call for slot in job.slots})
     if len(calls) > 1:
         return restart_processes(job, causes.of_different_calls(calls), now)
-    plan = None
-    if job.phase is Phase.RECOVERING:
-        plan = make_plan({slot.rank: Report(slot.step, slot.healthy, slot.fresh) for slot in job.slots})
+    plan = _plan(job)
+    if isinstance(plan, Impossible):
+        cause = causes.of_lost_state(job.fault, plan.reason)
+        return begin_again(job, cause, now) if plan.from_start else restart_processes(job, cause, now)
     cause, job.fault = job.fault, None
     commands = open_epoch(job)
     job.phase = Phase.RUNNING
@@ -67,6 +69,29 @@ def _start_epoch(job: JobState, now: float) -> list[Command]:
         slot.state = SlotState.RUNNING
         slot.epoch = job.epoch
     return [*commands, StartEpoch(job.epoch, plan, cause)]
+
+
+def _plan(job: JobState) -> RestorePlan | Impossible | None:
+    """None where there is nothing to restore: no fault, and nothing kept from before all processes were started."""
+    reports = {slot.rank: _report(slot) for slot in job.slots}
+    kept = any(report.holding.snapshots or report.holding.disk is not None for report in reports.values())
+    if job.phase is not Phase.RECOVERING and not kept:
+        return None
+    job.newest_step = max([job.newest_step, *(step for told in reports.values() for step in told.holding.steps)])
+    return make_plan(reports, job.shards, job.newest_step)
+
+
+def _report(slot: Slot) -> Report:
+    """Without a CheckpointManager all ranks are taken to hold the same state, as in data parallel training."""
+    if slot.holding is not None:
+        return Report(slot.holding, managed=True)
+    whole = slot.healthy and not slot.fresh
+    return Report(Holding(shard="", steps=(slot.step,) if whole else ()))
+
+
+def registered(job: JobState, event: ev.Registered, now: float) -> list[Command]:
+    job.shards[event.rank] = event.shard
+    return []
 
 
 def completed(job: JobState, event: ev.Completed, now: float) -> list[Command]:

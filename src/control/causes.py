@@ -55,6 +55,13 @@ def of_silent_arrival(rank: int) -> Cause:
     return Cause("exception", rank, "an error that it has not reported", consequence=True)
 
 
+def of_lost_state(fault: Cause | None, reason: str) -> Cause:
+    """The fault took state with it that nobody else has."""
+    if fault is None:
+        return Cause("lost state", None, reason)
+    return replace(fault, summary=f"{fault.summary}, and {reason}", consequence=False)
+
+
 def of_hook(name: str, exit_code: int) -> Cause:
     return Cause("hook", None, f"the {name}-train script {describe_exit(exit_code)}", exit_code=exit_code)
 

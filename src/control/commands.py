@@ -21,7 +21,7 @@ class Cause(msgspec.Struct, frozen=True):
     """Why something happened to the job. `exit_code`: of the process that ended, negative for a signal."""
 
     kind: str
-    """`exception`, `death`, `overdue`, `mismatch` (the ranks run different code), `hook` or `signal`."""
+    """`exception`, `death`, `overdue`, `mismatch` (the ranks run different code), `lost state`, `hook`, `signal`."""
     rank: int | None
     summary: str
     traceback: str = ""

@@ -6,6 +6,8 @@ from typing import TypeAlias
 
 import msgspec
 
+from ..protocol.plan import Holding
+
 
 class Begin(msgspec.Struct, frozen=True):
     """The launcher asks for the job. Always the first event."""
@@ -37,6 +39,14 @@ class Arrived(WorkerEvent, frozen=True):
     call: int = 1
     step: int = 0
     healthy: bool = True
+    holding: Holding | None = None
+
+
+class Registered(WorkerEvent, frozen=True):
+    """The rank has registered its state: who is of the same shard holds the same bytes."""
+
+    epoch: int
+    shard: str
 
 
 class Faulted(WorkerEvent, frozen=True):
@@ -78,5 +88,5 @@ class TimePassed(msgspec.Struct, frozen=True):
 
 
 Event: TypeAlias = (
-    Begin | HookEnded | Attached | Arrived | Faulted | Stepped | Completed | Exited | StopRequested | TimePassed
+    Begin | HookEnded | Attached | Arrived | Registered | Faulted | Stepped | Completed | Exited | StopRequested | TimePassed
 )

@@ -77,6 +77,6 @@ def _is_stale(job: JobState, event: ev.Event) -> bool:
             return slot.state not in _CAN_ARRIVE or event.epoch != slot.epoch
         case ev.Completed():
             return slot.state is not SlotState.RUNNING or event.epoch != slot.epoch
-        case ev.Faulted() | ev.Stepped():
+        case ev.Faulted() | ev.Stepped() | ev.Registered():
             return not event.epoch == slot.epoch == job.epoch
     return False

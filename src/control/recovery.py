@@ -21,6 +21,7 @@ from .stopping import fail, restart_processes
 def stepped(job: JobState, event: ev.Stepped, now: float) -> list[Command]:
     """Progress; it counts for its epoch also when the news comes after that of the epoch's fault."""
     job.progress = event.epoch
+    job.newest_step = max(job.newest_step, event.step)
     job.stalled = {epoch: cause for epoch, cause in job.stalled.items() if epoch > event.epoch}
     return []
 

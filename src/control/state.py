@@ -10,7 +10,7 @@ from collections import Counter
 
 import msgspec
 
-from ..protocol.plan import NO_EPOCH
+from ..protocol.plan import NO_EPOCH, Holding
 from .commands import Cause, End
 
 
@@ -97,6 +97,8 @@ class Slot(msgspec.Struct):
     call: int = 0
     step: int = 0
     healthy: bool = True
+    holding: Holding | None = None
+    """What its CheckpointManager said it holds; None where the script has none."""
     spawned_at: float = 0.0
     due: float | None = None
     """When this process must have reached the barrier, or be gone if it was killed."""
@@ -148,6 +150,10 @@ class JobState(msgspec.Struct):
     """The epochs that failed in a row without a completed step, and why; the first is the one to show."""
     progress: int = NO_EPOCH
     """The last epoch in which an optimizer step completed."""
+    newest_step: int = 0
+    """The most steps of training that any rank is known to have completed, since all processes were started."""
+    shards: dict[int, str] = msgspec.field(default_factory=dict)
+    """The shard of every rank that has ever registered its state, since all processes were started."""
 
     outcome: End | None = None
     """How the job will end, once that is known."""

@@ -27,11 +27,18 @@ def restart_processes(job: JobState, cause: Cause, now: float) -> list[Command]:
     if job.restarts >= job.config.max_restarts:
         return fail(job, cause, now)
     job.restarts += 1
+    job.stalled.clear()
+    return begin_again(job, cause, now)
+
+
+def begin_again(job: JobState, cause: Cause, now: float) -> list[Command]:
+    """Every process anew; it costs nothing of the budget when no step has been completed that could be lost."""
     job.phase = Phase.RESTARTING
     job.fault = None
     job.wrapped = False
     job.finished_calls = 0
-    job.stalled.clear()
+    job.newest_step = 0
+    job.shards.clear()
     announcement = RestartProcesses(cause, job.restarts, job.config.max_restarts)
     return [announcement, *_stop_all(job, None, now)]
 

@@ -59,6 +59,7 @@ TRANSITIONS: dict[tuple[Phase, type[ev.Event]], Transition] = {
     (Phase.ASSEMBLING, ev.TimePassed): barrier.overdue,
     (Phase.ASSEMBLING, ev.StopRequested): stopping.stop_requested,
     #
+    (Phase.RUNNING, ev.Registered): barrier.registered,
     (Phase.RUNNING, ev.Stepped): recovery.stepped,
     (Phase.RUNNING, ev.Completed): barrier.completed,
     (Phase.RUNNING, ev.Faulted): recovery.raised,
@@ -68,6 +69,7 @@ TRANSITIONS: dict[tuple[Phase, type[ev.Event]], Transition] = {
     #
     (Phase.RECOVERING, ev.Attached): barrier.attached,
     (Phase.RECOVERING, ev.Arrived): barrier.arrived,
+    (Phase.RECOVERING, ev.Registered): barrier.registered,
     (Phase.RECOVERING, ev.Stepped): recovery.stepped,
     (Phase.RECOVERING, ev.Faulted): recovery.raised_too,
     (Phase.RECOVERING, ev.Exited): recovery.died_too,

@@ -14,7 +14,7 @@ from typing import TypeAlias, TypeVar
 
 import msgspec
 
-from .plan import RestorePlan
+from .plan import MAX_SHARD_NAME, MAX_SNAPSHOTS, Holding, RestorePlan
 
 MAX_MESSAGE_BYTES = 1 << 20
 MAX_TEXT = 64 << 10
@@ -44,6 +44,7 @@ class Arrive(_Message, frozen=True):
 
     `call` counts the wrapped functions entered by this process, 1 for the first. `step` is the number of optimizer
     steps completed; `healthy` is False when the process was interrupted inside one and cannot be a source of state.
+    `holding` is what a CheckpointManager can give, None where the script has none: then `step` and `healthy` count.
     """
 
     epoch: int
@@ -53,6 +54,14 @@ class Arrive(_Message, frozen=True):
     notified_ns: int = 0
     aborted_ns: int = 0
     unwound_ns: int = 0
+    holding: Holding | None = None
+
+
+class Registered(_Message, frozen=True):
+    """This rank has registered its state in `epoch`: who is of the same shard holds the same bytes."""
+
+    epoch: int
+    shard: str
 
 
 class Fault(_Message, frozen=True):
@@ -110,7 +119,7 @@ class Finish(_Message, frozen=True):
     epoch: int
 
 
-WorkerMessage: TypeAlias = Attach | Arrive | Fault | Stepped | Completed
+WorkerMessage: TypeAlias = Attach | Arrive | Registered | Fault | Stepped | Completed
 AgentMessage: TypeAlias = Start | FaultNotice | Finish
 
 _T = TypeVar("_T")
@@ -130,7 +139,12 @@ def encode(message: WorkerMessage | AgentMessage) -> bytes:
 
 def decode_from_worker(data: bytes) -> WorkerMessage:
     """What a worker said. Raises MessageError for anything that is not a worker's message."""
-    return _decode(_worker_decoder, data)
+    message = _decode(_worker_decoder, data)
+    if isinstance(message, Arrive) and message.holding is not None:
+        _check_holding(message.holding)
+    elif isinstance(message, Registered):
+        _check_shard(message.shard)
+    return message
 
 
 def decode_from_agent(data: bytes) -> AgentMessage:
@@ -144,6 +158,21 @@ def shorten(text: str, limit: int = MAX_TEXT) -> str:
         return text
     half = limit // 2
     return f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
+
+
+def _check_holding(holding: Holding) -> None:
+    if holding.shard is not None:
+        _check_shard(holding.shard)
+    if len(holding.snapshots) > MAX_SNAPSHOTS:
+        raise MessageError(f"{len(holding.snapshots)} snapshots exceed {MAX_SNAPSHOTS}")
+    numbers = [*holding.steps, *holding.distrusted, *(number for pair in holding.snapshots for number in pair)]
+    if any(number < 0 for number in numbers) or (holding.disk is not None and holding.disk < 0):
+        raise MessageError("a rank or a step in a holding is negative")
+
+
+def _check_shard(shard: str) -> None:
+    if len(shard) > MAX_SHARD_NAME:
+        raise MessageError(f"the name of a shard has {len(shard)} characters, more than {MAX_SHARD_NAME}")
 
 
 def _decode(decoder: msgspec.msgpack.Decoder[_T], data: bytes) -> _T:

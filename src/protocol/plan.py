@@ -1,21 +1,82 @@
-"""The recovery plan, as control makes it and workers carry it out."""
+"""The recovery plan, as control makes it and workers carry it out, and what a rank says it holds.
+
+Source of the idea: HyperPod's checkpointless recovery, where a replaced rank receives from a healthy member of its
+replica group. There survivors that differ by a step make everybody load from disk; here they are the normal case.
+"""
 
 from __future__ import annotations
+
+import enum
 
 import msgspec
 
 NO_EPOCH = -1
 """The epoch of a process that has not run in any."""
 
+MAX_SHARD_NAME = 200
+MAX_SNAPSHOTS = 64
+
+
+class Holding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one rank could give to others, told at the barrier. Steps count completed steps of training.
+
+    `shard`: ranks with the same shard hold the same bytes; None as long as nothing is registered. `steps`: the states
+    in this process's memory that are whole, the current one first, then what is kept for a rollback. `snapshots`: the
+    (rank, step) pairs whose snapshot this rank can read. `disk`: the newest complete checkpoint it can load.
+    `distrusted`: ranks whose state it has received with a wrong checksum.
+    """
+
+    shard: str | None = None
+    steps: tuple[int, ...] = ()
+    snapshots: tuple[tuple[int, int], ...] = ()
+    disk: int | None = None
+    distrusted: tuple[int, ...] = ()
+
+
+class Origin(enum.Enum):
+    """Where the state to go on from is."""
+
+    MEMORY = "memory"
+    """In the memory of the training processes: nothing is lost."""
+    SNAPSHOT = "snapshot"
+    """In host memory, as it was some steps ago."""
+    DISK = "disk"
+    START = "start"
+    """Nowhere: training begins, or begins again."""
+
+
+class Transfer(msgspec.Struct, frozen=True):
+    """`source` sends its own state to `receiver`, or, when `owner` is given, the snapshot it has of that rank."""
+
+    source: int
+    receiver: int
+    owner: int | None = None
+
 
 class RestorePlan(msgspec.Struct, frozen=True):
     """Where the state of a new epoch comes from.
 
-    `target_step`: optimizer steps completed in the state to go on from. `source`: a rank that holds it, or None when
-    nobody does and training starts afresh. `receivers`: the ranks that do not hold it (new processes, ranks a step
-    behind, ranks interrupted inside their update).
+    `target_step`: steps completed in the state to go on from. `source`: the lowest rank that holds it in memory, or
+    None. `transfers`: who sends to whom; a rank that is in none as a receiver has what it needs. `rollbacks`: the
+    ranks that go back to the state they kept. `lost_steps`: completed steps that must be trained again.
     """
 
     target_step: int
     source: int | None
-    receivers: tuple[int, ...]
+    transfers: tuple[Transfer, ...] = ()
+    rollbacks: tuple[int, ...] = ()
+    origin: Origin = Origin.MEMORY
+    lost_steps: int = 0
+
+    @property
+    def receivers(self) -> tuple[int, ...]:
+        """The ranks that do not hold the target: new processes, ranks a step behind, ranks torn inside an update."""
+        return tuple(sorted(transfer.receiver for transfer in self.transfers))
+
+    def source_of(self, rank: int) -> Transfer | None:
+        """The transfer by which `rank` receives."""
+        return next((transfer for transfer in self.transfers if transfer.receiver == rank), None)
+
+    def sent_by(self, rank: int) -> tuple[Transfer, ...]:
+        """What `rank` has to send, in order."""
+        return tuple(transfer for transfer in self.transfers if transfer.source == rank)

@@ -19,6 +19,8 @@ What they say is about their present process and its epoch, unless the line says
     hook ends 0                         the running pre- or post-train script ended (negative: by that signal)
     WHO attach [abort-timeout=5]        a process has reached its first wrapped function
     WHO arrive [step=20] [call=2] [unhealthy]
+    WHO arrive [shard=a] [holds=20,19] [snapshots=0:16,1:16] [disk=10]      with a CheckpointManager
+    WHO register SHARD                  the rank has said which shard it holds
     WHO raise TEXT                      user code raised
     WHO feel TEXT                       user code raised because a connection broke: a consequence
     WHO step 21                         the first optimizer step of the epoch is done
@@ -42,12 +44,13 @@ from hyperpodrun.control import commands as cmd
 from hyperpodrun.control import events as ev
 from hyperpodrun.control.job import Job
 from hyperpodrun.control.state import JobConfig
+from hyperpodrun.protocol.plan import Holding, Origin, RestorePlan
 
 INDENT = "    "
 
 _LINE = re.compile(r"(?P<who>all|ranks? [\d ]*\d)(?: \((?P<of>[^)]*)\))? (?P<verb>[a-z]+)(?: (?P<rest>.*))?$")
 _VERBS = {
-    name + s: name for name in ("attach", "arrive", "raise", "feel", "step", "complete", "exit") for s in ("", "s")
+    name + s: name for name in ("attach", "arrive", "register", "raise", "feel", "step", "complete", "exit") for s in ("", "s")
 }
 _VERBS |= {"attaches": "attach", "killed": "killed"}
 
@@ -165,12 +168,8 @@ def describe(command: cmd.Command) -> str:
             return f"fail epoch {epoch}: {_why(cause)}"
         case cmd.StartEpoch(epoch, plan, cause):
             parts = [f"start epoch {epoch}"]
-            if plan is not None and plan.source is None:
-                parts.append("nobody holds the state")
-            elif plan is not None and not plan.receivers:
-                parts.append(f"everybody holds step {plan.target_step}")
-            elif plan is not None:
-                parts.append(f"rank {plan.source} gives step {plan.target_step} to {causes.name_ranks(plan.receivers)}")
+            if plan is not None:
+                parts.append(_describe_plan(plan))
             if cause is not None:
                 parts.append(f"after {_why(cause)}")
             return "; ".join(parts)
@@ -181,6 +180,31 @@ def describe(command: cmd.Command) -> str:
         case cmd.End(exit_code, reason, _, left_behind):
             left = f"; {causes.name_ranks(left_behind)} left behind" if left_behind else ""
             return f"end with exit code {exit_code}: {reason}{left}"
+
+
+def _describe_plan(plan: RestorePlan) -> str:
+    if plan.origin is Origin.START:
+        return "nobody holds the state"
+    parts: list[str] = []
+    if plan.origin is Origin.MEMORY and not plan.transfers and not plan.rollbacks:
+        parts.append(f"everybody holds step {plan.target_step}")
+    elif plan.origin is Origin.DISK:
+        parts.append(f"everybody loads step {plan.target_step} from disk")
+    own = [transfer.receiver for transfer in plan.transfers if transfer.source == transfer.receiver]
+    if own:
+        parts.append(f"{causes.name_ranks(own)} load their snapshot of step {plan.target_step}")
+    given: dict[tuple[int, int | None], list[int]] = {}
+    for transfer in plan.transfers:
+        if transfer.source != transfer.receiver:
+            given.setdefault((transfer.source, transfer.owner), []).append(transfer.receiver)
+    for (source, owner), receivers in given.items():
+        what = "" if owner is None else f"rank {owner}'s snapshot of "
+        parts.append(f"rank {source} gives {what}step {plan.target_step} to {causes.name_ranks(receivers)}")
+    if plan.rollbacks:
+        parts.append(f"{causes.name_ranks(plan.rollbacks)} back to step {plan.target_step}")
+    if plan.lost_steps:
+        parts.append(f"{plan.lost_steps} steps lost")
+    return "; ".join(parts)
 
 
 def _why(cause: cmd.Cause) -> str:
@@ -209,15 +233,31 @@ def _attach(job: Job, rank: int, incarnation: int, epoch: int, rest: str) -> ev.
 
 def _arrive(job: Job, rank: int, incarnation: int, epoch: int, rest: str) -> ev.Event:
     values: dict[str, Any] = {"call": job.state.finished_calls + 1}
+    holding: dict[str, Any] = {}
     for item in rest.split():
         name, equals, value = item.partition("=")
         if name in ("step", "call") and equals:
             values[name] = int(value)
+        elif name in ("shard", "holds", "snapshots", "disk") and equals:
+            holding |= _holding(name, value)
         elif item == "unhealthy":
             values["healthy"] = False
         else:
             raise ScenarioError(f"not an option of `arrive`: {item}")
+    if holding:
+        values["holding"] = Holding(**holding)
     return ev.Arrived(rank, incarnation, epoch, **values)
+
+
+def _holding(name: str, value: str) -> dict[str, Any]:
+    if name == "shard":
+        return {"shard": value or None}
+    if name == "holds":
+        return {"steps": tuple(int(step) for step in value.split(",") if step)}
+    if name == "disk":
+        return {"disk": int(value)}
+    pairs = [pair.split(":") for pair in value.split(",")]
+    return {"snapshots": tuple((int(owner), int(step)) for owner, step in pairs)}
 
 
 def _killed(job: Job, rank: int, incarnation: int, epoch: int, rest: str) -> ev.Event:
@@ -228,6 +268,7 @@ _EVENTS: dict[str, Callable[[Job, int, int, int, str], ev.Event]] = {
     "attach": _attach,
     "arrive": _arrive,
     "killed": _killed,
+    "register": lambda job, rank, process, epoch, rest: ev.Registered(rank, process, epoch, rest),
     "raise": lambda job, rank, process, epoch, rest: ev.Faulted(rank, process, epoch, rest, f"Traceback: {rest}"),
     "feel": lambda job, rank, process, epoch, rest: ev.Faulted(rank, process, epoch, rest, "", consequence=True),
     "step": lambda job, rank, process, epoch, rest: ev.Stepped(rank, process, epoch, int(rest)),

@@ -283,6 +283,8 @@ class World:
             assert holders[plan.source] == plan.target_step, "the source does not hold what it is to give"
             for rank in range(self.config.world_size):
                 assert (rank in plan.receivers) != (holders.get(rank) == plan.target_step)
+            for transfer in plan.transfers:
+                assert holders[transfer.source] == plan.target_step, "who gives must have it"
             assert lost == bool(plan.receivers)
 
     def _end(self, command: cmd.End) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 from hyperpodrun.protocol import messages, names
-from hyperpodrun.protocol.plan import RestorePlan
+from hyperpodrun.protocol.plan import Holding, RestorePlan, Transfer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,12 +13,14 @@ FROM_WORKER = [
     messages.Attach(123, 60.0),
     messages.Attach(123, None),
     messages.Arrive(epoch=-1, call=1, step=0, healthy=True),
+    messages.Arrive(1, 1, 7, True, holding=Holding("shard 0", (7, 6), ((0, 5), (1, 5)), 4, (3,))),
+    messages.Registered(1, "shard 0"),
     messages.Fault(3, "ValueError: boom", "Traceback ...", False, 10**18),
     messages.Stepped(3, 17, 1, 2, 3),
     messages.Completed(3),
 ]
 FROM_AGENT = [
-    messages.Start(4, {"RANK": "1"}, RestorePlan(17, 0, (1, 2))),
+    messages.Start(4, {"RANK": "1"}, RestorePlan(17, 0, (Transfer(0, 1), Transfer(0, 2)), lost_steps=1)),
     messages.Start(0, {}, None),
     messages.FaultNotice(3, "rank 1 raised", (("127.0.0.1", 4242),)),
     messages.Finish(4),

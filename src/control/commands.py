@@ -34,6 +34,8 @@ class RunHook(msgspec.Struct, frozen=True):
     """Start the pre-train (`pre`) or post-train (`post`) script and report its end as HookEnded."""
 
     name: str
+    epoch: int = 0
+    """The epoch that its environment names."""
 
 
 class Spawn(msgspec.Struct, frozen=True):

@@ -66,7 +66,7 @@ def post_train_ended(job: JobState, event: ev.HookEnded, now: float) -> list[Com
 
 def _run_hook(job: JobState, name: str) -> list[Command]:
     job.hook_running = True
-    return [RunHook(name)]
+    return [RunHook(name, job.next_epoch)]
 
 
 def _succeed(job: JobState) -> list[Command]:

@@ -9,13 +9,13 @@ import sys
 def test_an_internal_error_ends_the_job_and_its_processes(tmp_path):
     program = """
 import sys
-from hyperpodrun.agent.agent import Agent
+from hyperpodrun.agent.workers import Workers
 from hyperpodrun.launcher import entry_point
 
 def broken(self, worker, child):
     raise ZeroDivisionError("a bug")
 
-Agent._on_exit = broken
+Workers._on_exit = broken
 sys.argv[1:] = ["--nproc-per-node=2", "--no-python", "sh", "-c", "test $RANK = 0 || exec sleep 3600"]
 entry_point()
 """

@@ -154,7 +154,7 @@ class Scenario:
 def describe(command: cmd.Command) -> str:
     """One line for one command."""
     match command:
-        case cmd.RunHook(name):
+        case cmd.RunHook(name, _):
             return f"run the {name}-train script"
         case cmd.Spawn(rank, incarnation, epoch):
             return f"spawn rank {rank}: process {incarnation}, epoch {epoch}"

@@ -1,0 +1,283 @@
+"""One node: carries out what the job wants done here, and says what happens here.
+
+Owns: the endpoints that workers talk to (the store, the channel) and the report of recoveries; `workers.py` has their
+processes. Commands come in, events go out through the callback it was given; it decides nothing. Must never import
+torch. Called by: `agent.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..control import commands as cmd
+from ..control import events as ev
+from ..protocol.plan import NO_EPOCH
+from ..rootless.listening import listen
+from .config import LaunchConfig
+from .console import Console
+from .directories import make_private, temporary_for_sockets
+from .environment import epoch_environment, worker_environment
+from .logs import LogDirectory, Outputs
+from .workers import Worker, Workers
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from ..protocol import messages
+    from ..rootless.server import StoreServer
+    from .channel import WorkerChannel
+    from .recovery_report import Recovery, RecoveryReport
+
+_STORE_HOST = "localhost"
+
+
+class LocalNode:
+    """The hands of one agent. Commands may come before there is an event loop; `serve` then begins to listen."""
+
+    def __init__(self, config: LaunchConfig, console: Console, on_event: Callable[[ev.Event], None]) -> None:
+        self._config = config
+        self._console = console
+        self._on_event = on_event
+        self._listeners = listen(_STORE_HOST, config.rendezvous.port)
+        self.logs = LogDirectory(config, console)
+        self._token = os.urandom(8).hex()
+        self._runtime = make_private(temporary_for_sockets(), "hyperpodrun-")
+        self.workers = Workers(
+            config, console, self.logs, self._token, self._runtime, self._on_exit, self._on_hook_exit
+        )
+        self._epoch = NO_EPOCH
+        """The last epoch that was started here."""
+        self._opened_epoch = 0
+        self._fault_seen_ns: dict[int, int] = {}
+        """When somebody first felt the fault of an epoch."""
+        self._store: StoreServer | None = None
+        self._channel: WorkerChannel | None = None
+        self.report: RecoveryReport | None = None
+        self._executors: dict[type, Any] = {
+            cmd.RunHook: self._run_hook,
+            cmd.Spawn: self._spawn,
+            cmd.Kill: self._kill,
+            cmd.StopWorkers: self._stop_workers,
+            cmd.OpenEpoch: self._open_epoch,
+            cmd.FailEpoch: self._fail_epoch,
+            cmd.StartEpoch: self._start_epoch,
+            cmd.FinishEpoch: self._finish_epoch,
+            cmd.RestartProcesses: self._restart_processes,
+        }
+
+    # ---- life ----------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Before anything else: the standby source imports while the rest comes up."""
+        self.workers.prepare(self._environment(0, 0, 0, 0, Outputs()))
+
+    async def serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The event loop runs: what has happened since `prepare` is seen now."""
+        from ..rootless.server import StoreServer
+        from .recovery_report import RecoveryReport
+
+        self.report = RecoveryReport(self._config.run_id, self._config.nproc_per_node)
+        self.workers.on_started = self.report.respawned
+        self._store = StoreServer(sockets=self._listeners, epoch=self._opened_epoch, log=self._log_store)
+        await self._store.start()
+        if self._config.inprocess_restart:
+            from .channel import WorkerChannel
+
+            self._channel = WorkerChannel(self._endpoint, self._console, self._on_message)
+        self.workers.attach(loop)
+
+    async def stop_serving(self) -> None:
+        """The endpoints close; processes are `close`'s."""
+        if self._channel is not None:
+            self._channel.close()
+        if self._store is not None:
+            await self._store.close()
+
+    def close(self) -> None:
+        """Whatever happened, nothing of the job stays."""
+        import shutil
+
+        self.workers.close()
+        for listener in self._listeners:
+            listener.close()
+        shutil.rmtree(self._runtime, ignore_errors=True)
+        if self.report is not None:
+            self._tell(self.report.finished())
+            if self.report.recoveries:
+                from .recovery_report import table
+
+                self._console.write(table(self.report.recoveries))
+
+    # ---- what the job wants --------------------------------------------------------------------------------------
+
+    def execute(self, command: cmd.Command) -> None:
+        """Carries out one command. Raises OSError when a process cannot be started."""
+        self._executors[type(command)](command)
+
+    def _spawn(self, command: cmd.Spawn) -> None:
+        local_rank = command.rank
+        outputs = self.logs.open(f"attempt_{command.epoch}", local_rank)
+        environment = self._environment(command.rank, local_rank, command.incarnation, command.epoch, outputs)
+        worker = Worker(command.rank, local_rank, command.incarnation, outputs)
+        self.workers.spawn(worker, command.epoch, environment)
+
+    def _environment(
+        self, rank: int, local_rank: int, incarnation: int, epoch: int, outputs: Outputs, *, hook: bool = False
+    ) -> dict[str, str]:
+        return worker_environment(
+            self._config,
+            local_rank=local_rank,
+            incarnation=incarnation,
+            epoch=epoch,
+            store_address=self._store_address,
+            agent_endpoint=self._endpoint if self._config.inprocess_restart and not hook else None,
+            job_token=self._token,
+            error_file=outputs.error_path,
+        )
+
+    def _run_hook(self, command: cmd.RunHook) -> None:
+        script = self._config.pre_train if command.name == "pre" else self._config.post_train
+        outputs = self.logs.open(f"{command.name}_train", 0)
+        environment = self._environment(0, 0, 0, command.epoch, outputs, hook=True)
+        self.workers.run_hook(script, environment, outputs)
+
+    def _kill(self, command: cmd.Kill) -> None:
+        worker = self.workers.find(command.rank, command.incarnation)
+        if worker is not None:
+            self.workers.kill(worker, command.reason)
+
+    def _stop_workers(self, command: cmd.StopWorkers) -> None:
+        self.workers.stop(command.signum if command.signum is not None else self._config.shutdown_signal)
+
+    def _open_epoch(self, command: cmd.OpenEpoch) -> None:
+        if not self.workers:  # every process is new
+            self.workers.failures.forget()
+        self._opened_epoch = command.epoch
+        if self._store is not None:
+            self._store.advance(command.epoch)
+
+    def _fail_epoch(self, command: cmd.FailEpoch) -> None:
+        from ..protocol import messages
+
+        assert self._store is not None
+        assert self.report is not None
+        now_ns = time.monotonic_ns()
+        self._store.cancel(command.epoch)
+        listeners = self._store.published_listeners(command.epoch)
+        self._send_all(messages.FaultNotice(command.epoch, command.cause.summary, listeners))
+        fault_ns = self._fault_seen_ns.get(command.epoch, now_ns)
+        self._tell(self.report.failed(command.epoch, command.cause, fault_ns, now_ns, self.workers.pids))
+
+    def _start_epoch(self, command: cmd.StartEpoch) -> None:
+        from ..protocol import messages
+
+        assert self.report is not None
+        assembled_ns = time.monotonic_ns()
+        self._epoch = command.epoch
+        for worker in self.workers:
+            environ = epoch_environment(self._config, worker.local_rank, command.epoch)
+            self._send(worker, messages.Start(command.epoch, environ, command.plan))
+        self.report.started(command.epoch, command.cause, assembled_ns, time.monotonic_ns())
+        self.workers.failures.forget()
+        self._fault_seen_ns.clear()
+
+    def _finish_epoch(self, command: cmd.FinishEpoch) -> None:
+        from ..protocol import messages
+
+        assert self.report is not None
+        self._send_all(messages.Finish(command.epoch))
+        self._tell(self.report.finished())
+
+    def _restart_processes(self, command: cmd.RestartProcesses) -> None:
+        assert self.report is not None
+        self._console.log("restart", number=command.number, limit=command.limit, cause=command.cause.summary)
+        self._tell(self.report.restarted(command.cause, self.workers.pids))
+
+    # ---- what happens here ---------------------------------------------------------------------------------------
+
+    def _on_exit(self, worker: Worker, exit_code: int) -> None:
+        self._note_fault(self._epoch, time.monotonic_ns())
+        self._on_event(ev.Exited(worker.rank, worker.incarnation, exit_code))
+
+    def _on_hook_exit(self, exit_code: int) -> None:
+        self._on_event(ev.HookEnded(exit_code))
+
+    def _on_message(self, local_rank: int, incarnation: int, message: messages.WorkerMessage) -> None:
+        from ..protocol import messages
+
+        worker = self.workers.find(local_rank, incarnation)
+        if worker is None:
+            return
+        assert self.report is not None
+        rank = worker.rank
+        match message:
+            case messages.Attach():
+                worker.attached = True
+                self._on_event(ev.Attached(rank, incarnation, message.abort_timeout_s))
+            case messages.Arrive():
+                self.report.arrived(message)
+                self._on_event(
+                    ev.Arrived(
+                        rank,
+                        incarnation,
+                        message.epoch,
+                        message.call,
+                        message.step,
+                        message.healthy,
+                        message.holding,
+                    )
+                )
+            case messages.Registered():
+                self._on_event(ev.Registered(rank, incarnation, message.epoch, message.shard))
+            case messages.Fault():
+                self._note_fault(message.epoch, message.caught_ns)
+                self._on_event(
+                    ev.Faulted(
+                        rank, incarnation, message.epoch, message.summary, message.traceback, message.consequence
+                    )
+                )
+            case messages.Stepped():
+                assert self._store is not None
+                self._on_event(ev.Stepped(rank, incarnation, message.epoch, message.step))
+                last_write = self._store.last_write_ns(message.epoch)
+                self._tell(self.report.stepped(rank, message, last_write))
+            case messages.Completed():
+                self._on_event(ev.Completed(rank, incarnation, message.epoch))
+
+    def _note_fault(self, epoch: int, at_ns: int) -> None:
+        self._fault_seen_ns[epoch] = min(at_ns, self._fault_seen_ns.get(epoch, at_ns))
+
+    # ---- small things --------------------------------------------------------------------------------------------
+
+    @property
+    def _store_address(self) -> tuple[str, int]:
+        return self._config.rendezvous.host, self._listeners[0].getsockname()[1]
+
+    @property
+    def _endpoint(self) -> str:
+        return f"ipc://{self._runtime}/agent.sock"
+
+    def _send_all(self, message: messages.AgentMessage) -> None:
+        for worker in self.workers:
+            if worker.attached:
+                self._send(worker, message)
+
+    def _send(self, worker: Worker, message: messages.AgentMessage) -> None:
+        assert self._channel is not None
+        self._channel.send(worker.local_rank, worker.incarnation, message)
+
+    def _log_store(self, line: str) -> None:
+        self._console.log("store", message=line)
+
+    def _tell(self, recovery: Recovery | None) -> None:
+        """A recovery is over: a line for people, a row for programs."""
+        if recovery is None:
+            return
+        from .recovery_report import line
+
+        self._console.log("recovery", **line(recovery))
+        with self.logs.recoveries.open("ab") as file:
+            file.write(recovery.as_json())

@@ -17,12 +17,16 @@ _PUBLIC = {
     "HPAgentK8sAPIFactory": ".inprocess.connection",
     "HealthCheck": ".inprocess.health",
     "HealthCheckError": ".inprocess.health",
+    "CheckpointManager": ".checkpointless.manager",
+    "RestoreError": ".checkpointless.errors",
     "CudaHealthCheck": ".inprocess.health",
     "ParameterUpdateLock": ".inprocess.update_lock",
     "RestorePlan": ".protocol.plan",
 }
 
 if TYPE_CHECKING:
+    from .checkpointless.errors import RestoreError
+    from .checkpointless.manager import CheckpointManager
     from .inprocess.call import HPCallWrapper
     from .inprocess.connection import HPAgentK8sAPIFactory
     from .inprocess.health import CudaHealthCheck, HealthCheck, HealthCheckError
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     from .protocol.plan import RestorePlan
 
 __all__ = [
+    "CheckpointManager",
     "CudaHealthCheck",
     "HPAgentK8sAPIFactory",
     "HPCallWrapper",
@@ -38,6 +43,7 @@ __all__ = [
     "HealthCheck",
     "HealthCheckError",
     "ParameterUpdateLock",
+    "RestoreError",
     "RestorePlan",
 ]
 

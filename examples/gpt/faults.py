@@ -22,6 +22,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
+from hyperpodrun import HPCallWrapper
 from model import GPT
 
 KINDS = ("raise", "kill", "segv", "exit")
@@ -88,12 +89,12 @@ class FaultInjector:
             middle.register_forward_pre_hook(lambda *_: self.reach("forward"))
             # The first block's gradients come late: the later layers' buckets are being reduced.
             model.blocks[0].qkv.weight.register_hook(lambda _: self.reach("backward"))
-            # Runs when the parameters have changed, before hyperpodrun's global hook counts the step.
+            # Runs when the parameters have changed, before hyperpodrun's own hook takes the step for complete.
             optimizer.register_step_post_hook(lambda *_: self.reach("optimizer"))
 
-    def begin(self, epoch: int, rank: int) -> None:
+    def begin(self, caller: HPCallWrapper | None, rank: int) -> None:
         """An epoch starts. torchrun's restarts are epochs too."""
-        self.epoch = max(epoch, int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+        self.epoch = max(caller.epoch if caller else 0, int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
         self.rank = rank
 
     def reach(self, where: str) -> None:

@@ -40,14 +40,6 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 256, bias=False)
 
-    def init_weights(self) -> None:
-        """Draw every parameter anew from torch's global generator, in place."""
-        for name, parameter in self.named_parameters():
-            if parameter.dim() > 1:
-                nn.init.normal_(parameter, std=0.02)
-            else:
-                nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
-
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         x = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
         for block in self.blocks:

@@ -10,45 +10,54 @@ the versions of Python (which brings the text) and torch; not on the launcher, n
 
 import argparse
 import os
+from typing import NamedTuple
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matmul; read when CUDA starts
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # see wrap(); read when torch is imported
 
 import torch
 import torch.distributed as dist
 from data import batch
+from digest import digest
 from faults import FaultInjector, Injection
-from hyperpodrun import HPCallWrapper, HPWrapper
-from state import TrainState
+from hyperpodrun import CheckpointManager, HPCallWrapper, HPWrapper
+from model import GPT
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
+
+manager = CheckpointManager()
 
 
-@HPWrapper()
-def run_main(
-    args: argparse.Namespace, state: TrainState, faults: FaultInjector, caller: HPCallWrapper | None = None
-) -> None:
-    """The part that is entered again after a fault: process group and DDP are made anew, `state` lives on."""
-    assert caller is not None, "HPWrapper passes it"
-    init_process_group(state.device)
-    rank, first_step = dist.get_rank(), 0
-    if caller.plan is not None:
-        with caller.restoring():
-            first_step = state.restore(caller.plan)
-        if rank == 0:
-            print(f"epoch {caller.epoch}: resumed at step {first_step}", flush=True)
-    ddp = wrap(state.model)
-    faults.begin(caller.epoch, rank)
+class Job(NamedTuple):
+    """What lives as long as the process."""
 
-    for step in range(first_step, args.steps):
+    device: torch.device
+    model: GPT
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    faults: FaultInjector
+
+
+
+@HPWrapper(checkpoint_manager=manager)
+def run_main(args: argparse.Namespace, job: Job, caller: HPCallWrapper | None = None) -> None:
+    """The part that is entered again after a fault: process group and DDP are made anew, the rest lives on."""
+    device, model, optimizer, scheduler, faults = job
+    init_process_group(device)
+    rank = dist.get_rank()
+    torch.manual_seed(args.seed + rank)  # dropout differs from rank to rank
+    first = manager.restore()
+    if rank == 0 and first:
+        print(f"resumed at step {first}", flush=True)
+    ddp = manager.data_parallel(model, bucket_cap_mb=1)
+    faults.begin(caller, rank)
+
+    for step in manager.steps(args.steps):
         faults.step = step
         inputs, targets = batch(args.seed, step, rank, args.batch_size, args.block_size)
-        state.optimizer.zero_grad(set_to_none=True)  # an interrupted backward leaves gradients behind
-        logits = ddp(inputs.to(state.device))
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.to(state.device).flatten())
+        optimizer.zero_grad()
+        loss = F.cross_entropy(ddp(inputs.to(device)).flatten(0, 1), targets.to(device).flatten())
         loss.backward()
-        state.remember_rng(step + 1)
-        state.optimizer.step()
+        optimizer.step()
+        scheduler.step()
         if rank == 0 and (step == 0 or (step + 1) % args.log_every == 0):
             print(f"step {step + 1} loss {loss.item():.4f}", flush=True)
         faults.reach("between")
@@ -61,17 +70,6 @@ def init_process_group(device: torch.device) -> None:
         dist.init_process_group(backend)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-
-
-def wrap(model: torch.nn.Module) -> DistributedDataParallel:
-    """DDP that adds the ranks' gradients in the same order in every epoch.
-
-    After its first backward DDP rearranges its buckets, and an element's place in its bucket decides in which
-    order its gradients are added: a DDP made anew in the middle of a run would round differently. With
-    find_unused_parameters=True it never does so; TORCH_CPP_LOG_LEVEL hides its warning that none is unused.
-    All ranks hold the same weights by now: rank 0, perhaps a new process, need not send its own (init_sync).
-    """
-    return DistributedDataParallel(model, bucket_cap_mb=1, find_unused_parameters=True, init_sync=False)
 
 
 def pick_device() -> torch.device:
@@ -112,18 +110,23 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Build the state once, train, print the digest."""
+    """Build the model, train, print the digest."""
     args = parse_args()
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a search for bugs, 7 % of a step
-    state = TrainState(args, pick_device())
+    device = pick_device()
+    torch.manual_seed(args.seed)
+    model = GPT(args.layers, args.width, args.heads, args.block_size).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, fused=True)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
     faults = FaultInjector(args.inject)
-    faults.attach(state.model, state.optimizer)
-    run_main(args, state, faults)
-    if os.environ.get("RANK", "0") == "0":
-        print(f"digest {state.digest()}", flush=True)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    faults.attach(model, optimizer)
+    manager.register(model=model, optimizer=optimizer, scheduler=scheduler)
+    run_main(args, Job(device, model, optimizer, scheduler, faults))
+    result = digest(model, optimizer)
+    if dist.get_rank() == 0:
+        print(f"digest {result}", flush=True)
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

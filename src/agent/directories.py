@@ -28,6 +28,12 @@ def temporary() -> Path:
     return Path(os.environ.get("TMPDIR") or "/tmp")
 
 
+def in_memory() -> Path:
+    """Where files are kept in memory: /dev/shm where there is one, or where temporary files go."""
+    path = Path("/dev/shm")
+    return path if os.access(path, os.W_OK | os.X_OK) else temporary()
+
+
 def temporary_for_sockets() -> Path:
     """The same, unless its name is too long to hold sockets."""
     path = temporary()

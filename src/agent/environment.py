@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from string import Template
 
 from ..protocol import names
@@ -48,6 +49,7 @@ def worker_environment(
     epoch: int,
     store_address: tuple[str, int],
     agent_endpoint: str | None,
+    state_directory: Path | None,
     job_token: str,
     error_file: str,
 ) -> dict[str, str]:
@@ -80,6 +82,9 @@ def worker_environment(
     if config.virtual_local_rank:
         environment["CUDA_VISIBLE_DEVICES"] = _own_device(local_rank)
     environment.pop(names.AGENT_ENDPOINT, None)
+    environment.pop(names.STATE_DIRECTORY, None)
+    if state_directory is not None:
+        environment[names.STATE_DIRECTORY] = str(state_directory)
     if agent_endpoint is not None:
         environment[names.AGENT_ENDPOINT] = agent_endpoint
     return environment

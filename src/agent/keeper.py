@@ -46,7 +46,7 @@ def kill_all(mark: bytes) -> None:
 
 
 def remove(directory: str) -> None:
-    """The agent's directory of sockets, if the agent could not do it."""
+    """A directory of the agent's, for sockets or state, if the agent could not do it."""
     try:
         for name in os.listdir(directory):
             os.unlink(os.path.join(directory, name))
@@ -62,7 +62,8 @@ def main() -> None:
     while os.read(int(sys.argv[1]), 1):
         pass
     kill_all(mark)
-    remove(sys.argv[2])
+    for directory in sys.argv[2:]:
+        remove(directory)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..control import commands as cmd
@@ -18,7 +19,7 @@ from ..protocol.plan import NO_EPOCH
 from ..rootless.listening import listen
 from .config import LaunchConfig
 from .console import Console
-from .directories import make_private, temporary_for_sockets
+from .directories import in_memory, make_private, temporary_for_sockets
 from .environment import epoch_environment, worker_environment
 from .logs import LogDirectory, Outputs
 from .workers import Worker, Workers
@@ -45,8 +46,13 @@ class LocalNode:
         self.logs = LogDirectory(config, console)
         self._token = os.urandom(8).hex()
         self._runtime = make_private(temporary_for_sockets(), "hyperpodrun-")
+        self._directories = [self._runtime]
+        self._state_directory: Path | None = None
+        if config.inprocess_restart:
+            self._state_directory = make_private(in_memory(), "hyperpodrun-state-")
+            self._directories.append(self._state_directory)
         self.workers = Workers(
-            config, console, self.logs, self._token, self._runtime, self._on_exit, self._on_hook_exit
+            config, console, self.logs, self._token, self._directories, self._on_exit, self._on_hook_exit
         )
         self._epoch = NO_EPOCH
         """The last epoch that was started here."""
@@ -103,7 +109,8 @@ class LocalNode:
         self.workers.close()
         for listener in self._listeners:
             listener.close()
-        shutil.rmtree(self._runtime, ignore_errors=True)
+        for directory in self._directories:
+            shutil.rmtree(directory, ignore_errors=True)
         if self.report is not None:
             self._tell(self.report.finished())
             if self.report.recoveries:
@@ -134,6 +141,7 @@ class LocalNode:
             epoch=epoch,
             store_address=self._store_address,
             agent_endpoint=self._endpoint if self._config.inprocess_restart and not hook else None,
+            state_directory=None if hook else self._state_directory,
             job_token=self._token,
             error_file=outputs.error_path,
         )

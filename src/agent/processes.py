@@ -95,13 +95,16 @@ def become_subreaper() -> None:
 
 
 class Keeper:
-    """Runs `keeper.py`: it kills what is left of the job, and its directory, once this process has ended."""
+    """Runs `keeper.py`: it kills what is left of the job, and its directories, once this process has ended."""
 
-    def __init__(self, token: str, directory: Path) -> None:
+    def __init__(self, token: str, directories: Sequence[Path]) -> None:
         read_end, self._write_end = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(Path(__file__).with_name("keeper.py")), str(read_end), str(directory)],
+                [
+                    *(sys.executable, "-I", "-S", str(Path(__file__).with_name("keeper.py"))),
+                    *(str(read_end), *map(str, directories)),
+                ],
                 # The token is not a secret, but the job's own mark must not be in the keeper's environment.
                 env={"KEEPER_TOKEN": f"{JOB_TOKEN}={token}"},
                 stdin=subprocess.DEVNULL,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,7 @@ class Workers:
         console: Console,
         logs: LogDirectory,
         token: str,
-        runtime: Path,
+        directories: Sequence[Path],
         on_exit: Callable[[Worker, int], None],
         on_hook_exit: Callable[[int], None],
     ) -> None:
@@ -57,7 +57,7 @@ class Workers:
         self._console = console
         self._logs = logs
         self._token = token
-        self._runtime = runtime
+        self._directories = directories
         self._on_worker_exit = on_exit
         self._on_hook_end = on_hook_exit
         self.failures = Failures()
@@ -69,7 +69,7 @@ class Workers:
         self._by_local_rank: dict[int, Worker] = {}
         self._hook: tuple[processes.Child, Outputs] | None = None
         self._standbys = Standbys(config, console)
-        self._keeper = processes.Keeper(token, runtime)
+        self._keeper = processes.Keeper(token, directories)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
 
@@ -207,4 +207,4 @@ class Workers:
                     os.kill(pid, signal.SIGKILL)
         if not self._keeper.alive() and not self._closing:
             self._console.log("keeper-lost", pid=self._keeper.pid, action="replaced")
-            self._keeper = processes.Keeper(self._token, self._runtime)
+            self._keeper = processes.Keeper(self._token, self._directories)

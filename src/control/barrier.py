@@ -58,8 +58,8 @@ def _start_epoch(job: JobState, now: float) -> list[Command]:
         return restart_processes(job, causes.of_different_calls(calls), now)
     plan = _plan(job)
     if isinstance(plan, Impossible):
-        cause = causes.of_lost_state(job.fault, plan.reason)
-        return begin_again(job, cause, now) if plan.from_start else restart_processes(job, cause, now)
+        lost = causes.of_lost_state(job.fault, plan.reason)
+        return begin_again(job, lost, now) if plan.from_start else restart_processes(job, lost, now)
     cause, job.fault = job.fault, None
     commands = open_epoch(job)
     job.phase = Phase.RUNNING

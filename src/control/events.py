@@ -88,5 +88,15 @@ class TimePassed(msgspec.Struct, frozen=True):
 
 
 Event: TypeAlias = (
-    Begin | HookEnded | Attached | Arrived | Registered | Faulted | Stepped | Completed | Exited | StopRequested | TimePassed
+    Begin
+    | HookEnded
+    | Attached
+    | Arrived
+    | Registered
+    | Faulted
+    | Stepped
+    | Completed
+    | Exited
+    | StopRequested
+    | TimePassed
 )

@@ -8,7 +8,9 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ..protocol import messages
 from ..protocol.plan import RestorePlan
+from .interrupt import Interrupted
 
 if TYPE_CHECKING:
     from .session import Session
@@ -50,10 +52,31 @@ class HPCallWrapper:
         """The lock that torch optimizers hold in `step()`, for code that changes parameters without one."""
         return None if self._session is None else self._session.lock
 
-    def step_completed(self) -> None:
-        """Tells of a completed step. Only for training without torch optimizers, whose steps are seen by themselves."""
+    def step_completed(self, step: int | None = None) -> None:
+        """Tells of a completed step, the `step`-th if that is given. Only for training without torch optimizers and
+        without a CheckpointManager: those are seen by themselves."""
         if self._session is not None:
-            self._session.step_completed()
+            self._session.step_completed(step)
+
+    def registered(self, shard: str) -> None:
+        """Tells which shard of the state this rank holds; ranks with the same one hold the same bytes."""
+        if self._session is not None:
+            self._session.monitor.send(messages.Registered(self.epoch, shard))
+
+    def enter_update(self) -> None:
+        """Parameters change from here on; an interrupt waits for `leave_update` as long as there is progress."""
+        if self._session is not None:
+            self._session.lock.__enter__()
+
+    def leave_update(self) -> None:
+        """Raises Interrupted when the epoch has failed meanwhile."""
+        if self._session is not None:
+            self._session.lock.__exit__(None, None, None)
+
+    def check_interrupt(self) -> None:
+        """Leaves user code at once when the epoch has failed: what a collective has just given may be garbage."""
+        if self._session is not None and self._session.monitor.faulted(self.epoch):
+            raise Interrupted("the epoch has failed on another rank")
 
     @contextlib.contextmanager
     def atomic(self) -> Iterator[None]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..protocol import messages
+from ..protocol.plan import Holding
 from .abort import release_process_groups
 from .call import HPCallWrapper
 from .faults import describe, is_consequence
@@ -77,12 +78,23 @@ class ReentryLoop:
                 notified_ns=monitor.notified_ns,
                 aborted_ns=monitor.aborted_ns,
                 unwound_ns=self._unwound_ns,
+                holding=self._holding(),
             ),
             self._hooks.policy,
         )
         self._epoch = start.epoch
         session.enter(start)
-        return HPCallWrapper(session, start.epoch, start.plan)
+        caller = HPCallWrapper(session, start.epoch, start.plan)
+        attach = getattr(self._hooks.checkpoint_manager, "attach", None)
+        if attach is not None:
+            attach(caller, self._call)
+        return caller
+
+    def _holding(self) -> Holding | None:
+        """What the checkpoint manager can give; None without one."""
+        holding = getattr(self._hooks.checkpoint_manager, "holding", None)
+        self._session.managed = holding is not None
+        return None if holding is None else holding()
 
     def _run_epoch(self, function: Callable[[HPCallWrapper], Any], caller: HPCallWrapper) -> tuple[bool, Any]:
         """(True, value), or (False, None) when the epoch has failed. Other exceptions end the process."""

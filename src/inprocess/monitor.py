@@ -6,19 +6,22 @@ communicators, and interrupts the main thread. The main thread meets it in `arri
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from dataclasses import dataclass
 
 from ..protocol import messages
 from ..protocol.plan import NO_EPOCH
-from .abort import Abort, AbortState
+from .abort import Abort, AbortState, waits_in_gloo
 from .connection import AgentConnection
 from .interrupt import InterruptGate
 from .log import log
 
 _INSIST_EVERY_S = 0.05
 """The interrupt is sent again that often: one that came just before a blocking call is seen only after it."""
+_STUCK_AFTER_S = 0.25
+"""After that long a wait inside gloo, whose sockets are shut, has no end."""
 _FORCE_AFTER_S = 2.0
 """After that long user code is taken to have put the exception away."""
 
@@ -48,7 +51,7 @@ class Monitor:
         self._failure: BaseException | None = None
         self._policy: AbortPolicy | None = None
         self._insist_at: float | None = None
-        self._force_at = 0.0
+        self._force_at = self._stuck_at = 0.0
         self._closing = False
         self.stale = 0
         """Messages of earlier epochs, which changed nothing."""
@@ -119,6 +122,9 @@ class Monitor:
                     self._receive(message)
                 now = time.monotonic()
                 if self._insist_at is not None and now >= self._insist_at:
+                    if now >= self._stuck_at and waits_in_gloo():
+                        log("gloo-stuck", epoch=self._epoch, action="exit")
+                        os._exit(1)  # it waits for a message that gloo has lost; the agent replaces the process
                     force = now >= self._force_at
                     if force:
                         self._force_at = now + _FORCE_AFTER_S
@@ -175,5 +181,6 @@ class Monitor:
             self.aborted_ns = time.monotonic_ns()
             self._insist_at = time.monotonic() + _INSIST_EVERY_S
             self._force_at = time.monotonic() + _FORCE_AFTER_S
+            self._stuck_at = time.monotonic() + _STUCK_AFTER_S
             self._changed.notify_all()
         self._gate.request()

@@ -45,7 +45,7 @@ class RootlessRendezvous:
         self._groups = 0
 
     def __call__(self, url: str, timeout: timedelta = timedelta(minutes=30), **_: Any) -> Iterator[Any]:
-        from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # missing in its __all__
+        from torch.distributed import PrefixStore  # missing in its __all__
 
         query = dict(parse_qsl(urlparse(url).query))
         rank = int(query.get("rank") or _required("RANK"))
@@ -57,7 +57,7 @@ class RootlessRendezvous:
 
     def _connect(self, timeout: timedelta) -> Any:
         if self._client is None:
-            from torch.distributed import TCPStore  # type: ignore[attr-defined]
+            from torch.distributed import TCPStore
 
             host, port = _required("MASTER_ADDR"), int(_required("MASTER_PORT"))
             clients: list[Any] = []

@@ -10,6 +10,7 @@ import time
 
 from ..protocol import messages
 from ..protocol.plan import NO_EPOCH
+from .abort import release_connections
 from .connection import AgentConnection
 from .interrupt import InterruptGate
 from .monitor import Monitor
@@ -32,11 +33,13 @@ class Session:
         self.calls = 0
         self.inside = False
         """Whether the main thread is in a wrapped function."""
+        self.managed = False
+        """A CheckpointManager counts the steps and knows whether the state is whole."""
         self.epoch = NO_EPOCH
         self.restore_begin_ns = 0
         self.restore_end_ns = 0
         self._step_seen = NO_EPOCH
-        self._hooks = OptimizerHooks(self.lock, self.step_completed)
+        self._hooks = OptimizerHooks(self.lock, self.optimizer_stepped)
         self.monitor.send(messages.Attach(os.getpid(), abort_timeout))
         atexit.register(self.monitor.close)
 
@@ -52,6 +55,7 @@ class Session:
         """An epoch begins: its environment, its store keys, its state of restore."""
         os.environ.update(start.environ)
         self.epoch = start.epoch
+        release_connections()
         self.rendezvous.enter(start.epoch)
         self.restore_begin_ns = self.restore_end_ns = 0
         self.lock.force_release()
@@ -62,9 +66,14 @@ class Session:
         elif int(start.environ["RANK"]) in start.plan.receivers:
             self.lock.begin_restore(start.plan.target_step)
 
-    def step_completed(self) -> None:
-        """An optimizer step has completed. The agent hears of the first in an epoch: that is the end of a recovery."""
-        self.lock.steps += 1
+    def optimizer_stepped(self) -> None:
+        """An optimizer has stepped. Where a CheckpointManager counts, that is not yet a completed step."""
+        if not self.managed:
+            self.step_completed()
+
+    def step_completed(self, step: int | None = None) -> None:
+        """A step has completed. The agent hears of the first in an epoch: that is the end of a recovery."""
+        self.lock.steps = self.lock.steps + 1 if step is None else step
         self.lock.restored()  # a step that completed with everybody else's was made from a whole state
         if self._step_seen != self.epoch:
             self._step_seen = self.epoch

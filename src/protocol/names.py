@@ -8,6 +8,9 @@ AGENT_ENDPOINT = "HYPERPODRUN_AGENT"
 WORKER_IDENTITY = "HYPERPODRUN_WORKER"
 """Set beside AGENT_ENDPOINT: which worker this process is, as `format_identity` writes it."""
 
+STATE_DIRECTORY = "HYPERPODRUN_STATE"
+"""Set in workers: a directory in memory that belongs to the job on this node and outlives every worker."""
+
 JOB_TOKEN = "HYPERPODRUN_JOB"
 """Set in every process of a job: marks the job's processes, also those that left their session."""
 

@@ -50,7 +50,9 @@ INDENT = "    "
 
 _LINE = re.compile(r"(?P<who>all|ranks? [\d ]*\d)(?: \((?P<of>[^)]*)\))? (?P<verb>[a-z]+)(?: (?P<rest>.*))?$")
 _VERBS = {
-    name + s: name for name in ("attach", "arrive", "register", "raise", "feel", "step", "complete", "exit") for s in ("", "s")
+    name + s: name
+    for name in ("attach", "arrive", "register", "raise", "feel", "step", "complete", "exit")
+    for s in ("", "s")
 }
 _VERBS |= {"attaches": "attach", "killed": "killed"}
 

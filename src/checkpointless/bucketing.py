@@ -1,0 +1,112 @@
+"""How the tensors of a state are cut into buckets for the way to another rank: the same on both sides.
+
+A large tensor is cut into slices that are sent from, and received into, its own memory. Small ones are gathered in a
+bucket of their own. Nothing is ever flattened as a whole: the extra memory is that of the buckets in flight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from .tensors import flat_bytes
+
+BUCKET_BYTES = 16 << 20
+_WORD = 8
+
+
+@dataclass
+class Bucket:
+    """Up to BUCKET_BYTES of one device type. `pieces`: (name of the tensor, first byte, end)."""
+
+    device: str
+    pieces: list[tuple[str, int, int]] = field(default_factory=list)
+    nbytes: int = 0
+
+    def add(self, name: str, begin: int, end: int) -> None:
+        self.pieces.append((name, begin, end))
+        self.nbytes += end - begin
+
+
+def cut(skeleton: Iterable[tuple[str, int, str]], limit: int = BUCKET_BYTES) -> list[Bucket]:
+    """The buckets for tensors given as (name, bytes, device type)."""
+    buckets: list[Bucket] = []
+    gathering: dict[str, Bucket] = {}
+    for name, nbytes, device in skeleton:
+        if nbytes >= limit // 4:
+            for begin in range(0, nbytes, limit):
+                bucket = Bucket(device)
+                bucket.add(name, begin, min(begin + limit, nbytes))
+                buckets.append(bucket)
+        elif nbytes:
+            current = gathering.get(device)
+            if current is None or current.nbytes + nbytes > limit:
+                current = gathering[device] = Bucket(device)
+                buckets.append(current)
+            current.add(name, 0, nbytes)
+    return buckets
+
+
+class Memory:
+    """The tensors of a state as rows of bytes, by name."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.rows = {name: flat_bytes(tensor) for name, tensor in tensors.items()}
+
+    @classmethod
+    def of_rows(cls, rows: Mapping[str, torch.Tensor]) -> Memory:
+        """The same for memory that is rows of bytes already."""
+        memory = cls({})
+        memory.rows = dict(rows)
+        return memory
+
+    def fill_from(self, other: Memory) -> None:
+        """Copies the bytes of another state of the same skeleton."""
+        for name, row in self.rows.items():
+            if row.data_ptr() != other.rows[name].data_ptr():
+                row.copy_(other.rows[name])
+
+    def sizes(self) -> list[tuple[str, int, str]]:
+        return [(name, row.numel(), row.device.type) for name, row in self.rows.items()]
+
+    def view(self, bucket: Bucket) -> torch.Tensor | None:
+        """The bucket's bytes where they lie; None when they are in several places."""
+        if len(bucket.pieces) > 1:
+            return None
+        name, begin, end = bucket.pieces[0]
+        return self.rows[name][begin:end]
+
+    def gather(self, bucket: Bucket, out: torch.Tensor) -> None:
+        """Copies the bucket's bytes into `out`."""
+        torch.cat([self.rows[name][begin:end] for name, begin, end in bucket.pieces], out=out)
+
+    def scatter(self, bucket: Bucket, data: torch.Tensor) -> None:
+        """Copies `data` to where the bucket's bytes belong."""
+        at = 0
+        for name, begin, end in bucket.pieces:
+            self.rows[name][begin:end].copy_(data[at : at + end - begin])
+            at += end - begin
+
+    def checksum(self, bucket: Bucket) -> torch.Tensor:
+        """Two int64 sums over the bucket's 8-byte words, the second weighted by position (Fletcher's idea)."""
+        data = self.view(bucket)
+        if data is None:
+            data = torch.cat([self.rows[name][begin:end] for name, begin, end in bucket.pieces])
+        return checksum(data)
+
+
+def checksum(data: torch.Tensor) -> torch.Tensor:
+    """int64 tensor of two: the sum of the words, and that of the sums of blocks weighted by their position.
+
+    Every flipped bit changes the first. Bytes that changed places change the second, unless within 64 words.
+    """
+    odd = data.numel() % _WORD
+    if odd or data.storage_offset() % _WORD or data.data_ptr() % _WORD:
+        data = torch.nn.functional.pad(data, (0, (_WORD - odd) % _WORD)).clone()
+    words = data.view(torch.int64)
+    whole = words[: words.numel() // 64 * 64].view(-1, 64).sum(dim=1)
+    rest = words[words.numel() // 64 * 64 :].sum()
+    weights = torch.arange(1, whole.numel() + 1, dtype=torch.int64, device=data.device)
+    return torch.stack([whole.sum() + rest, (whole * weights).sum() + rest * (whole.numel() + 1)])

@@ -1,0 +1,64 @@
+"""What recovery needs of the entry into the wrapped function, and its stand-in where there is none."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from ..protocol.plan import RestorePlan
+
+
+class Caller(Protocol):
+    """The part of HPCallWrapper that state and its recovery have to do with."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def plan(self) -> RestorePlan | None: ...
+
+    def restoring(self) -> AbstractContextManager[None]: ...
+
+    def registered(self, shard: str) -> None:
+        """Tells which shard this rank holds."""
+
+    def step_completed(self, step: int | None = None) -> None:
+        """Tells that so many steps are complete."""
+
+    def enter_update(self) -> None:
+        """From here on the state is not whole: an interrupt waits for `leave_update`."""
+
+    def leave_update(self) -> None: ...
+
+    def check_interrupt(self) -> None:
+        """Leaves user code now if the epoch has failed."""
+
+
+class NoCaller:
+    """Outside HPWrapper, and under any other launcher: nothing is interrupted, nothing is planned."""
+
+    plan: RestorePlan | None = None
+
+    @property
+    def rank(self) -> int:
+        return int(os.environ.get("RANK", "0"))
+
+    def restoring(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def registered(self, shard: str) -> None:
+        pass
+
+    def step_completed(self, step: int | None = None) -> None:
+        pass
+
+    def enter_update(self) -> None:
+        pass
+
+    def leave_update(self) -> None:
+        pass
+
+    def check_interrupt(self) -> None:
+        pass

@@ -1,0 +1,151 @@
+"""Checkpoints on disk in the background, through torch.distributed.checkpoint: the last resort.
+
+Every rank saves its own part under the name of its shard, so replicas are written once. A checkpoint is a directory
+`step-<n>`; it is complete when it has its `.metadata`, which is written last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from .encoding import decode, encode
+from .errors import RestoreError
+from .parcel import Header
+from .provider import StateProvider
+
+_log = logging.getLogger("hyperpodrun.checkpointless")
+
+_NAME = re.compile(r"step-(\d+)")
+_KEPT = 2
+
+
+class DiskCheckpoints:
+    """The checkpoints under `path`, one every `every` steps."""
+
+    def __init__(self, path: Path, every: int) -> None:
+        self._path = path
+        self._every = every
+        self._group: Any = None
+        self._pending: Any = None
+
+    def start(self) -> None:
+        """An epoch begins; on all ranks together."""
+        self._pending = None
+        # Not the group of training: its collectives must not mix with those of a thread, and NCCL has no CPU tensors.
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+
+    def due(self, step: int) -> bool:
+        return step % self._every == 0
+
+    def save(self, header: Header, shard: str, rank: int, state: StateProvider) -> None:
+        """Begins a checkpoint: copies the state, then writes it in the background.
+
+        One that is still being written makes this one be left out.
+        """
+        if self._pending is not None and not self._pending.done():
+            _log.warning("checkpoint of step %d left out: the one before it is still being written", header.step)
+            return
+        self._settle()
+        from torch.distributed import checkpoint
+
+        described = torch.frombuffer(bytearray(encode(header.as_dict())), dtype=torch.uint8)
+        tensors = {_key(shard, name): tensor for name, tensor in state.named_tensors().items()}
+        self._path.mkdir(parents=True, exist_ok=True)
+        self._pending = checkpoint.async_save(
+            {**tensors, f"header/{rank}": described},
+            checkpoint_id=self._path / f"step-{header.step}",
+            process_group=self._group,
+            no_dist=self._group is None,
+        )
+        if rank == 0:
+            self._prune(header.step)
+
+    def stop(self) -> None:
+        """The epoch has failed: what is being written may never be complete."""
+        self._pending = None
+
+    def finish(self) -> None:
+        """Training is over: the last checkpoint is waited for."""
+        if self._pending is not None:
+            self._settle()
+
+    def newest(self) -> int | None:
+        """The newest complete checkpoint's step."""
+        return max((step for step, path in self._found() if (path / ".metadata").is_file()), default=None)
+
+    def load(self, step: int, rank: int) -> Header:
+        """The header of this rank's part. Raises RestoreError."""
+        from torch.distributed import checkpoint
+        from torch.distributed.checkpoint import FileSystemReader
+
+        directory = self._path / f"step-{step}"
+        try:
+            metadata = FileSystemReader(directory).read_metadata()
+            entry = metadata.state_dict_metadata[f"header/{rank}"]
+            row = torch.empty(entry.size, dtype=torch.uint8)  # type: ignore[union-attr]
+            with _quiet():
+                checkpoint.load({f"header/{rank}": row}, checkpoint_id=directory, no_dist=True)
+            return Header.from_dict(decode(row.numpy().tobytes()))
+        except KeyError:
+            raise RestoreError(f"{directory} was written by a job of another size: it has no rank {rank}") from None
+        except (OSError, ValueError, RuntimeError) as error:
+            raise RestoreError(f"the checkpoint {directory} cannot be read: {error}") from error
+
+    def fill(self, step: int, shard: str, tensors: dict[str, torch.Tensor]) -> None:
+        """Reads the tensors of a shard into their places. Raises RestoreError."""
+        from torch.distributed import checkpoint
+
+        directory = self._path / f"step-{step}"
+        try:
+            with _quiet():
+                checkpoint.load(
+                    {_key(shard, name): tensor for name, tensor in tensors.items()},
+                    checkpoint_id=directory,
+                    no_dist=True,
+                )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise RestoreError(f"the checkpoint {directory} cannot be read: {error}") from error
+
+    def _settle(self) -> None:
+        if self._pending is None:
+            return
+        try:
+            self._pending.result()
+        except Exception as error:  # whatever a storage backend raises: training does not depend on it
+            _log.warning("a checkpoint on disk failed: %s", error)
+        self._pending = None
+
+    def _found(self) -> list[tuple[int, Path]]:
+        with contextlib.suppress(FileNotFoundError):
+            matches = [(_NAME.fullmatch(name), self._path / name) for name in os.listdir(self._path)]
+            return [(int(match[1]), path) for match, path in matches if match]
+        return []
+
+    def _prune(self, current: int) -> None:
+        """Complete checkpoints older than the last ones go."""
+        complete = sorted(s for s, path in self._found() if s < current and (path / ".metadata").is_file())
+        for step in complete[:-_KEPT]:
+            shutil.rmtree(self._path / f"step-{step}", ignore_errors=True)
+
+
+def _key(shard: str, name: str) -> str:
+    return f"{shard or 'all'}/{name}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Without DCP's warning that a load without process group is one: it is meant to be."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

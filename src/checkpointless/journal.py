@@ -1,0 +1,65 @@
+"""The notes of the last steps: in this process for itself, in the rank's record for the process that succeeds it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .notes import Note, NoteTaker
+from .record import RankRecord, read_record
+
+_KEPT = 3
+"""The point that can be gone back to, the one before it, and the next one, which is noted before it is reached."""
+
+
+class Journal:
+    """By step. `open` begins the record; without it the notes are kept in this process only."""
+
+    def __init__(self) -> None:
+        self._notes: dict[int, Note] = {}
+        self._record: RankRecord | None = None
+        self._path: Path | None = None
+
+    def open(self, path: Path | None) -> None:
+        """Where the rank's record is; one that is open already is closed when it is another rank's."""
+        if path == self._path:
+            return
+        if self._record is not None:
+            self._record.close()
+        self._path = path
+        self._record = RankRecord(path) if path is not None else None
+
+    def clear(self) -> None:
+        self._notes.clear()
+
+    def __contains__(self, step: int) -> bool:
+        return step in self._notes
+
+    def __getitem__(self, step: int) -> Note:
+        return self._notes[step]
+
+    @property
+    def latest(self) -> Note | None:
+        return self._notes[max(self._notes)] if self._notes else None
+
+    def begin_with(self, note: Note, taker: NoteTaker) -> None:
+        """State has been restored: what was noted before is of another past."""
+        self._notes = {note.step: note}
+        self._write(note, taker, ())
+
+    def take(self, step: int, taker: NoteTaker, keep: tuple[int, int]) -> Note:
+        """Notes the state now as that before `step`. The notes of the steps in `keep` stay."""
+        note = self._notes[step] = taker.take(step, self.latest)
+        for old in sorted(self._notes.keys() - {*keep, step}):
+            if len(self._notes) > _KEPT:
+                del self._notes[old]
+        self._write(note, taker, keep)
+        return note
+
+    def of_predecessor(self, step: int) -> Note | None:
+        """What the process that had this rank before noted of `step`; None when it was on another node."""
+        payload = read_record(self._path, step) if self._path is not None else None
+        return None if payload is None else NoteTaker.from_bytes(step, payload)
+
+    def _write(self, note: Note, taker: NoteTaker, keep: tuple[int, ...]) -> None:
+        if self._record is not None:
+            self._record.write(note.step, taker.local_bytes(note), keep)

@@ -1,0 +1,269 @@
+"""`CheckpointManager`: what a training script says to become recoverable without checkpoints.
+
+    manager = CheckpointManager()
+
+    @HPWrapper(checkpoint_manager=manager)
+    def run_main(args, caller: Optional[HPCallWrapper] = None):
+        dist.init_process_group("nccl")
+        manager.register(model=model, optimizer=optimizer, scheduler=scheduler, sampler=sampler)
+        manager.restore()                                   # after a fault: from a healthy peer's memory
+        ddp = manager.data_parallel(model)
+        for step in manager.steps(args.steps):              # goes on with the very step that was interrupted
+            ...
+
+The name and the first two arguments are HyperPod's; there the state is saved at the fault and everything falls to
+disk when survivors differ by a step. Here nothing is saved: what training uses *is* the copy, and a note of the small
+things a step changes (`notes.py`) lets an interrupted step be repeated exactly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..protocol.names import STATE_DIRECTORY
+from ..protocol.plan import Holding, Origin
+from .buckets import ArrivalOrder, data_parallel
+from .caller import Caller, NoCaller
+from .disk import DiskCheckpoints
+from .journal import Journal
+from .parcel import describe
+from .registry import Registry
+from .replicas import Replicas, shard_name
+from .restore import Restorer
+from .rollback import KeptState
+from .snapshots import Snapshots
+from .successor import Successor
+from .tracker import StepTracker
+from .update import Update
+
+
+class CheckpointManager:
+    """Carries the state of training over faults. One per process, made before the wrapped function is called.
+
+    Args:
+        enable_checksum: every bucket of state that moves is checked; a rank that sends wrong bytes is not used again.
+        enable_offload: after a fault the state waits in host memory until the objects built anew are registered, so
+            that the accelerator never holds it twice. Only for objects that are built inside the wrapped function.
+        replicas: ranks for which this function of the rank gives the same value hold the same bytes. None: read off
+            the parameters (DDP, FSDP2 with a replicate dimension, ZeroRedundancyOptimizer with subgroups).
+        rollback: keep the state before the last update on the host, for updates that are not complete everywhere;
+            costs one copy of the state per step.
+        snapshot_every: every so many steps each rank's state is copied to host memory in the background, on this node
+            and on another one, for the loss of everybody who holds it. None: never.
+        disk_path: a directory all ranks see, for checkpoints in the background (torch.distributed.checkpoint), the
+            last resort, also where a job begins anew. None: none.
+        disk_every: steps between two checkpoints on disk.
+    """
+
+    def __init__(
+        self,
+        enable_checksum: bool = False,
+        enable_offload: bool = False,
+        *,
+        replicas: Replicas | None = None,
+        rollback: bool = False,
+        snapshot_every: int | None = None,
+        disk_path: str | os.PathLike[str] | None = None,
+        disk_every: int = 1000,
+    ) -> None:
+        for name, value in (("snapshot_every", snapshot_every), ("disk_every", disk_every)):
+            if value is not None and value < 1:
+                raise ValueError(f"CheckpointManager: {name} must be at least 1, not {value}")
+        self._checksum = enable_checksum
+        self._replicas = replicas
+        self._caller: Caller = NoCaller()
+        self._call = 0
+        self._registry: Registry | None = None
+        self._shard: str | None = None
+        self._journal = Journal()
+        self._tracker = StepTracker()
+        self._order = ArrivalOrder()
+        self._successor = Successor(offload=enable_offload)
+        self._snapshots = Snapshots(snapshot_every) if snapshot_every is not None else None
+        self._disk = DiskCheckpoints(Path(disk_path), disk_every) if disk_path is not None else None
+        self._update = Update(self._tracker, self._journal, KeptState() if rollback else None, self._snapshots)
+        self._whole = False
+        """Parameters and optimizer are those of one step: not before the first restore, not inside one."""
+        self._ready = False
+        """Restored in this epoch."""
+        self._distrusted: set[int] = set()
+
+    # ---- for the training script -----------------------------------------------------------------------------------
+
+    def register(self, **objects: Any) -> None:
+        """Says what training must carry over a fault, by name.
+
+        Modules, optimizers, schedulers, a GradScaler, random generators, and anything with `state_dict` and
+        `load_state_dict` that a step reads or changes, such as a data loader's position; the global generators of
+        torch, CUDA, numpy and Python are always carried. Objects may be kept alive over restarts or built anew each
+        time; the names must stay the same. Call it when the model has its final shape (after `fully_shard`).
+
+        Raises TypeError for an object whose state cannot be carried.
+        """
+        if self._registry is not None and objects == self._registry.objects:
+            return
+        registry = Registry(objects)
+        if self._registry is not None:
+            self._registry.release()
+            self._successor.replaces(self._registry)
+        self._registry = registry
+        self._update.watch(registry)
+        self._ready = False
+
+    def restore(self) -> int:
+        """Brings this rank to where the recovery plan wants it; the step to go on with, 0 at the first start.
+
+        To be called on every rank when the process group is up and everything is registered, before the model is
+        wrapped in DDP. Raises RestoreError; then this epoch has failed and the next one tries another way.
+        """
+        registry = self._registered()
+        registry.state.quiesce()
+        self._update.pause()
+        self._shard = shard_name(self._caller.rank, registry.state.parameters, registry.optimizers, self._replicas)
+        self._caller.registered(self._shard)
+        directory = _state_directory()
+        self._journal.open(directory / f"rank-{self._caller.rank}" if directory is not None else None)
+        self._start_copies(directory)
+        with self._caller.restoring():
+            whole, self._whole = self._whole, False
+            self._successor.hand_over(registry, whole=whole)
+            restorer = Restorer(
+                registry,
+                self._journal,
+                self._tracker,
+                self._order,
+                rank=self._caller.rank,
+                shard=self._shard,
+                checksum=self._checksum,
+                kept=self._update.kept,
+                snapshots=self._snapshots,
+                disk=self._disk,
+            )
+            try:
+                note = restorer.run(self._caller.plan)
+            finally:
+                if restorer.distrusted is not None:
+                    self._distrusted.add(restorer.distrusted)
+        registry.state.reset()
+        self._journal.begin_with(note, registry.notes)
+        self._tracker.go_to(note.step)
+        plan = self._caller.plan
+        self._update.resume(anew=plan is None or plan.origin is Origin.START)
+        self._whole = self._ready = True
+        return note.step
+
+    def data_parallel(self, module: torch.nn.Module, **settings: Any) -> torch.nn.parallel.DistributedDataParallel:
+        """`DistributedDataParallel(module, **settings)` that rounds after a restart as it did before.
+
+        Call it after `restore`, on every rank. A DDP made by hand works too, but its gradients are added in another
+        order than those of the run without the fault (unless `find_unused_parameters=True`).
+        """
+        return data_parallel(module, self._order, settings)
+
+    def steps(self, stop: int) -> Iterator[int]:
+        """The steps that are left up to `stop`, beginning with the one to be repeated: the loop of training."""
+        if not self._ready:
+            self.restore()
+        while self._tracker.index < stop:
+            self.begin_step()
+            yield self._tracker.index
+            self.end_step()
+        if self._disk is not None:
+            self._disk.finish()
+
+    def begin_step(self) -> None:
+        """A step begins. `steps` calls it; it is for training loops that belong to somebody else."""
+        self._update.begin()
+
+    def end_step(self) -> None:
+        """A step has ended: its update, if there was one, is complete."""
+        if not self._update.end():
+            return
+        self._order.first_step_done()
+        self._caller.step_completed(self._tracker.point)
+        self._copy_due()
+
+    def update(self) -> contextlib.AbstractContextManager[None]:
+        """Around all that belongs to an update, where registered parts do not show it: an exponential average of the
+        weights, a scheduler that moves only at the end of an epoch."""
+        return self._update.block()
+
+    # ---- for HPWrapper ---------------------------------------------------------------------------------------------
+
+    def attach(self, caller: Caller, call: int) -> None:
+        """A wrapped function is entered, for the `call`-th time counting re-entries as one."""
+        if call != self._call:  # another function: its steps count from 0
+            self._call = call
+            self._whole = False
+            self._journal.clear()
+            self._tracker.go_to(0)
+        self._caller = caller
+        self._update.caller = caller
+        self._ready = False
+
+    def on_restart(self, caller: Any) -> None:
+        """User code has been left after a fault."""
+        self._update.abandon()
+        if self._snapshots is not None:
+            self._snapshots.stop()
+        if self._disk is not None:
+            self._disk.stop()
+        if self._registry is not None and self._holds_whole():
+            self._successor.offload(self._registry)
+
+    def holding(self) -> Holding:
+        """What this rank can give to others, for the barrier."""
+        steps: list[int] = []
+        if self._holds_whole():
+            steps.append(self._tracker.point)
+        kept = self._update.kept
+        if kept is not None and kept.step is not None and kept.step in self._journal:
+            steps.append(kept.step)
+        return Holding(
+            shard=self._shard,
+            steps=tuple(dict.fromkeys(steps)),
+            snapshots=self._snapshots.inventory(_state_directory()) if self._snapshots is not None else (),
+            disk=self._disk.newest() if self._disk is not None else None,
+            distrusted=tuple(sorted(self._distrusted)),
+        )
+
+    # ---- inside ----------------------------------------------------------------------------------------------------
+
+    def _holds_whole(self) -> bool:
+        return self._whole and not self._tracker.updating and self._tracker.point in self._journal
+
+    def _start_copies(self, directory: Path | None) -> None:
+        if self._snapshots is not None:
+            self._snapshots.start(directory, self._caller.rank)
+        if self._disk is not None:
+            self._disk.start()
+
+    def _copy_due(self) -> None:
+        """A step is complete: begin the copies that are due."""
+        registry, step = self._registered(), self._tracker.point
+        to_memory = self._snapshots is not None and self._snapshots.due(step)
+        to_disk = self._disk is not None and self._disk.due(step)
+        if not (to_memory or to_disk):
+            return
+        header = describe(registry, self._journal[step], self._tracker.learned(), self._order.indices)
+        if to_memory and self._snapshots is not None:
+            self._snapshots.make(header, registry.state)
+        if to_disk and self._disk is not None:
+            self._disk.save(header, self._shard or "", self._caller.rank, registry.state)
+
+    def _registered(self) -> Registry:
+        if self._registry is None:
+            raise RuntimeError("CheckpointManager: call register(model=..., optimizer=...) first")
+        return self._registry
+
+
+def _state_directory() -> Path | None:
+    """The job's directory in memory on this node; None under another launcher."""
+    path = os.environ.get(STATE_DIRECTORY)
+    return Path(path) if path else None

@@ -1,0 +1,160 @@
+"""Carrying the recovery plan out on one rank: keep, go back, give, receive, load.
+
+The transfers of a plan are in one order, the same on every rank, and each rank takes part in its own, one after the
+other: nobody waits in a circle.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ..protocol.plan import Origin, RestorePlan, Transfer
+from .bucketing import Memory
+from .buckets import ArrivalOrder
+from .disk import DiskCheckpoints
+from .errors import ChecksumError, RestoreError
+from .journal import Journal
+from .notes import Note
+from .parcel import Header, build, describe, read_note
+from .registry import Registry
+from .rollback import KeptState
+from .snapshots import Snapshots
+from .tracker import StepTracker
+from .transfer import Link, receive, send
+
+_log = logging.getLogger("hyperpodrun.checkpointless")
+
+
+class Restorer:
+    """What a rank has for a restore. One is made for each."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        journal: Journal,
+        tracker: StepTracker,
+        order: ArrivalOrder,
+        *,
+        rank: int,
+        shard: str,
+        checksum: bool = False,
+        kept: KeptState | None = None,
+        snapshots: Snapshots | None = None,
+        disk: DiskCheckpoints | None = None,
+    ) -> None:
+        self._registry = registry
+        self._journal = journal
+        self._tracker = tracker
+        self._order = order
+        self._rank = rank
+        self._shard = shard
+        self._checksum = checksum
+        self._kept = kept
+        self._snapshots = snapshots
+        self._disk = disk
+        self.distrusted: int | None = None
+        """A rank that has sent wrong bytes."""
+
+    def run(self, plan: RestorePlan | None) -> Note:
+        """Brings the registered state to the plan's target; the note of it.
+
+        Raises RestoreError, and what the process group raises when a peer is lost.
+        """
+        if plan is None or plan.origin is Origin.START:
+            return self._begin()
+        match plan.origin:
+            case Origin.MEMORY:
+                return self._from_memory(plan)
+            case Origin.SNAPSHOT:
+                return self._from_snapshots(plan)
+            case Origin.DISK:
+                return self._from_disk(plan.target_step)
+        raise RestoreError(f"a plan of an unknown origin, {plan.origin}")
+
+    def _begin(self) -> Note:
+        """There is nothing to go on from: the state is what the script has made."""
+        return self._registry.notes.take(0)
+
+    def _from_memory(self, plan: RestorePlan) -> Note:
+        step, rank = plan.target_step, self._rank
+        if rank in plan.rollbacks:
+            assert self._kept is not None, "only who keeps a state reports it"
+            self._kept.go_back(step, self._registry.state)
+        note: Note | None = None
+        for transfer in plan.transfers:
+            if transfer.source == rank:
+                self._give(transfer, self._live(step))
+            elif transfer.receiver == rank:
+                note = self._take(transfer, step)
+        return note or self._put_back(step)
+
+    def _from_snapshots(self, plan: RestorePlan) -> Note:
+        assert self._snapshots is not None, "only who makes snapshots reports them"
+        step, rank = plan.target_step, self._rank
+        note: Note | None = None
+        for transfer in plan.transfers:
+            assert transfer.owner is not None
+            if transfer.source == rank == transfer.receiver:
+                header, saved = self._snapshots.load(transfer.owner, step)
+                build(self._registry, header, step).fill_from(saved)
+                note = self._adopt(header, own=transfer.owner == rank)
+            elif transfer.source == rank:
+                self._give(transfer, self._snapshots.load(transfer.owner, step))
+            elif transfer.receiver == rank:
+                note = self._take(transfer, step)
+        if note is None:
+            raise RestoreError(f"the plan has no snapshot for rank {rank}")
+        return note
+
+    def _from_disk(self, step: int) -> Note:
+        assert self._disk is not None, "only who has checkpoints reports them"
+        header = self._disk.load(step, self._rank)
+        build(self._registry, header, step)
+        self._disk.fill(step, self._shard, self._registry.state.named_tensors())
+        return self._adopt(header, own=True)
+
+    def _live(self, step: int) -> tuple[Header, Memory]:
+        header = describe(self._registry, self._journal[step], self._tracker.learned(), self._order.indices)
+        return header, Memory(self._registry.state.named_tensors())
+
+    def _give(self, transfer: Transfer, parcel: tuple[Header, Memory]) -> None:
+        header, memory = parcel
+        send(Link(), transfer.receiver, header.as_dict(), memory, checksum=self._checksum)
+
+    def _take(self, transfer: Transfer, step: int) -> Note:
+        def make(fields: dict[str, Any]) -> Memory:
+            return build(self._registry, Header.from_dict(fields), step)
+
+        try:
+            fields = receive(Link(), transfer.source, make)
+        except ChecksumError as error:
+            self.distrusted = error.source
+            raise
+        return self._adopt(Header.from_dict(fields), own=transfer.owner == self._rank)
+
+    def _put_back(self, step: int) -> Note:
+        """Parameters and optimizer are at `step`; all that an interrupted step has touched goes back to it."""
+        note = self._journal[step]
+        self._registry.notes.put_back(note)
+        return note
+
+    def _adopt(self, header: Header, *, own: bool) -> Note:
+        """The small state that came with the tensors. What only this rank's earlier process knew is in its record."""
+        note = read_note(header)
+        if not own:
+            mine = self._journal.of_predecessor(header.step)
+            if mine is None:
+                _log.warning(
+                    "rank %d: its random generators and data position of step %d were lost with its node; it goes on "
+                    "with those of a replica",
+                    self._rank,
+                    header.step,
+                )
+            else:
+                note.generators, note.local = mine.generators, mine.local
+                note.buffers |= mine.buffers
+        self._registry.notes.put_back(note)
+        self._tracker.learn(*header.learned)
+        self._order.indices = header.order
+        return note

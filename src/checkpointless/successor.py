@@ -1,0 +1,59 @@
+"""Objects built anew in every epoch: what the old ones held goes over to the new ones."""
+
+from __future__ import annotations
+
+import torch
+
+from .bucketing import Memory
+from .parcel import Header, build
+from .provider import TensorSpec
+from .registry import Registry
+
+
+class Successor:
+    """Keeps the state of registered objects until others are registered in their place.
+
+    With `offload` it waits in host memory, so that the accelerator never holds the old and the new one together.
+    """
+
+    def __init__(self, *, offload: bool) -> None:
+        self._offload = offload
+        self._old: Registry | None = None
+        self._skeleton: list[TensorSpec] = []
+        self._rows: dict[str, torch.Tensor] | None = None
+        self._scalars: dict[str, object] = {}
+
+    def offload(self, registry: Registry) -> None:
+        """After a fault: copies the state to the host, if that is asked for, and lets go of the objects' tensors."""
+        if not self._offload:
+            return
+        self._skeleton, self._scalars = registry.state.skeleton(), registry.state.scalars()
+        self._rows = {
+            name: row.cpu().clone() if row.device.type == "cpu" else row.cpu()
+            for name, row in Memory(registry.state.named_tensors()).rows.items()
+        }
+        registry.drop_tensors()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+    def replaces(self, old: Registry) -> None:
+        """Other objects are registered now. Of several registrations before a restore the first holds the state."""
+        if self._old is None:
+            self._old = old
+
+    def hand_over(self, registry: Registry, *, whole: bool) -> None:
+        """Copies the old state into the new objects, if there is one worth having, and forgets it."""
+        old, self._old = self._old, None
+        rows, self._rows = self._rows, None
+        if old is None and rows is not None and registry.dropped:
+            raise RuntimeError(
+                "CheckpointManager(enable_offload=True) has let go of the registered objects: build and register "
+                "them anew inside the wrapped function"
+            )
+        if old is None or not whole:
+            return
+        if rows is None:
+            self._skeleton, self._scalars = old.state.skeleton(), old.state.scalars()
+            rows = Memory(old.state.named_tensors()).rows
+        header = Header(0, list(self._skeleton), self._scalars, b"", ([], False, False), None)
+        build(registry, header, 0).fill_from(Memory.of_rows(rows))

@@ -1,0 +1,217 @@
+"""State on its way from one rank to another, over the process group or straight out of the peer's memory.
+
+The conversation: the receiver says where it runs; the source answers with the header (skeleton, note, where its
+tensors are); the receiver builds what it lacks, and either reads the source's memory or asks for the buckets. It ends
+with the receiver's last word, until which the source must not change anything.
+Everything goes from point to point over an existing process group: a source that dies breaks it, which is a fault like
+any other, and the next epoch's plan names the next source.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from . import remote_memory
+from .bucketing import BUCKET_BYTES, Bucket, Memory, cut
+from .encoding import EncodingError, decode, encode
+from .errors import ChecksumError, RestoreError
+from .provider import Skeleton
+
+_IN_FLIGHT = 4
+_MAX_HEADER = 1 << 30
+_READ, _STREAM = 1, 2
+
+
+class Link:
+    """Point to point to the ranks of a process group. Small things are rows of bytes, large ones tensors in place."""
+
+    def __init__(self, group: Any = None) -> None:
+        self._group: Any = group if group is not None else dist.group.WORLD
+        self._devices = {kind: self._supports(kind) for kind in ("cpu", "cuda")}
+        if not any(self._devices.values()):
+            raise RestoreError("the process group can send neither CPU nor CUDA tensors")
+
+    def wire_device(self, kind: str) -> torch.device:
+        """Where bytes of a device must be to travel: there if the group can, else on the other one."""
+        if self._devices.get(kind, False):
+            return torch.device(kind)
+        return torch.device("cpu" if self._devices["cpu"] else "cuda")
+
+    def send_bytes(self, data: bytes, to: int) -> None:
+        device = self.wire_device("cpu")
+        dist.send(torch.tensor([len(data)], dtype=torch.int64, device=device), to, self._group)
+        if data:
+            dist.send(torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device), to, self._group)
+
+    def receive_bytes(self, source: int) -> bytes:
+        device = self.wire_device("cpu")
+        size = torch.zeros(1, dtype=torch.int64, device=device)
+        dist.recv(size, source, self._group)
+        length = int(size.item())
+        if not 0 <= length <= _MAX_HEADER:
+            raise RestoreError(f"rank {source} announces {length} bytes, more than {_MAX_HEADER}")
+        if not length:
+            return b""
+        row = torch.empty(length, dtype=torch.uint8, device=device)
+        dist.recv(row, source, self._group)
+        return row.cpu().numpy().tobytes()
+
+    def isend(self, row: torch.Tensor, to: int) -> Any:
+        return dist.isend(row, to, self._group)
+
+    def irecv(self, row: torch.Tensor, source: int) -> Any:
+        return dist.irecv(row, source, self._group)
+
+    def _supports(self, kind: str) -> bool:
+        try:
+            return self._group._get_backend(torch.device(kind)) is not None
+        except (RuntimeError, AttributeError):
+            return False
+
+
+def send(link: Link, to: int, header: dict[str, Any], memory: Memory, *, checksum: bool) -> None:
+    """Gives a state to rank `to`. `header`: what the receiver's `build` and `receive`'s caller want to know."""
+    hello = _expect(link, to, dict)
+    buckets = cut(memory.sizes())
+    readable = hello.get("space") == remote_memory.address_space() != "" and _all_on_cpu(memory)
+    if readable:
+        remote_memory.allow(int(hello["pid"]))
+    addresses = [row.data_ptr() for row in memory.rows.values()] if readable else []
+    sums = [memory.checksum(bucket).tolist() for bucket in buckets] if checksum else []
+    link.send_bytes(encode({**header, "pid": os.getpid(), "addresses": addresses, "sums": sums}), to)
+    if _expect(link, to, int) == _STREAM:
+        _send_buckets(link, to, memory, buckets)
+        _expect(link, to, int)
+    if readable:
+        remote_memory.allow(0)
+
+
+def receive(link: Link, source: int, build: Callable[[dict[str, Any]], Memory]) -> dict[str, Any]:
+    """Takes a state from rank `source`: the header. `build` makes the tensors it describes, which then are filled.
+
+    Raises RestoreError for a header that makes no sense, ChecksumError for wrong bytes, what the process group raises
+    when the source is lost.
+    """
+    link.send_bytes(encode({"space": remote_memory.address_space(), "pid": os.getpid()}), source)
+    header: dict[str, Any] = _expect(link, source, dict)
+    memory = build(header)
+    buckets = cut(memory.sizes())
+    if not _read_memory(header, memory):
+        link.send_bytes(encode(_STREAM), source)
+        _receive_buckets(link, source, memory, buckets)
+    sums = header["sums"]
+    if sums and len(sums) != len(buckets):
+        raise RestoreError(f"rank {source} counts {len(sums)} buckets, there are {len(buckets)}")
+    for number, expected in enumerate(sums):
+        if memory.checksum(buckets[number]).tolist() != expected:
+            link.send_bytes(encode(_READ), source)  # the source is not to blame for waiting
+            raise ChecksumError(source, number)
+    link.send_bytes(encode(_READ), source)
+    return header
+
+
+def check_skeleton(value: Any) -> Skeleton:
+    """What has come over the wire, as a skeleton. Raises RestoreError."""
+    if not isinstance(value, list):
+        raise RestoreError("the source's skeleton is not a list")
+    for item in value:
+        match item:
+            case (str(), str(), tuple() as shape, "cpu" | "cuda") if all(isinstance(n, int) and n >= 0 for n in shape):
+                continue
+        raise RestoreError(f"not the description of a tensor: {str(item)[:100]}")
+    return value
+
+
+def _read_memory(header: dict[str, Any], memory: Memory) -> bool:
+    """Copies every tensor from the source's process; False where that is not possible."""
+    addresses = header["addresses"]
+    if len(addresses) != len(memory.rows) or not _all_on_cpu(memory):
+        return False
+    try:
+        for address, row in zip(addresses, memory.rows.values(), strict=True):
+            if row.numel():
+                remote_memory.read(int(header["pid"]), int(address), row.data_ptr(), row.numel())
+    except PermissionError:
+        return False
+    except OSError as error:
+        raise RestoreError(f"the memory of process {header['pid']} cannot be read: {error}") from error
+    return True
+
+
+def _send_buckets(link: Link, to: int, memory: Memory, buckets: Sequence[Bucket]) -> None:
+    staging = _Staging(link)
+    flying: deque[tuple[Any, torch.Tensor]] = deque()
+    for bucket in buckets:
+        if len(flying) == _IN_FLIGHT:
+            flying.popleft()[0].wait()
+        row = memory.view(bucket)
+        if row is None or row.device.type != link.wire_device(bucket.device).type:
+            row = staging.row(bucket)
+            if bucket.device == row.device.type:
+                memory.gather(bucket, row)
+            else:
+                row.copy_(torch.cat([memory.rows[name][begin:end] for name, begin, end in bucket.pieces]))
+        flying.append((link.isend(row, to), row))
+    for work, _ in flying:
+        work.wait()
+
+
+def _receive_buckets(link: Link, source: int, memory: Memory, buckets: Sequence[Bucket]) -> None:
+    staging = _Staging(link)
+    flying: deque[tuple[Any, Bucket, torch.Tensor | None]] = deque()
+
+    def land() -> None:
+        work, bucket, staged = flying.popleft()
+        work.wait()
+        if staged is not None:
+            memory.scatter(bucket, staged)
+
+    for bucket in buckets:
+        if len(flying) == _IN_FLIGHT:
+            land()
+        row = memory.view(bucket)
+        staged = None
+        if row is None or row.device.type != link.wire_device(bucket.device).type:
+            row = staged = staging.row(bucket)
+        flying.append((link.irecv(row, source), bucket, staged))
+    while flying:
+        land()
+
+
+class _Staging:
+    """Rows for buckets that cannot travel in place, as many as are in flight at once, used in turn."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._rows: dict[str, list[torch.Tensor]] = {}
+        self._used = -1
+
+    def row(self, bucket: Bucket) -> torch.Tensor:
+        device = self._link.wire_device(bucket.device)
+        rows = self._rows.setdefault(device.type, [])
+        if len(rows) <= _IN_FLIGHT:
+            rows.append(torch.empty(BUCKET_BYTES, dtype=torch.uint8, device=device))
+            return rows[-1][: bucket.nbytes]
+        self._used += 1
+        return rows[self._used % len(rows)][: bucket.nbytes]
+
+
+def _all_on_cpu(memory: Memory) -> bool:
+    return all(row.device.type == "cpu" for row in memory.rows.values())
+
+
+def _expect(link: Link, source: int, kind: type) -> Any:
+    """The peer's next word, of that type. Raises RestoreError."""
+    try:
+        value = decode(link.receive_bytes(source))
+    except EncodingError as error:
+        raise RestoreError(f"rank {source} sent what is no header: {error}") from error
+    if not isinstance(value, kind):
+        raise RestoreError(f"rank {source} sent a {type(value).__name__} instead of a {kind.__name__}")
+    return value

@@ -1,0 +1,193 @@
+"""Trains a small model with everything that can betray a restart, breaks on purpose, prints what it ends with.
+
+Dropout, batch norm, gradient accumulation, a scheduler, random numbers of numpy and Python, a data loader's position
+in a `state_dict`, another seed on every rank. Faults are `KIND:RANK:STEP:MOMENT`; the n-th fires in epoch n only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import random
+import signal
+import sys
+
+import numpy
+import torch
+import torch.distributed as dist
+from hyperpodrun import CheckpointManager, HPCallWrapper, HPWrapper
+from hyperpodrun.checkpointless import restore as restoring
+from torch import nn
+
+
+class Data:
+    """A stream that remembers its position, and the order in which it was consumed."""
+
+    def __init__(self) -> None:
+        self.position = 0
+        self.order = ""
+
+    def next(self) -> torch.Tensor:
+        rank = dist.get_rank()
+        generator = torch.Generator().manual_seed(self.position * 1000 + rank)
+        self.position += 1
+        batch = torch.randn(8, 16, generator=generator)
+        self.order = hashlib.sha256(self.order.encode() + batch.numpy().tobytes()).hexdigest()
+        return batch
+
+    def state_dict(self) -> dict[str, object]:
+        return {"position": self.position, "order": self.order}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        self.position, self.order = state["position"], state["order"]
+
+
+class Faults:
+    """Fires the fault of this epoch when its moment comes."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.faults = [text.split(":") for text in texts]
+        self.epoch = self.rank = 0
+        self.step = -1
+
+    def reach(self, moment: str) -> None:
+        if self.epoch >= len(self.faults):
+            return
+        kind, rank, step, where = self.faults[self.epoch]
+        if where != moment or int(rank) != self.rank or (moment != "restore" and int(step) != self.step):
+            return
+        print(f"fault {kind} rank {rank} step {step} {where}", file=sys.stderr, flush=True)
+        if kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "exit":
+            os._exit(3)
+        raise RuntimeError("on purpose")
+
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        model[2].register_forward_pre_hook(lambda *_: self.reach("forward"))
+        model[0].weight.register_hook(lambda _: self.reach("allreduce"))
+        optimizer.register_step_pre_hook(lambda *_: self.reach("begin"))
+        optimizer.register_step_post_hook(lambda *_: self.reach("inside"))
+        adopt, give = restoring.Restorer._adopt, restoring.Restorer._give
+
+        def broken_adopt(*args, **kwargs):
+            self.reach("restore")  # the tensors are there, the small state is not
+            return adopt(*args, **kwargs)
+
+        def broken_give(*args, **kwargs):
+            self.reach("restore")
+            return give(*args, **kwargs)
+
+        restoring.Restorer._adopt, restoring.Restorer._give = broken_adopt, broken_give
+
+
+def make(args: argparse.Namespace):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(16, 64), nn.BatchNorm1d(64), nn.Dropout(0.2), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    return model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.9)
+
+
+def train(args, manager, faults, objects, data, caller: HPCallWrapper | None = None):
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    if objects is None:
+        objects = make(args)
+        faults.attach(objects[0], objects[1])
+    torch.manual_seed(rank)
+    random.seed(rank)
+    numpy.random.seed(rank)
+    model, optimizer, scheduler = objects
+    manager.register(model=model, optimizer=optimizer, scheduler=scheduler, data=data)
+    faults.epoch, faults.rank = caller.epoch, rank
+    manager.restore()
+    ddp = manager.data_parallel(model, bucket_cap_mb=0.005)
+    for step in manager.steps(args.steps):
+        faults.step = step
+        window = step % args.accumulate
+        if window == 0:
+            optimizer.zero_grad()
+        noise = random.random() + numpy.random.rand() + numpy.random.randn()
+        batch = data.next() + noise
+        last = window == args.accumulate - 1
+        with ddp.no_sync() if not last else torch.enable_grad():
+            ddp(batch).square().mean().backward()
+        faults.reach("before")
+        if last:
+            optimizer.step()
+            faults.reach("after")
+            scheduler.step()
+        total = torch.ones(1)
+        dist.all_reduce(total)  # as for logging: a fault in it finds everybody behind the update
+        faults.reach("between")
+    return objects
+
+
+def digest(objects, data: Data) -> str:
+    model, optimizer, scheduler = objects
+    if os.environ.get("EXACT_VERBOSE"):
+        h = lambda ts: hashlib.sha256(
+            b"".join(t.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() for t in ts)
+        ).hexdigest()[:8]
+        print(
+            "PARTS",
+            dist.get_rank(),
+            "w",
+            h(model.parameters()),
+            "b",
+            h(model.buffers()),
+            "o",
+            h([v for p in model.parameters() for _, v in sorted(optimizer.state[p].items())]),
+            "rng",
+            h([torch.get_rng_state()]),
+            "py",
+            hashlib.sha256(repr(random.getstate()).encode()).hexdigest()[:8],
+            "np",
+            hashlib.sha256(repr(numpy.random.get_state()).encode()).hexdigest()[:8],
+            "data",
+            data.order[:8],
+            "sch",
+            hashlib.sha256(repr(scheduler.state_dict()).encode()).hexdigest()[:8],
+            flush=True,
+        )
+    own = hashlib.sha256()
+    tensors = [*model.state_dict().values()]
+    for parameter in model.parameters():
+        tensors += [value for _, value in sorted(optimizer.state[parameter].items())]
+    for tensor in [*tensors, torch.get_rng_state()]:
+        own.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    own.update(repr((random.random(), numpy.random.rand(), data.order, scheduler.state_dict())).encode())
+    rows = [None] * dist.get_world_size()
+    dist.all_gather_object(rows, own.hexdigest())
+    return hashlib.sha256(repr(rows).encode()).hexdigest()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--rebuild", action="store_true", help="make model and optimizer anew in every epoch")
+    parser.add_argument("--checksum", action="store_true")
+    parser.add_argument("--offload", action="store_true")
+    parser.add_argument("--rollback", action="store_true")
+    parser.add_argument("--fault", action="append", default=[])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    manager = CheckpointManager(enable_checksum=args.checksum, enable_offload=args.offload, rollback=args.rollback)
+    faults, data, objects = Faults(args.fault), Data(), None
+    if not args.rebuild:
+        objects = make(args)
+        faults.attach(objects[0], objects[1])
+    run = HPWrapper(checkpoint_manager=manager)(train)
+    objects = run(args, manager, faults, objects, data)
+    result = digest(objects, data)
+    if dist.get_rank() == 0:
+        print("digest", result, flush=True)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

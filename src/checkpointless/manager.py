@@ -219,15 +219,11 @@ class CheckpointManager:
 
     def holding(self) -> Holding:
         """What this rank can give to others, for the barrier."""
-        steps: list[int] = []
-        if self._holds_whole():
-            steps.append(self._tracker.point)
-        kept = self._update.kept
-        if kept is not None and kept.step is not None and kept.step in self._journal:
-            steps.append(kept.step)
+        kept = self._update.kept.step if self._update.kept is not None else None
         return Holding(
             shard=self._shard,
-            steps=tuple(dict.fromkeys(steps)),
+            step=self._tracker.point if self._holds_whole() else None,
+            kept=kept if kept is not None and kept in self._journal else None,
             snapshots=self._snapshots.inventory(_state_directory()) if self._snapshots is not None else (),
             disk=self._disk.newest() if self._disk is not None else None,
             distrusted=tuple(sorted(self._distrusted)),

@@ -86,7 +86,7 @@ def _report(slot: Slot) -> Report:
     if slot.holding is not None:
         return Report(slot.holding, managed=True)
     whole = slot.healthy and not slot.fresh
-    return Report(Holding(shard="", steps=(slot.step,) if whole else ()))
+    return Report(Holding(shard="", step=slot.step if whole else None))
 
 
 def registered(job: JobState, event: ev.Registered, now: float) -> list[Command]:

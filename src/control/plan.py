@@ -90,7 +90,7 @@ def _from_memory(reports: Reports, shards: _Shards, distrusted: set[int]) -> Res
         for rank in ranks:
             if rank not in sources:
                 transfers.append(Transfer(_pick(reports, sources, rank, load), rank))
-            elif reports[rank].holding.steps[0] != target:
+            elif reports[rank].holding.step != target:
                 rollbacks.append(rank)
     lowest = min(rank for by_step in holders.values() for rank in by_step[target])
     return RestorePlan(target, lowest, _in_order(transfers), tuple(sorted(rollbacks)))

@@ -20,17 +20,24 @@ MAX_SNAPSHOTS = 64
 class Holding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one rank could give to others, told at the barrier. Steps count completed steps of training.
 
-    `shard`: ranks with the same shard hold the same bytes; None as long as nothing is registered. `steps`: the states
-    in this process's memory that are whole, the current one first, then what is kept for a rollback. `snapshots`: the
+    `shard`: ranks with the same shard hold the same bytes; None as long as nothing is registered. `step`: of the state
+    it trains with, None when that is not whole. `kept`: of the state before the last update, where it is kept for a
+    rollback. `snapshots`: the
     (rank, step) pairs whose snapshot this rank can read. `disk`: the newest complete checkpoint it can load.
     `distrusted`: ranks whose state it has received with a wrong checksum.
     """
 
     shard: str | None = None
-    steps: tuple[int, ...] = ()
+    step: int | None = None
+    kept: int | None = None
     snapshots: tuple[tuple[int, int], ...] = ()
     disk: int | None = None
     distrusted: tuple[int, ...] = ()
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The states in this process's memory that are whole, the current one first."""
+        return tuple(step for step in (self.step, self.kept) if step is not None)
 
 
 class Origin(enum.Enum):

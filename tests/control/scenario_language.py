@@ -19,7 +19,7 @@ What they say is about their present process and its epoch, unless the line says
     hook ends 0                         the running pre- or post-train script ended (negative: by that signal)
     WHO attach [abort-timeout=5]        a process has reached its first wrapped function
     WHO arrive [step=20] [call=2] [unhealthy]
-    WHO arrive [shard=a] [holds=20,19] [snapshots=0:16,1:16] [disk=10]      with a CheckpointManager
+    WHO arrive [shard=a] [holds=20,19 or holds=,19] [snapshots=0:16,1:16] [disk=10]      with a CheckpointManager
     WHO register SHARD                  the rank has said which shard it holds
     WHO raise TEXT                      user code raised
     WHO feel TEXT                       user code raised because a connection broke: a consequence
@@ -255,7 +255,8 @@ def _holding(name: str, value: str) -> dict[str, Any]:
     if name == "shard":
         return {"shard": value or None}
     if name == "holds":
-        return {"steps": tuple(int(step) for step in value.split(",") if step)}
+        step, _, kept = value.partition(",")
+        return {"step": int(step) if step else None, "kept": int(kept) if kept else None}
     if name == "disk":
         return {"disk": int(value)}
     pairs = [pair.split(":") for pair in value.split(",")]

@@ -8,16 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
-def holds(*steps: int, shard: str = "", node: int = 0, **more) -> Report:
-    return Report(Holding(shard, steps, **more), managed=True, node=node)
+def holds(step: int | None = None, kept: int | None = None, shard: str = "", node: int = 0, **more) -> Report:
+    return Report(Holding(shard, step, kept, **more), managed=True, node=node)
 
 
 NEW = Report(Holding(), managed=True)
 TORN = holds()
 
 
-def unmanaged(*steps: int) -> Report:
-    return Report(Holding("", steps))
+def unmanaged(step: int | None = None) -> Report:
+    return Report(Holding("", step))
 
 
 def test_where_all_hold_the_same_step_nobody_receives():
@@ -70,8 +70,8 @@ def test_shards_a_step_apart_without_rollback_have_no_common_step():
 
 
 def test_all_torn_inside_their_update_roll_back():
-    plan = make_plan({0: holds(5), 1: holds(5)}, newest=5)
-    assert plan == RestorePlan(5, 0)
+    plan = make_plan({0: holds(None, 5), 1: holds(None, 5)}, newest=5)
+    assert plan == RestorePlan(5, 0, rollbacks=(0, 1))
     assert make_plan({0: holds(6, 5), 1: NEW, 2: holds(5)}) == RestorePlan(6, 0, (Transfer(0, 1), Transfer(0, 2)))
 
 
@@ -119,7 +119,7 @@ def test_before_the_first_step_is_complete_nothing_can_be_lost():
 
 
 def test_a_rank_that_sent_wrong_bytes_is_not_believed_again():
-    reports = {0: holds(9), 1: Report(Holding("", (), distrusted=(0,)), managed=True), 2: holds(9)}
+    reports = {0: holds(9), 1: Report(Holding("", distrusted=(0,)), managed=True), 2: holds(9)}
     assert make_plan(reports) == RestorePlan(9, 2, (Transfer(2, 0), Transfer(2, 1)))
 
 
@@ -129,12 +129,13 @@ def test_without_a_manager_training_starts_afresh_where_nobody_holds_anything():
 
 
 SHARDS = st.sampled_from(["a", "b"])
-STEPS = st.lists(st.integers(0, 3), max_size=2, unique=True).map(lambda steps: tuple(sorted(steps, reverse=True)))
+STEP = st.none() | st.integers(0, 3)
 SNAPSHOTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), max_size=4, unique=True).map(tuple)
 REPORTS = st.builds(
-    lambda shard, steps, snapshots, disk, node: Report(Holding(shard, steps, snapshots, disk), True, node),
+    lambda shard, step, kept, snapshots, disk, node: Report(Holding(shard, step, kept, snapshots, disk), True, node),
     SHARDS,
-    STEPS,
+    STEP,
+    STEP,
     SNAPSHOTS,
     st.none() | st.integers(0, 2),
     st.integers(0, 1),
@@ -162,7 +163,7 @@ def test_every_rank_ends_at_the_target_and_who_gives_has_it(reports: dict[int, R
     for rank, told in reports.items():
         transfer = plan.source_of(rank)
         if plan.origin is Origin.MEMORY and transfer is None:
-            assert (told.holding.steps[0] != plan.target_step) == (rank in plan.rollbacks)
+            assert (told.holding.step != plan.target_step) == (rank in plan.rollbacks)
             assert plan.target_step in told.holding.steps
             continue
         assert transfer is not None

@@ -13,7 +13,7 @@ FROM_WORKER = [
     messages.Attach(123, 60.0),
     messages.Attach(123, None),
     messages.Arrive(epoch=-1, call=1, step=0, healthy=True),
-    messages.Arrive(1, 1, 7, True, holding=Holding("shard 0", (7, 6), ((0, 5), (1, 5)), 4, (3,))),
+    messages.Arrive(1, 1, 7, True, holding=Holding("shard 0", 7, 6, ((0, 5), (1, 5)), 4, (3,))),
     messages.Registered(1, "shard 0"),
     messages.Fault(3, "ValueError: boom", "Traceback ...", False, 10**18),
     messages.Stepped(3, 17, 1, 2, 3),

@@ -36,7 +36,6 @@ class Job(NamedTuple):
     faults: FaultInjector
 
 
-
 @HPWrapper(checkpoint_manager=manager)
 def run_main(args: argparse.Namespace, job: Job, caller: HPCallWrapper | None = None) -> None:
     """The part that is entered again after a fault: process group and DDP are made anew, the rest lives on."""

@@ -188,7 +188,7 @@ class LocalNode:
         for worker in self.workers:
             environ = epoch_environment(self._config, worker.local_rank, command.epoch)
             self._send(worker, messages.Start(command.epoch, environ, command.plan))
-        self.report.started(command.epoch, command.cause, assembled_ns, time.monotonic_ns())
+        self.report.started(command.epoch, command.cause, command.plan, assembled_ns, time.monotonic_ns())
         self.workers.failures.forget()
         self._fault_seen_ns.clear()
 

@@ -11,6 +11,7 @@ import msgspec
 
 from ..control.commands import Cause
 from ..protocol.messages import Arrive, Stepped
+from ..protocol.plan import RestorePlan
 
 PHASES = ("detect", "notify", "abort", "unwind", "barrier", "assign", "bootstrap", "restore", "step")
 
@@ -34,6 +35,10 @@ class Recovery(msgspec.Struct):
     completed: bool
     """Every rank completed a step, or the function, in the new epoch before the next fault."""
     traceback: str = ""
+    state: str | None = None
+    """Where the state to go on from was: `memory`, `snapshot`, `disk`, or `start`."""
+    lost_steps: int = 0
+    """Completed steps that have to be trained again."""
 
     def as_json(self) -> bytes:
         """One line of recoveries.jsonl."""
@@ -52,6 +57,7 @@ class _Open(msgspec.Struct):
     respawned: set[int] = msgspec.field(default_factory=set)
     arrivals: list[Arrive] = msgspec.field(default_factory=list)
     epoch: int | None = None
+    plan: RestorePlan | None = None
     assembled_ns: int = 0
     assigned_ns: int = 0
     steps: dict[int, Stepped] = msgspec.field(default_factory=dict)
@@ -82,10 +88,13 @@ class RecoveryReport:
         if self._open is not None and message.notified_ns:
             self._open.arrivals.append(message)
 
-    def started(self, epoch: int, cause: Cause | None, assembled_ns: int, now_ns: int) -> None:
+    def started(
+        self, epoch: int, cause: Cause | None, plan: RestorePlan | None, assembled_ns: int, now_ns: int
+    ) -> None:
         """`cause`: the fault as it is known now; the first news of it can have been a mere consequence."""
         if self._open is not None:
             self._open.epoch = epoch
+            self._open.plan = plan
             self._open.cause = cause or self._open.cause
             self._open.assembled_ns, self._open.assigned_ns = assembled_ns, now_ns
 
@@ -135,6 +144,8 @@ class RecoveryReport:
             phases_ms=phases,
             total_ms=round(sum(reached), 3) if completed else None,
             completed=completed,
+            state=current.plan.origin.value if current.plan is not None else None,
+            lost_steps=current.plan.lost_steps if current.plan is not None else 0,
         )
 
     def _add(self, *, cause: Cause, **fields: object) -> Recovery:
@@ -187,6 +198,8 @@ def line(recovery: Recovery) -> dict[str, object]:
         "rank": recovery.rank,
         "scope": recovery.scope,
         "respawned": ",".join(map(str, recovery.respawned)) or None,
+        "state": recovery.state if recovery.state not in (None, "memory") or recovery.lost_steps else None,
+        "lost_steps": recovery.lost_steps or None,
         "total_ms": None if recovery.total_ms is None else f"{recovery.total_ms:.1f}",
         **{
             f"{name}_ms": f"{value:.1f}"

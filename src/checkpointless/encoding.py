@@ -53,9 +53,9 @@ def _lower(value: Any, where: str) -> Any:
     if kind is dict:
         return _lower_dict(value, where)
     if kind is list:
-        return [_lower(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return _lower_items(value, where)
     if kind is tuple:
-        return _ext(_TUPLE, [_lower(item, f"{where}[{i}]") for i, item in enumerate(value)])
+        return _ext(_TUPLE, _lower_items(value, where))
     if kind is Counter or kind is OrderedDict:
         code = _COUNTER if kind is Counter else _ORDERED
         return _ext(code, [[_lower(k, where), _lower(v, f"{where}[{k!r}]")] for k, v in value.items()])
@@ -70,6 +70,13 @@ def _lower(value: Any, where: str) -> Any:
     raise EncodingError(
         f"{kind.__module__}.{kind.__qualname__} at {where or 'the top'} cannot be carried to another rank"
     )
+
+
+def _lower_items(value: list[Any] | tuple[Any, ...], where: str) -> list[Any]:
+    """A row of small numbers, such as the state of a random generator, needs no look at each."""
+    if value and set(map(type, value)) == {int} and min(value) >= -(2**63) and max(value) < 2**64:
+        return list(value)
+    return [_lower(item, f"{where}[{i}]") for i, item in enumerate(value)]
 
 
 def _lower_dict(value: dict[Any, Any], where: str) -> dict[Any, Any]:

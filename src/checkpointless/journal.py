@@ -46,13 +46,18 @@ class Journal:
         self._notes = {note.step: note}
         self._write(note, taker, ())
 
-    def take(self, step: int, taker: NoteTaker, keep: tuple[int, int]) -> Note:
-        """Notes the state now as that before `step`. The notes of the steps in `keep` stay."""
-        note = self._notes[step] = taker.take(step, self.latest)
+    def take(self, step: int, taker: NoteTaker, keep: tuple[int, int], *, local_only: bool = False) -> Note:
+        """Notes the state now as that before `step`. The notes of the steps in `keep` stay.
+
+        `local_only`: only what a successor would need; the rest has yet to move.
+        """
+        noted = self._notes.get(step)
+        note = self._notes[step] = taker.take(step, self.latest, local_only=local_only)
         for old in sorted(self._notes.keys() - {*keep, step}):
             if len(self._notes) > _KEPT:
                 del self._notes[old]
-        self._write(note, taker, keep)
+        if noted is None or noted.taken_by is not taker or not taker.same_local(noted, note):
+            self._write(note, taker, keep)
         return note
 
     def of_predecessor(self, step: int) -> Note | None:

@@ -191,7 +191,8 @@ class CheckpointManager:
 
     def update(self) -> contextlib.AbstractContextManager[None]:
         """Around all that belongs to an update, where registered parts do not show it: an exponential average of the
-        weights, a scheduler that moves only at the end of an epoch."""
+        weights, a scheduler that moves only at the end of an epoch. No collectives inside: a fault in one would find
+        every rank in the middle of its update (with `rollback=True` all go one step back)."""
         return self._update.block()
 
     # ---- for HPWrapper ---------------------------------------------------------------------------------------------

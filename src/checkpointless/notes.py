@@ -28,6 +28,9 @@ as a version. Larger ones (masks, tables of rotary embeddings) are believed when
 """
 
 
+_IMMUTABLE = frozenset({type(None), bool, int, float, str, bytes})
+
+
 @dataclass
 class Note:
     """The state before pass `step` of the loop, less parameters and optimizer state."""
@@ -46,6 +49,8 @@ class NoteTaker:
     """Takes notes of registered objects, and puts them back."""
 
     def __init__(self) -> None:
+        self._encoded: dict[str, tuple[object, bytes]] = {}
+        """By generator: a state and its encoding; most states stay what they were."""
         self.buffers: dict[str, torch.Tensor] = {}
         self.local: dict[str, Any] = {}
         self.shared: dict[str, Any] = {}
@@ -59,14 +64,15 @@ class NoteTaker:
             sum(buffer.nbytes for buffer in self.buffers.values()) <= _LARGEST_RECORDED_BUFFERS
         )
 
-    def take(self, step: int, last: Note | None = None) -> Note:
+    def take(self, step: int, last: Note | None = None, *, local_only: bool = False) -> Note:
         """The state now. What has not changed since `last` is not copied again."""
+        shared = {} if local_only else self.shared
         return Note(
             step,
             read_generators(),
             {name: self._copy(name, buffer, last) for name, buffer in self.buffers.items()},
             {name: read_object(target) for name, target in self.local.items()},
-            {name: read_object(target) for name, target in self.shared.items()},
+            {name: read_object(target) for name, target in shared.items()},
             self,
         )
 
@@ -96,22 +102,39 @@ class NoteTaker:
                     write_object(target, part[name])
         write_generators(note.generators)
 
+    def same_local(self, one: Note, other: Note) -> bool:
+        """Whether the local parts of two notes of this taker are equal."""
+        return (
+            _same(one.generators, other.generators)
+            and _same(one.local, other.local)
+            and all(_same(one.buffers[name][1], other.buffers[name][1]) for name in self.buffers)
+        )
+
     def local_bytes(self, note: Note) -> bytes:
         """The local part of a note, for the record."""
-        buffers = {name: contents for name, (_, contents) in note.buffers.items()} if self.record_buffers else {}
-        return encode({"generators": note.generators, "buffers": buffers, "local": note.local})
+        return self._bytes(note, {} if not self.record_buffers else note.buffers, {})
 
     def whole_bytes(self, note: Note) -> bytes:
         """A note as the peer sends it."""
-        buffers = {name: contents for name, (_, contents) in note.buffers.items()}
-        return encode({"generators": note.generators, "buffers": buffers, "local": note.local, "shared": note.shared})
+        return self._bytes(note, note.buffers, note.shared)
+
+    def _bytes(self, note: Note, buffers: Mapping[str, tuple[int, torch.Tensor]], shared: Mapping[str, Any]) -> bytes:
+        generators: dict[str, bytes] = {}
+        for name, state in note.generators.items():
+            known = self._encoded.get(name)
+            if known is None or known[0] is not state:
+                known = self._encoded[name] = (state, encode(state))
+            generators[name] = known[1]
+        contents = {name: contents for name, (_, contents) in buffers.items()}
+        return encode({"generators": generators, "buffers": contents, "local": note.local, "shared": dict(shared)})
 
     @staticmethod
     def from_bytes(step: int, data: bytes) -> Note:
         """A note as it was written by `local_bytes` or `whole_bytes`. Raises EncodingError."""
         parts = decode(data)
         buffers = {name: (-1, contents) for name, contents in parts["buffers"].items()}
-        return Note(step, parts["generators"], buffers, parts["local"], parts.get("shared", {}))
+        generators = {name: decode(state) for name, state in parts["generators"].items()}
+        return Note(step, generators, buffers, parts["local"], parts["shared"])
 
     def _copy(self, name: str, buffer: torch.Tensor, last: Note | None) -> tuple[int, torch.Tensor]:
         version = buffer._version
@@ -155,9 +178,21 @@ class _NumpyGenerator:
 _numpy_generator = _NumpyGenerator()
 
 
+_last_python_state: tuple[Any, ...] = ()
+
+
+def _python_state() -> tuple[Any, ...]:
+    """Python's generator; the same object as long as it does not change, so that it is encoded once."""
+    global _last_python_state
+    state = random.getstate()
+    if state != _last_python_state:
+        _last_python_state = state
+    return _last_python_state
+
+
 def read_generators() -> dict[str, Any]:
     """The states of the process-wide random number generators that are in use."""
-    states: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    states: dict[str, Any] = {"torch": torch.get_rng_state(), "python": _python_state()}
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         states["numpy"] = _numpy_generator.read(numpy)
@@ -187,8 +222,8 @@ def read_object(target: Any) -> Any:
         return [{key: value for key, value in group.items() if key != "params"} for group in target.param_groups]
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(target, numpy.random.Generator):
-        return copy.deepcopy(target.bit_generator.state)
-    return copy.deepcopy(target.state_dict())
+        return _copy(target.bit_generator.state)
+    return _copy(target.state_dict())
 
 
 def write_object(target: Any, state: Any) -> None:
@@ -203,7 +238,7 @@ def write_object(target: Any, state: Any) -> None:
     elif hasattr(target, "bit_generator"):
         target.bit_generator.state = state
     else:
-        target.load_state_dict(copy.deepcopy(state))
+        target.load_state_dict(_copy(state))
 
 
 def _update_group(group: dict[str, Any], values: Mapping[str, Any]) -> None:
@@ -215,8 +250,24 @@ def _update_group(group: dict[str, Any], values: Mapping[str, Any]) -> None:
             group[key] = value
 
 
+def _copy(value: Any) -> Any:
+    """A deep copy; `copy.deepcopy` takes ten times as long for the plain values that states are made of."""
+    kind = type(value)
+    if kind in _IMMUTABLE:
+        return value
+    if kind is dict:
+        return {key: _copy(item) for key, item in value.items()}
+    if kind is list:
+        return [_copy(item) for item in value]
+    if kind is tuple:
+        return tuple([_copy(item) for item in value])
+    return value.detach().clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+
+
 def _same(one: Any, other: Any) -> bool:
     """Equality of states: dicts, lists and tuples of plain values, tensors and numpy arrays."""
+    if one is other:
+        return True
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and torch.equal(one, other)
     if isinstance(one, dict):

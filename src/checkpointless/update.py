@@ -79,7 +79,8 @@ class Update:
         assert self._registry is not None
         step = self._tracker.index + 1
         quiet = self._tracker.may_complete
-        updated = self._tracker.end(self._changed_since_seen())
+        changed = self._changed_since_seen()
+        updated = self._tracker.end(changed)
         if quiet and not self._tracker.may_complete:
             _log.warning(
                 "step %d: something changed after the optimizer's update (weights, buffers, random numbers). From now "
@@ -87,7 +88,7 @@ class Update:
                 "an update, or rollback=True, keeps a fault in between from losing the state",
                 self._tracker.index - 1,
             )
-        if updated and (step not in self._journal or self._registry.notes.changed(self._journal[step])):
+        if updated and (changed is not False or not quiet):
             self._note(step)
         self._leave_section()
         return updated
@@ -148,9 +149,10 @@ class Update:
 
     def _complete(self) -> None:
         """The update is complete; the pass may go on."""
+        assert self._registry is not None
         self._note(self._tracker.index + 1)
         self._tracker.complete()
-        self._seen = self._look()
+        self._seen = self._journal[self._tracker.point], self._registry.state.versions()
         self._leave_section()
 
     def _leave_section(self) -> None:
@@ -165,11 +167,12 @@ class Update:
         step will find them.
         """
         if self._watching and not self._tracker.updating:
-            self._note(self._tracker.index + 1)
+            self._note(self._tracker.index + 1, local_only=True)
 
-    def _note(self, step: int) -> None:
+    def _note(self, step: int, *, local_only: bool = False) -> None:
         assert self._registry is not None
-        self._journal.take(step, self._registry.notes, (self._tracker.point, self._tracker.previous))
+        keep = (self._tracker.point, self._tracker.previous)
+        self._journal.take(step, self._registry.notes, keep, local_only=local_only)
 
     def _look(self) -> tuple[Note, int]:
         assert self._registry is not None

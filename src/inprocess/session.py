@@ -17,6 +17,8 @@ from .monitor import Monitor
 from .rendezvous import RootlessRendezvous
 from .update_lock import OptimizerHooks, ParameterUpdateLock
 
+_LONGEST_DESTRUCTION_S = 5.0
+
 
 class Session:
     """The parts that outlive a wrapped function. Made on the main thread when the first one is called."""
@@ -41,6 +43,8 @@ class Session:
         self._step_seen = NO_EPOCH
         self._hooks = OptimizerHooks(self.lock, self.optimizer_stepped)
         self.monitor.send(messages.Attach(os.getpid(), abort_timeout))
+        # A process that ends while a thread is in a group's destructor is aborted by the C++ runtime.
+        atexit.register(self.reaper.join, _LONGEST_DESTRUCTION_S)
         atexit.register(self.monitor.close)
 
     def prepare(self) -> None:

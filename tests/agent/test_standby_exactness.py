@@ -10,6 +10,13 @@ import sys
 
 import pytest
 
+
+@pytest.fixture(autouse=True)
+def standbys_are_on(monkeypatch):
+    """Also where the whole suite runs without them."""
+    monkeypatch.setenv("HYPERPODRUN_STANDBY", "1")
+
+
 METHODS = ["spawn", "standby"]
 
 OBSERVE = """

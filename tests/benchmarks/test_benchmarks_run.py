@@ -21,9 +21,17 @@ def quick_rows(name: str, directory: Path) -> list[dict[str, Any]]:
         timeout=110,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "every run was verified" in ended.stdout
     rows: list[dict[str, Any]] = json.loads(path.read_text())
     return rows
+
+
+def test_restore_compares_a_peer_with_gloo_and_disk(tmp_path: Path) -> None:
+    rows = quick_rows("restore", tmp_path)
+    assert [row["path"] for row in rows] == ["peer", "gloo", "disk", "steady"]
+    for row in rows[:3]:
+        assert {"benchmark", "path", "bytes", "world_size", "median_s", "runs"} <= set(row)
+        assert (row["benchmark"], row["bytes"], row["world_size"]) == ("restore", 10_000_000, 2)
+        assert row["median_s"] > 0
 
 
 def test_recovery_compares_both_launchers(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from hyperpodrun import CheckpointManager, HPCallWrapper, HPWrapper
 from hyperpodrun.checkpointless import restore as restoring
+from hyperpodrun.checkpointless.bucketing import Memory
 from torch import nn
 
 
@@ -82,6 +83,12 @@ class Faults:
         restoring.Restorer._adopt, restoring.Restorer._give = broken_adopt, broken_give
 
 
+def send_wrong_bytes() -> None:
+    """As if the memory of this rank were damaged: what it sends is not what its checksums say."""
+    checksum = Memory.checksum
+    Memory.checksum = lambda self, bucket: checksum(self, bucket) + 1
+
+
 def make(args: argparse.Namespace):
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -103,6 +110,8 @@ def train(args, manager, faults, objects, data, caller: HPCallWrapper | None = N
     model, optimizer, scheduler = objects
     manager.register(model=model, optimizer=optimizer, scheduler=scheduler, data=data)
     faults.epoch, faults.rank = caller.epoch, rank
+    if rank == args.damaged:
+        send_wrong_bytes()
     manager.restore()
     ddp = manager.data_parallel(model, bucket_cap_mb=0.005)
     for step in manager.steps(args.steps):
@@ -128,31 +137,6 @@ def train(args, manager, faults, objects, data, caller: HPCallWrapper | None = N
 
 def digest(objects, data: Data) -> str:
     model, optimizer, scheduler = objects
-    if os.environ.get("EXACT_VERBOSE"):
-        h = lambda ts: hashlib.sha256(
-            b"".join(t.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() for t in ts)
-        ).hexdigest()[:8]
-        print(
-            "PARTS",
-            dist.get_rank(),
-            "w",
-            h(model.parameters()),
-            "b",
-            h(model.buffers()),
-            "o",
-            h([v for p in model.parameters() for _, v in sorted(optimizer.state[p].items())]),
-            "rng",
-            h([torch.get_rng_state()]),
-            "py",
-            hashlib.sha256(repr(random.getstate()).encode()).hexdigest()[:8],
-            "np",
-            hashlib.sha256(repr(numpy.random.get_state()).encode()).hexdigest()[:8],
-            "data",
-            data.order[:8],
-            "sch",
-            hashlib.sha256(repr(scheduler.state_dict()).encode()).hexdigest()[:8],
-            flush=True,
-        )
     own = hashlib.sha256()
     tensors = [*model.state_dict().values()]
     for parameter in model.parameters():
@@ -171,6 +155,7 @@ def main() -> None:
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--rebuild", action="store_true", help="make model and optimizer anew in every epoch")
     parser.add_argument("--checksum", action="store_true")
+    parser.add_argument("--damaged", type=int, help="a rank that sends wrong bytes")
     parser.add_argument("--offload", action="store_true")
     parser.add_argument("--rollback", action="store_true")
     parser.add_argument("--fault", action="append", default=[])

@@ -1,0 +1,84 @@
+"""Sharded state: a lost rank's shard comes from its replica, a lost shard from a snapshot, from disk, or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+WORKER = Path(__file__).parent / "workers" / "hsdp.py"
+BOTH_HOLDERS = "kill:0+2:8:forward"
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    return {}
+
+
+def hsdp(run, *options: str):
+    return run("--nproc-per-node=4", "--inprocess-restart", WORKER, *options)
+
+
+def digest_without_faults(run, undisturbed) -> str:
+    if not undisturbed:
+        finished = hsdp(run)
+        assert finished.returncode == 0, finished.output
+        undisturbed["digest"] = finished.digest
+    return undisturbed["digest"]
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        ["raise:1:5:forward", "kill:2:8:before"],
+        ["kill:3:2:inside", "kill:0:6:between"],
+        ["kill:1:0:before", "raise:2:4:inside", "kill:3:9:forward"],
+        ["kill:0+1:5:forward", "kill:2+3:7:inside"],
+        ["kill:0+3:3:between"],
+    ],
+    ids=" ".join,
+)
+def test_a_lost_rank_has_its_shard_from_its_replica(run, undisturbed, faults):
+    finished = hsdp(run, "--rollback", *(word for fault in faults for word in ("--fault", fault)))
+    assert finished.returncode == 0, finished.output
+    assert finished.digest == digest_without_faults(run, undisturbed)
+    assert {row["state"] for row in finished.recoveries} == {"memory"}
+
+
+def test_offloaded_state_comes_back(run, undisturbed):
+    finished = hsdp(run, "--offload", "--fault", "kill:0:4:forward", "--fault", "raise:3:7:inside")
+    assert finished.returncode == 0, finished.output
+    assert finished.digest == digest_without_faults(run, undisturbed)
+
+
+def test_a_lost_shard_takes_the_job_back_to_the_last_snapshot(run, undisturbed):
+    finished = hsdp(run, "--snapshot-every=3", "--fault", BOTH_HOLDERS)
+    assert finished.returncode == 0, finished.output
+    assert finished.digest == digest_without_faults(run, undisturbed)
+    (recovery,) = finished.recoveries
+    assert recovery["state"] == "snapshot"
+    assert recovery["lost_steps"] in (2, 5)  # the snapshot of step 6, or of 3 where that was not complete
+
+
+def test_without_snapshots_it_goes_back_to_disk(run, undisturbed, tmp_path):
+    finished = hsdp(run, "--disk", str(tmp_path / "checkpoints"), "--fault", BOTH_HOLDERS)
+    assert finished.returncode == 0, finished.output
+    assert finished.digest == digest_without_faults(run, undisturbed)
+    (recovery,) = finished.recoveries
+    assert recovery["state"] == "disk"
+    assert recovery["lost_steps"] >= 2
+
+
+def test_a_new_job_goes_on_from_disk(run, undisturbed, tmp_path):
+    disk = ("--disk", str(tmp_path / "checkpoints"))
+    assert hsdp(run, *disk, "--steps=6").returncode == 0
+    finished = hsdp(run, *disk)
+    assert finished.returncode == 0, finished.output
+    assert finished.digest == digest_without_faults(run, undisturbed)
+
+
+def test_with_neither_the_job_ends_and_says_what_is_gone(run):
+    finished = hsdp(run, "--fault", BOTH_HOLDERS)
+    assert finished.returncode == 1, finished.output
+    assert "no process holds the state of ranks 0, 2 any more" in finished.stderr
+    assert "digest" not in finished.stdout

@@ -1,0 +1,93 @@
+"""Two ranks send a state in every way there is; each check prints a line."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import torch.distributed as dist
+from hyperpodrun.checkpointless import remote_memory, transfer
+from hyperpodrun.checkpointless.bucketing import BUCKET_BYTES, Memory
+from hyperpodrun.checkpointless.errors import ChecksumError, RestoreError
+
+SHAPES = {
+    "large": (BUCKET_BYTES // 4 * 2 + 3,),
+    "scalar": (),
+    "empty": (0,),
+    "matrix": (1000, 70),
+    **{f"small {i}": (i, 7) for i in range(1, 200)},
+}
+
+
+def state(rank: int) -> dict[str, torch.Tensor]:
+    """The source's numbers, or zeros to be filled. The matrix is transposed in memory."""
+    generator = torch.Generator().manual_seed(1)
+    tensors = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+    tensors["matrix"] = tensors["matrix"].t().contiguous().t()
+    tensors["bfloat16"] = torch.randn(5, generator=generator).bfloat16()
+    tensors["flags"] = torch.rand(9, generator=generator) > 0.5
+    return tensors if rank == 0 else {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+
+
+def exchange(rank: int, *, checksum: bool) -> None:
+    tensors = state(rank)
+    if rank == 0:
+        transfer.send(transfer.Link(), 1, {"word": "here"}, Memory(tensors), checksum=checksum)
+    else:
+        header = transfer.receive(transfer.Link(), 0, lambda header: Memory(tensors))
+        assert header["word"] == "here"
+        for name, tensor in state(0).items():
+            assert torch.equal(tensors[name], tensor), name
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    read = remote_memory.read
+    used: list[int] = []
+
+    def counted(*args: int) -> None:
+        used.append(1)
+        read(*args)
+
+    remote_memory.read = counted
+    for checksum in (False, True):
+        exchange(rank, checksum=checksum)
+    assert rank == 0 or used, "not through the peer's memory"
+
+    used.clear()
+
+    def refused(*args: int) -> None:
+        raise PermissionError("as Yama says")
+
+    remote_memory.read = refused
+    exchange(rank, checksum=True)  # both sides thought it could be read: the receiver asks for buckets
+    transfer.remote_memory.address_space = lambda: ""
+    for checksum in (False, True):
+        exchange(rank, checksum=checksum)
+    assert not used
+
+    if rank == 0:
+        transfer.Memory.checksum = lambda self, bucket: torch.tensor([1, 2])
+    try:
+        exchange(rank, checksum=True)
+        assert rank == 0
+    except ChecksumError as error:
+        assert error.source == 0
+
+    if rank == 0:  # a source that talks nonsense
+        transfer.Link().receive_bytes(1)
+        transfer.Link().send_bytes(b"\xc1 nonsense", 1)
+    else:
+        try:
+            transfer.receive(transfer.Link(), 0, lambda header: Memory({}))
+            sys.exit("nonsense was taken for a header")
+        except RestoreError:
+            pass
+    dist.barrier()
+    print(f"rank {rank}: all as it should be", flush=True)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

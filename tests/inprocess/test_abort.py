@@ -7,7 +7,7 @@ import socket
 import threading
 
 import pytest
-from hyperpodrun.inprocess.abort import Abort, AbortDataLoaders, AbortGloo, AbortState, Compose
+from hyperpodrun.inprocess.abort import Abort, AbortDataLoaders, AbortGloo, AbortState, Compose, release_connections
 
 
 def state(*listeners: tuple[str, int]) -> AbortState:
@@ -49,11 +49,24 @@ def test_a_thread_blocked_in_recv_is_freed():
         server.close()
 
 
+def test_the_peer_can_go_on_writing_until_every_rank_is_out():
+    """A write that failed before the end of the stream was seen would make gloo wait for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as gloo:
+        client, server = connected_pair(gloo)
+        AbortGloo()(state(gloo.getsockname()))
+        assert client.recv(1) == b""
+        client.close()  # as gloo does, when it has seen the end
+        server.sendall(b"late")
+        release_connections()
+        server.close()
+
+
 def test_gloo_abort_leaves_no_descriptor_behind():
     with socket.create_server(("127.0.0.1", 0)) as gloo:
         pair = connected_pair(gloo)
         before = len(os.listdir("/proc/self/fd"))
         AbortGloo()(state(gloo.getsockname()))
+        release_connections()
         assert len(os.listdir("/proc/self/fd")) == before
         for end in pair:
             end.close()

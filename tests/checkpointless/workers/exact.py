@@ -85,8 +85,16 @@ class Faults:
 
 def send_wrong_bytes() -> None:
     """As if the memory of this rank were damaged: what it sends is not what its checksums say."""
-    checksum = Memory.checksum
-    Memory.checksum = lambda self, bucket: checksum(self, bucket) + 1
+    send, checksum = restoring.send, Memory.checksum
+
+    def damaged(*args, **kwargs):
+        Memory.checksum = lambda self, bucket: checksum(self, bucket) + 1
+        try:
+            send(*args, **kwargs)
+        finally:
+            Memory.checksum = checksum
+
+    restoring.send = damaged
 
 
 def make(args: argparse.Namespace):
@@ -110,7 +118,7 @@ def train(args, manager, faults, objects, data, caller: HPCallWrapper | None = N
     model, optimizer, scheduler = objects
     manager.register(model=model, optimizer=optimizer, scheduler=scheduler, data=data)
     faults.epoch, faults.rank = caller.epoch, rank
-    if rank == args.damaged:
+    if rank == args.damaged and caller.epoch == 0:
         send_wrong_bytes()
     manager.restore()
     ddp = manager.data_parallel(model, bucket_cap_mb=0.005)

@@ -112,10 +112,10 @@ class Update:
 
     def _open(self) -> None:
         """An optimizer is about to change parameters."""
-        if not self._watching or not self._tracker.opens():
+        if not self._watching or self._tracker.updating:
             return
-        assert self._registry is not None
-        _finish_gradients(self.caller)
+        _finish_gradients(self.caller)  # may leave the step: nothing has changed yet
+        self._tracker.opens()
         self.caller.enter_update()
         self._in_section = True
         if self._snapshots is not None:

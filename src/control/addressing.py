@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from msgspec.structs import replace
 
 from . import commands as cmd
-from .placement import slots_of
+from .placement import layout_of, slots_of
 from .state import JobState
 
 _TO_EVERYBODY = cmd.OpenEpoch | cmd.FailEpoch | cmd.End
@@ -29,4 +29,7 @@ def deliver(job: JobState, command: cmd.Command, members: Sequence[int]) -> Iter
         case _:
             held = [place.node for place in job.places if place.node is not None]
             for node in members if isinstance(command, _TO_EVERYBODY) else held:
-                yield node, command
+                if isinstance(command, cmd.RunHook):
+                    yield node, replace(command, layout=layout_of(job, node))
+                else:
+                    yield node, command

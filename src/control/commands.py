@@ -54,6 +54,7 @@ class RunHook(msgspec.Struct, frozen=True, tag=True):
     name: str
     epoch: int = 0
     """The epoch that its environment names."""
+    layout: Layout = Layout()
 
 
 class Spawn(msgspec.Struct, frozen=True, tag=True):

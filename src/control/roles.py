@@ -28,6 +28,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     """Where the job may be found."""
     founder: bool = False
     """This agent is at one of the seeds and may begin the job."""
+    deputy: float | None = None
+    """Seconds after which it founds the job where nobody is found at the seeds before its own."""
     order: int = -1
     min_quorum: int | None = None
     """So many nodes may go on without a majority."""

@@ -25,6 +25,8 @@ class Seeking(Role):
         self._next = context.now
         self._deadline = context.now + context.config.join_timeout
         self._held = False
+        self._answered = False
+        self._deputy = None if context.config.deputy is None else context.now + context.config.deputy
 
     def begin(self) -> Role | None:
         self.context.local.forget()
@@ -32,6 +34,7 @@ class Seeking(Role):
 
     def received(self, key: str, address: str, message: PeerMessage) -> Role | None:
         context = self.context
+        self._answered |= not isinstance(message, Join | Claim)
         match message:
             case Lead() if message.views is not None and _names(message, context.config.key):
                 from .following import Following
@@ -60,6 +63,8 @@ class Seeking(Role):
             waited = f"{context.config.join_timeout:g} s"
             reason = f"no job could be joined at {where} within {waited} (--rdzv-conf join_timeout)"
             context.actions.append(Ended(cmd.End(cmd.EXIT_FAILED, reason)))
+        elif self._deputy is not None and context.now >= self._deputy and not self._answered:
+            return Forming(context)
         elif context.now >= self._next:
             for address in self._addresses[:_ASKED_AT_ONCE]:
                 self._ask(address)
@@ -68,7 +73,10 @@ class Seeking(Role):
         return None
 
     def next_deadline(self) -> float | None:
-        return min(self._next, self._deadline)
+        dues = [self._next, self._deadline]
+        if self._deputy is not None and not self._answered:
+            dues.append(self._deputy)
+        return min(dues)
 
     def _ask(self, address: str, again_after: float = 0.0) -> None:
         context = self.context

@@ -173,7 +173,7 @@ class Scenario:
 def describe(command: cmd.Command) -> str:
     """One line for one command."""
     match command:
-        case cmd.RunHook(name, _):
+        case cmd.RunHook(name, _, _):
             return f"run the {name}-train script"
         case cmd.Spawn(rank, incarnation, epoch, node, local_rank, layout):
             where = f" on node {node} as {local_rank} of a world of {layout.world_size}" if layout.nodes > 1 else ""

@@ -7,6 +7,7 @@ Whatever happens, `close()` kills every process in the namespaces and removes th
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -34,8 +35,10 @@ def why_not() -> str | None:
 class Namespaces:
     """So many nodes, with addresses 10.77.0.10 and up."""
 
+    _made = itertools.count()
+
     def __init__(self, count: int, ports: str = "40000 60999") -> None:
-        self._prefix = f"hp{os.getpid()}n"
+        self._prefix = f"hp{os.getpid()}x{next(self._made)}n"
         self._switch = f"{self._prefix}sw"
         self.count = count
         self.processes: list[subprocess.Popen[str]] = []

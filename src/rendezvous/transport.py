@@ -32,6 +32,8 @@ _KEY = re.compile(rb"[0-9a-z-]{1,64}")
 _ROOM = 100_000
 """Messages that wait for a peer who does not read them; more are dropped."""
 _CONNECT_MS = 2000
+_UNKNOWN = "unknown"
+_REFUSALS_EVERY_S = 60.0
 _HANDSHAKE_MS = 5000
 _FAILED = {
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
@@ -94,6 +96,7 @@ class Transport:
         self._failure: dict[int, str] = {}
         self._refused: set[bytes] = set()
         self._told: Counter[str] = Counter()
+        self._silent_until = 0.0
         self._draining = False
         self.counters: Counter[str] = Counter()
 
@@ -132,8 +135,11 @@ class Transport:
 
     def close(self, linger_s: float = 1.0) -> None:
         """Sends what is under way, for as long as `linger_s`, and closes. The loop may have ended."""
+        if self._context.closed:
+            return
         for outgoing in list(self._outgoing.values()):
             self._close_outgoing(outgoing, int(linger_s * 1000))
+        self._outgoing.clear()
         for sock in (self._router, self._monitor):
             self._forget_reader(sock)
         self._router.disable_monitor()
@@ -364,8 +370,7 @@ class Transport:
         failure = self._failure.pop(-1, None)
         if identity is None:
             if failure is not None:
-                host = peer.rpartition(":")[0]
-                self._tell_once(f"refused {host}", "peer-refused", peer=peer, reason=failure)
+                self._tell_refusal(peer, failure)
             return
         key, address = _parse_identity(identity)
         if self._incoming.get(address) == identity and identity not in self._identities.values():
@@ -383,6 +388,14 @@ class Transport:
     def refuse_agent(self, key: str, address: str, reason: object) -> None:
         """The same, for a message that only the layer above could read."""
         self.refuse(f"{key}|{address}".encode(), reason)
+
+    def _tell_refusal(self, peer: str, reason: str) -> None:
+        """One line a minute: who scans ports must not fill the log. Who is gone before he can be asked has no name."""
+        assert self._loop is not None
+        now = self._loop.time()
+        if now >= self._silent_until:
+            self._silent_until = now + _REFUSALS_EVERY_S
+            self._log("peer-refused", peer=peer, reason=reason)
 
     def _tell_once(self, what: str, event: str, **fields: object) -> None:
         self._told[what] += 1
@@ -428,5 +441,5 @@ def _peer_name(descriptor: int) -> str:
         with socket.socket(fileno=os.dup(descriptor)) as peer:
             name = peer.getpeername()
     except OSError:  # gone again
-        return "unknown"
+        return _UNKNOWN
     return format_address(str(name[0]).removeprefix("::ffff:"), int(name[1]))

@@ -113,7 +113,12 @@ class Connection(asyncio.Protocol):
     def send(self, reply: list[bytes]) -> None:
         """Answer a wait of this client, or what another node was asked for it."""
         self._outbox.extend(reply)
-        if (self._flush() or self._hub.sharing is not None) and self._slice is None and not self._clogged and not self._over:
+        if (
+            (self._flush() or self._hub.sharing is not None)
+            and self._slice is None
+            and not self._clogged
+            and not self._over
+        ):
             self._slice = self._loop.call_soon(self._work)
 
     def abort(self) -> None:

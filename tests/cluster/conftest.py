@@ -38,7 +38,8 @@ class Job:
         for node in nodes:
             command = [
                 sys.executable, "-m", "hyperpodrun", "--rdzv-endpoint", self.namespaces.address(0),
-                "--nproc-per-node=2", "--job-secret-file", str(secret or self.secret), "--log-dir", str(self.logs(node)),
+                "--nproc-per-node=2", "--log-dir", str(self.logs(node)),
+                "--job-secret-file", str(secret or self.secret),
                 *self.options, *options, *script,
             ]  # fmt: skip
             self.agents[node] = self.namespaces.start(node, command, self.output(node), {"OMP_NUM_THREADS": "1"})

@@ -147,8 +147,10 @@ class ClusterHead:
             case msg.Note():
                 self._console.log(action.event, **action.fields)
             case msg.Members():
-                self._addresses, self._number = action.addresses, action.own
-                self._numbers = {address: number for number, address in sorted(action.addresses.items())}
+                members = sorted(action.views.everybody().items())
+                self._addresses = {number: member.address for number, member in members}
+                self._numbers = {member.address: number for number, member in members}
+                self._number = -1 if action.own is None else action.own
             case msg.Ended():
                 self._on_end(action.end)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from msgspec.structs import replace
 
 from . import commands as cmd
-from .placement import layout_of, slots_of
+from .placement import layout_of
 from .state import JobState
 
 _TO_EVERYBODY = cmd.OpenEpoch | cmd.FailEpoch | cmd.End
@@ -20,16 +20,18 @@ def deliver(job: JobState, command: cmd.Command, members: Sequence[int]) -> Iter
         case cmd.Spawn() | cmd.Kill():
             yield command.node, command
         case cmd.StartEpoch():
+            first = 0
+            for index, place in enumerate(job.places):
+                slots = job.slots[first : first + place.workers]
+                first += place.workers
+                if place.node is not None:
+                    seats = tuple(cmd.Seat(slot.rank, slot.local_rank, slot.incarnation) for slot in slots)
+                    yield place.node, replace(command, seats=seats, layout=layout_of(job, index))
+        case cmd.RunHook():
             for index, place in enumerate(job.places):
                 if place.node is not None:
-                    slots = slots_of(job, index)
-                    seats = tuple(cmd.Seat(slot.rank, slot.local_rank, slot.incarnation) for slot in slots)
-                    layout = cmd.Layout(len(job.slots), len(job.places), index, place.workers)
-                    yield place.node, replace(command, seats=seats, layout=layout)
+                    yield place.node, replace(command, layout=layout_of(job, index))
         case _:
             held = [place.node for place in job.places if place.node is not None]
             for node in members if isinstance(command, _TO_EVERYBODY) else held:
-                if isinstance(command, cmd.RunHook):
-                    yield node, replace(command, layout=layout_of(job, node))
-                else:
-                    yield node, command
+                yield node, command

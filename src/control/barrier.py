@@ -30,10 +30,10 @@ def arrived(job: JobState, event: ev.Arrived, now: float) -> list[Command]:
     job.wrapped = True
     slot.state = SlotState.WAITING
     slot.call, slot.step, slot.healthy, slot.holding = event.call, event.step, event.healthy, event.holding
-    slot.due = None
+    expected, slot.due = slot.due is not None, None
     if _complete(job):
         return start_if_complete(job, now)
-    if job.phase is Phase.ASSEMBLING:
+    if job.phase is Phase.ASSEMBLING and not expected:  # else the others have their deadlines, too
         return expect_the_others(job, now)
     return []
 
@@ -67,6 +67,7 @@ def _complete(job: JobState) -> bool:
 
 def expect_the_others(job: JobState, now: float) -> list[Command]:
     """No fault has set deadlines: the first arrival does. A rank that has ended for good will never come."""
+    job.dues_moved += 1
     waiting, ended = job.ranks(SlotState.WAITING), job.ranks(SlotState.EXITED)
     if waiting and ended:
         return restart_processes(job, causes.of_missing(ended[0], waiting), now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TypeAlias
 
 import msgspec
@@ -85,10 +86,29 @@ class StopWorkers(msgspec.Struct, frozen=True, tag=True):
 
 
 class OpenEpoch(msgspec.Struct, frozen=True, tag=True):
-    """The store serves this epoch from now on; keys of older ones are forgotten. `owners`: the nodes that share it."""
+    """The store serves this epoch from now on; keys of older ones are forgotten.
+
+    `runs`: the nodes that share it, each run as its first number and its length. Every node is told of all.
+    """
 
     epoch: int
-    owners: tuple[int, ...] = (0,)
+    runs: tuple[tuple[int, int], ...] = ((0, 1),)
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """The nodes that share it, ascending."""
+        return tuple(number for first, length in self.runs for number in range(first, first + length))
+
+    @staticmethod
+    def runs_of(nodes: Iterable[int]) -> tuple[tuple[int, int], ...]:
+        """Their numbers in a few bytes, however many there are."""
+        runs: list[tuple[int, int]] = []
+        for number in sorted(nodes):
+            if runs and sum(runs[-1]) == number:
+                runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+            else:
+                runs.append((number, 1))
+        return tuple(runs)
 
 
 class FailEpoch(msgspec.Struct, frozen=True, tag=True):

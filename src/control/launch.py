@@ -54,8 +54,8 @@ def open_again(job: JobState) -> list[Command]:
     return [OpenEpoch(job.opened, _owners(job))] if job.opened == job.next_epoch and job.quorum else []
 
 
-def _owners(job: JobState) -> tuple[int, ...]:
-    return tuple(place.node for place in job.places if place.node is not None)
+def _owners(job: JobState) -> tuple[tuple[int, int], ...]:
+    return OpenEpoch.runs_of(place.node for place in job.places if place.node is not None)
 
 
 def spawn(job: JobState, rank: int, now: float) -> Spawn:
@@ -67,13 +67,14 @@ def spawn(job: JobState, rank: int, now: float) -> Spawn:
         SlotState.STARTING,
         before.node,
         before.local_rank,
+        before.place,
         incarnation=job.incarnations,
         spawn_epoch=job.next_epoch,
         spawned_at=now,
     )
     job.slots[rank] = slot
     job.incarnations += 1
-    layout = layout_of(job, before.node)
+    layout = layout_of(job, before.place)
     return Spawn(rank, slot.incarnation, slot.spawn_epoch, before.node, slot.local_rank, layout)
 
 

@@ -292,6 +292,10 @@ class Leading(Role):
     def _settle(self) -> Role | None:
         """Has a quorum of both memberships acknowledged the proposal?"""
         context, proposed = self.context, self._views.proposed
+        if self._views.agreed.id == proposed.id:
+            return self._take_over()
+        if len(self._acknowledged) + 1 < proposed.quorum(context.config.min_quorum):
+            return None  # which saves counting all members for every one that answers
         present = {*self._acknowledged, *([] if context.number is None else [context.number])}
         if self._views.agreed.id != proposed.id and self._views.has_quorum(present, context.config.min_quorum):
             before = {member.number for member in self._views.agreed.members}
@@ -355,6 +359,7 @@ class Leading(Role):
         state, commands = rebuild(context.config.job, workers, reports, cause, context.now)
         self._job = Job.resume(state)
         self._carry_out(commands)
+        self._job_due = self._job.next_deadline()
         self._pending.append(quorum)
         return self._catch_up()
 
@@ -412,12 +417,13 @@ class Leading(Role):
         if self._busy or self._job is None:
             return None
         self._busy = True
+        moved = self._job.state.dues_moved
         changed = isinstance(event, ev.TimePassed)
         while self._pending:
             commands = self._job.handle(self._pending.pop(0), self.context.now)
             changed |= bool(commands)
             self._carry_out(commands)
-        if changed or self._job.phase.value == "assembling" or self._job_due is None:
+        if changed or self._job.state.dues_moved != moved:
             self._job_due = self._job.next_deadline()
         self._busy = False
         return self._finish_ending()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import cached_property
 
 import msgspec
 
@@ -20,7 +21,7 @@ class Member(msgspec.Struct, frozen=True):
     """How many ranks it can hold."""
 
 
-class View(msgspec.Struct, frozen=True):
+class View(msgspec.Struct, frozen=True, dict=True):
     """The members as one controller proposed them; `(term, serial)` orders all views that there ever are."""
 
     term: int = 0
@@ -34,8 +35,13 @@ class View(msgspec.Struct, frozen=True):
     def id(self) -> tuple[int, int]:
         return self.term, self.serial
 
+    @cached_property
+    def by_key(self) -> dict[str, Member]:
+        """The newest member of each key: an agent that was lost and came back is another member."""
+        return {member.key: member for member in self.members}
+
     def find(self, key: str) -> Member | None:
-        return next((member for member in self.members if member.key == key), None)
+        return self.by_key.get(key)
 
     def quorum(self, min_nodes: int | None) -> int:
         """How many of its members may act for it: more than half, or fewer where the user allows it."""
@@ -79,6 +85,11 @@ class Views(msgspec.Struct, frozen=True):
 
     def has_quorum(self, numbers: Collection[int], min_nodes: int | None) -> bool:
         return all(view.has_quorum(numbers, min_nodes) for view in (self.agreed, self.proposed))
+
+    def find(self, key: str) -> Member | None:
+        """In either, the newest."""
+        found = [member for view in (self.agreed, self.proposed) if (member := view.find(key)) is not None]
+        return max(found, key=lambda member: member.number, default=None)
 
     def everybody(self) -> dict[int, Member]:
         """All members of either, by number."""

@@ -272,10 +272,10 @@ class Note(msgspec.Struct, frozen=True):
 
 
 class Members(msgspec.Struct, frozen=True):
-    """The agents by number, as far as this one knows them: the store asks for their addresses."""
+    """Who is in the job, and the number of this agent: the store asks for the others' addresses."""
 
-    addresses: dict[int, str]
-    own: int
+    views: Views
+    own: int | None
 
 
 class Ended(msgspec.Struct, frozen=True):

@@ -58,7 +58,7 @@ def grow(job: JobState) -> list[Slot]:
         job.places.append(place)
         _change_owners(job)
         for local_rank in range(place.workers):
-            new.append(Slot(len(job.slots), node=node, local_rank=local_rank))
+            new.append(Slot(len(job.slots), node=node, local_rank=local_rank, place=len(job.places) - 1))
             job.slots.append(new[-1])
     return new
 
@@ -86,6 +86,9 @@ def shrink(job: JobState) -> bool:
             parts.pop(at)
     job.places = [place for place, _ in parts]
     job.slots = [slot for _, slots in parts for slot in slots]
+    for index, (_, slots) in enumerate(parts):
+        for slot in slots:
+            slot.place = index
     shards = {rank: job.shards[slot.rank] for rank, slot in enumerate(job.slots) if slot.rank in job.shards}
     job.shards = shards
     for rank, slot in enumerate(job.slots):
@@ -120,9 +123,6 @@ def slots_of(job: JobState, index: int) -> list[Slot]:
     return job.slots[first : first + job.places[index].workers]
 
 
-def layout_of(job: JobState, node: int) -> Layout:
-    """What a node's workers are told of the world."""
-    for index, place in enumerate(job.places):
-        if place.node == node:
-            return Layout(len(job.slots), len(job.places), index, place.workers)
-    raise KeyError(node)
+def layout_of(job: JobState, place: int) -> Layout:
+    """What the workers of a place are told of the world."""
+    return Layout(len(job.slots), len(job.places), place, job.places[place].workers)

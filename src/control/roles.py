@@ -71,12 +71,9 @@ class Context:
 
     def change_views(self, views: Views) -> None:
         self.views = views
-        own = next((m.number for m in views.everybody().values() if m.key == self.config.key), None)
-        if own is not None:
-            own = max(m.number for m in views.everybody().values() if m.key == self.config.key)
-        self.number = own
-        addresses = {number: member.address for number, member in views.everybody().items()}
-        self.actions.append(Members(addresses, -1 if own is None else own))
+        own = views.find(self.config.key)
+        self.number = None if own is None else own.number
+        self.actions.append(Members(views, self.number))
 
     def kill_workers(self, reason: str) -> None:
         """They belong to an epoch that goes on without them."""

@@ -88,11 +88,13 @@ class Seeking(Role):
 class Forming(Role):
     """At the endpoint: collects the nodes of a new job, unless it hears of one that exists already."""
 
-    def __init__(self, context: Context, joins: dict[str, Join] | None = None) -> None:
+    def __init__(self, context: Context) -> None:
         super().__init__(context)
         context.attempt += 1
         own = join_of(context)
-        self._joins: dict[str, Join] = {own.key: own, **(joins or {})}
+        self._joins: dict[str, Join] = {own.key: own}
+        self._at: dict[str, str] = {}
+        """The keys of the others, by address."""
         self._deadline = context.now + context.config.join_timeout
         self._last_call: float | None = None
 
@@ -107,9 +109,10 @@ class Forming(Role):
                 if reason:
                     context.send(address, Refuse(reason))
                     return None
-                for other in [join.key for join in self._joins.values() if join.address == message.address]:
+                other = self._at.get(message.address, message.key)
+                if other != message.key:
                     del self._joins[other]  # an agent was started again at the same address
-                self._joins[message.key] = message
+                self._joins[message.key], self._at[message.address] = message, message.key
                 context.send(address, Hold())
                 return self._consider()
             case Redirect() if message.address != context.config.address:
@@ -120,8 +123,9 @@ class Forming(Role):
         return None
 
     def closed(self, address: str, key: str) -> Role | None:
-        for join in [join for join in self._joins.values() if join.address == address and key in ("", join.key)]:
-            del self._joins[join.key]
+        there = self._at.get(address)
+        if there is not None and key in ("", there):
+            del self._joins[there], self._at[address]
         return self._consider()
 
     def tick(self) -> Role | None:

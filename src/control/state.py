@@ -115,6 +115,8 @@ class Slot(msgspec.Struct):
     node: int | None = 0
     """Where it is; None: its node was lost, and there is no other yet."""
     local_rank: int = 0
+    place: int = 0
+    """Its node's index among the places."""
     incarnation: int = -1
     spawn_epoch: int = NO_EPOCH
     """The epoch this process was started for; it may have written store keys of it before any barrier."""
@@ -169,6 +171,8 @@ class JobState(msgspec.Struct):
     """How many nodes must have confirmed an epoch before it starts; 0 where there is only one."""
     agreed: bool = True
     """The members are those that a majority agreed on."""
+    dues_moved: int = 0
+    """Counts the deadlines that were set without any command."""
     hole_due: float | None = None
     """When the world shrinks, because nobody has taken a lost node's place."""
     hooks: set[int] = msgspec.field(default_factory=set)
@@ -210,9 +214,9 @@ class JobState(msgspec.Struct):
         held = list(members.items())[: config.max_nodes]
         job = cls(config, [], nodes={node: NodeState(workers) for node, workers in members.items()})
         job.places = [Place(node, workers) for node, workers in held]
-        job.slots = [Slot(0, node=node, local_rank=local) for node, workers in held for local in range(workers)]
-        for rank, slot in enumerate(job.slots):
-            slot.rank = rank
+        for index, (node, workers) in enumerate(held):
+            for local_rank in range(workers):
+                job.slots.append(Slot(len(job.slots), node=node, local_rank=local_rank, place=index))
         return job
 
     @property

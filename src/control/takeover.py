@@ -126,6 +126,7 @@ def _take_seats(job: JobState, reports: Mapping[int, Report]) -> None:
         by_local_rank = {} if report is None else {worker.local_rank: worker for worker in report.workers}
         for local_rank in range(count):
             slot = _slot(len(job.slots), local_rank, holder, by_local_rank.get(local_rank))
+            slot.place = index
             if report is not None and local_rank in report.completed and slot.state is SlotState.LOST:
                 slot.state = SlotState.EXITED
             job.slots.append(slot)
@@ -139,7 +140,15 @@ def _newest_layout(placed: Mapping[int, Report]) -> Layout:
 def _slot(rank: int, local_rank: int, node: int | None, worker: LocalWorker | None) -> Slot:
     if worker is None:
         return Slot(rank, SlotState.LOST, node, local_rank)
-    slot = Slot(rank, _STATES[worker.doing], node, local_rank, worker.incarnation, worker.spawn_epoch, worker.epoch)
+    slot = Slot(
+        rank,
+        _STATES[worker.doing],
+        node,
+        local_rank,
+        incarnation=worker.incarnation,
+        spawn_epoch=worker.spawn_epoch,
+        epoch=worker.epoch,
+    )
     slot.abort_timeout = worker.abort_timeout
     if worker.rank != rank:
         slot.former_ranks = (worker.rank,)

@@ -55,14 +55,21 @@ class SimulatedWorker:
         else:
             self._train_alone()
 
+    def _set_running(self, running: bool) -> None:
+        if running != self.running:
+            self.running = running
+            self.world.running[self.founder, self.epoch] += 1 if running else -1
+
     def _arrive(self) -> None:
-        self.running = False
+        self._set_running(False)
         self._say(ev.Arrived(self.rank, self.incarnation, self.epoch, 1, self.step, True))
 
     # ---- with HPWrapper --------------------------------------------------------------------------------------------
 
     def start(self, command: cmd.StartEpoch, rank: int) -> None:
-        self.rank, self.epoch, self.running = rank, command.epoch, True
+        self._set_running(False)
+        self.rank, self.epoch = rank, command.epoch
+        self._set_running(True)
         if command.plan is not None:
             self.step = command.plan.target_step
         self._after(self.world.schedule.step_time, self._train, self.epoch, True)
@@ -75,6 +82,7 @@ class SimulatedWorker:
             return
         self.step += 1
         if first:
+            self.world.stepped[self.founder, epoch] += 1
             self._say(ev.Stepped(self.rank, self.incarnation, epoch, self.step))
         if self.step >= self.world.schedule.steps:
             self._say(ev.Completed(self.rank, self.incarnation, epoch))
@@ -88,12 +96,12 @@ class SimulatedWorker:
 
     def fail_epoch(self, epoch: int) -> None:
         if self.running and self.epoch == epoch:
-            self.running = False
+            self._set_running(False)
             self._after(_UNWIND_S * self.world.dice.uniform(0.5, 1.5), self._arrive)
 
     def finish(self, epoch: int) -> None:
         if self.epoch == epoch:
-            self.running = False
+            self._set_running(False)
             self._after(0.01, self.die, 0)
 
     # ---- without ---------------------------------------------------------------------------------------------------
@@ -115,6 +123,7 @@ class SimulatedWorker:
 
     def die(self, exit_code: int) -> None:
         if self.alive:
-            self.alive = self.running = False
+            self.alive = False
+            self._set_running(False)
             self.agent.workers.pop(self.incarnation, None)
             self._say(ev.Exited(self.rank, self.incarnation, exit_code))

@@ -182,7 +182,8 @@ def describe(command: cmd.Command) -> str:
             return f"kill rank {rank}: process {incarnation}, {reason}"
         case cmd.StopWorkers(signum):
             return f"stop workers with {'the shutdown signal' if signum is None else f'signal {int(signum)}'}"
-        case cmd.OpenEpoch(epoch, owners):
+        case cmd.OpenEpoch(epoch):
+            owners = command.owners
             return f"open epoch {epoch}" + (f" on nodes {', '.join(map(str, owners))}" if len(owners) > 1 else "")
         case cmd.FailEpoch(epoch, cause, _):
             return f"fail epoch {epoch}: {_why(cause)}"

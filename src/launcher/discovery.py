@@ -96,7 +96,9 @@ def find_cluster(options: dict[str, Any], endpoint: str, settings: Mapping[str, 
         raise click.UsageError(f"--local-addr {local}: nobody knows this host")
     on_one_machine = all(found and all(is_loopback(address) for address in found) for found in resolved)
     known = scheduler(os.environ)
-    order = int(settings["rank"]) if "rank" in settings else -1 if known is None else known.order
+    order = int(settings.get("rank", "-1"))
+    if order <= 0 and known is not None:  # 0 is also what --node-rank is when nobody gives it
+        order = known.order
     return Cluster(
         seeds=seeds,
         host=socket.gethostname(),

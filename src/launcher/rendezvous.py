@@ -22,8 +22,9 @@ def meeting_point(options: dict[str, Any]) -> tuple[Rendezvous, str]:
     address, port = options["master_addr"], options["master_port"]
     one_node_by_default = backend == "static" and not endpoint and port is None and options["nnodes"][1] == 1
     run_id = options["rdzv_id"]
-    if backend == "static" and options["nnodes"][1] > 1 and not endpoint and address is None:
-        endpoint = discovered(options)
+    scheduled_id = ""
+    if options["nnodes"][1] > 1 and not endpoint and address is None:
+        endpoint, scheduled_id = discovered()
     if options["standalone"] or one_node_by_default:
         # torchrun gives the job a name of its own here; one that was asked for is better.
         return Rendezvous(settings=options["rdzv_conf"]), _random_id() if run_id is None else run_id
@@ -39,7 +40,7 @@ def meeting_point(options: dict[str, Any]) -> tuple[Rendezvous, str]:
         endpoint = f"{'127.0.0.1' if address is None else address}:{_STATIC_PORT if port is None else port}"
     if options["nnodes"][1] > 1:
         settings = _with_node_rank(options, backend)
-        return Rendezvous(backend, endpoint, settings), "none" if run_id is None else run_id
+        return Rendezvous(backend, endpoint, settings), run_id or scheduled_id or "none"
     host, listen_on = parse_endpoint(endpoint, {"c10d": _C10D_PORT, "static": None, "hyperpod": 0}[backend])
     given = options["rdzv_endpoint"] or address is not None
     return (
@@ -54,12 +55,12 @@ def meeting_point(options: dict[str, Any]) -> tuple[Rendezvous, str]:
     )
 
 
-def discovered(options: dict[str, Any]) -> str:
-    """The endpoint that the scheduler tells of, where none was named. Empty where there is no such scheduler."""
+def discovered() -> tuple[str, str]:
+    """The endpoint that the scheduler tells of, where none was named, and its name for the job. Or nothing."""
     from .discovery import scheduler
 
     found = scheduler(os.environ)
-    return "" if found is None else ",".join(found.hosts)
+    return ("", "") if found is None else (",".join(found.hosts), found.run_id)
 
 
 def parse_endpoint(endpoint: str, default_port: int | None) -> tuple[str, int]:

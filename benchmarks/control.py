@@ -11,9 +11,9 @@ encoding and sockets. The peers have nothing to compare: torchrun's agents poll 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
+import harness
 from hyperpodrun.control.leading import Leading
 from hyperpodrun.simulation.schedule import Schedule
 from hyperpodrun.simulation.world import World
@@ -76,8 +76,7 @@ def main() -> None:
             f"{row['virtual_s']:>9}",
             flush=True,
         )
-    if arguments.json:
-        arguments.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    harness.write_rows(arguments.json, rows)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from .messages import Claim, Ended, Hold, Join, Lead, PeerMessage, Redirect, Ref
 from .roles import Context, Role
 
 _ASK_EVERY_S = 1.0
+_ASK_AGAIN_S = 0.1
+_QUICK_TRIES = 100
 _ASKED_AT_ONCE = 8
 
 
@@ -25,6 +27,7 @@ class Seeking(Role):
         self._next = context.now
         self._deadline = context.now + context.config.join_timeout
         self._held = False
+        self._refused = 0
         self._answered = False
         self._deputy = None if context.config.deputy is None else context.now + context.config.deputy
 
@@ -54,6 +57,13 @@ class Seeking(Role):
                 context.note("joined", at=address, waits="for the others")
             case Claim():
                 context.send(address, Vote(message.term, message.real, granted=False))
+        return None
+
+    def closed(self, address: str, key: str) -> Role | None:
+        """Nobody there, or not yet: agents that are started together find each other quickly."""
+        if address in self._addresses and self._refused < _QUICK_TRIES:
+            self._refused += 1
+            self._next = min(self._next, self.context.now + _ASK_AGAIN_S)
         return None
 
     def tick(self) -> Role | None:

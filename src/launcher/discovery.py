@@ -85,9 +85,9 @@ def find_cluster(options: dict[str, Any], endpoint: str, settings: Mapping[str, 
     base = _port_base()
     seeds = tuple(_seed(item, base) for item in endpoint.split(",") if item.strip())
     if not seeds:
-        raise click.UsageError("--rdzv-endpoint names no host")
+        raise click.UsageError(f"--nnodes {options['nnodes'][1]}: name a host of the job with --rdzv-endpoint HOST")
     resolved = [resolve(parse_address(seed)[0]) for seed in seeds]
-    own = next((number for number, found in enumerate(resolved) if any(is_local(address) for address in found)), None)
+    own = next((number for number, seed in enumerate(seeds) if _is_here(seed, resolved[number])), None)
     if settings.get("is_host", "").lower() in ("0", "false"):
         own = None
     local = options["local_addr"] or _local_address(resolved, own)
@@ -117,6 +117,13 @@ def find_cluster(options: dict[str, Any], endpoint: str, settings: Mapping[str, 
     )
 
 
+def _is_here(seed: str, addresses: list[str]) -> bool:
+    """Whether a seed is this machine. In a pod its name can be known here before it is known to anybody else."""
+    if any(is_local(address) for address in addresses):
+        return True
+    return not addresses and parse_address(seed)[0].partition(".")[0] == socket.gethostname().partition(".")[0]
+
+
 def _seed(endpoint: str, base: int) -> str:
     from .rendezvous import parse_endpoint
 
@@ -139,13 +146,10 @@ def _local_address(resolved: list[list[str]], own: int | None) -> str:
         found = own_address_towards(target)
         if found is not None and is_loopback(found) == is_loopback(target):
             return found
-    if own is not None and resolved[own]:
-        outward = own_address_towards("192.0.2.1")  # of a range for documentation: whatever leads outside
-        only_loopback = all(is_loopback(address) for address in resolved[own])
-        return resolved[own][0] if only_loopback or outward is None else outward
-    raise click.UsageError(
-        "--rdzv-endpoint: nobody knows this host, or there is no way to it; --local-addr can say where this node is"
-    )
+    if own is not None and resolved[own] and all(is_loopback(address) for address in resolved[own]):
+        return resolved[own][0]
+    # Nobody knows the endpoint's name yet. Of a range for documentation: whatever leads outside.
+    return own_address_towards("192.0.2.1") or "127.0.0.1"
 
 
 def _is_numeric(address: str) -> bool:

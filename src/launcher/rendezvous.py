@@ -33,10 +33,6 @@ def meeting_point(options: dict[str, Any]) -> tuple[Rendezvous, str]:
     if backend not in _BACKENDS:
         raise click.UsageError(f"--rdzv-backend {backend}: there are c10d, static and hyperpod")
     if backend == "static" and not endpoint:
-        if options["nnodes"][1] > 1 and address is None:
-            raise click.UsageError(
-                f"--nnodes {options['nnodes'][1]}: name a host of the job with --rdzv-endpoint HOST (or --master-addr)"
-            )
         endpoint = f"{'127.0.0.1' if address is None else address}:{_STATIC_PORT if port is None else port}"
     if options["nnodes"][1] > 1:
         settings = _with_node_rank(options, backend)

@@ -1,7 +1,8 @@
-"""The agent: a thin shell around `control.job.Job`.
+"""The agent: a thin shell around the decisions of `control/`.
 
 Owns: the event loop, signals, the timer, and the beginning and the end of a launch. What happens goes to the job as
-events; the commands that come back are carried out by `local.py`, in order. It decides nothing itself.
+events; the commands that come back are carried out by `local.py`, in order. Whose job it is, one node's (`sole.py`) or
+many nodes' (`cluster.py`), is the head's business. It decides nothing itself.
 Called by: the launcher, with one `LaunchConfig`. Must never import torch.
 
 The first processes are started before asyncio, ZeroMQ and the store server are even imported: those load while the
@@ -12,23 +13,22 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from typing import TYPE_CHECKING, Any
 
 from ..control import commands as cmd
 from ..control import events as ev
-from ..control.job import Job
-from ..control.state import JobConfig
 from . import processes
-from .config import DEFAULT_BARRIER_TIMEOUT, DEFAULT_START_TIMEOUT, LaunchConfig
+from .config import LaunchConfig
 from .console import Console
 from .environment import OMP_NOTICE
 from .local import LocalNode
+from .sole import SoleHead
 
 if TYPE_CHECKING:
     import asyncio
 
     from ..control.commands import Cause
+    from .cluster import ClusterHead
     from .failures import ProcessFailure
 
 
@@ -39,12 +39,19 @@ class Agent:
         self._config = config
         self.console = Console()
         self._node = LocalNode(config, self.console, self._dispatch)
-        self._job = Job(job_config(config))
+        self._head: SoleHead | ClusterHead = self._make_head()
         self._end: cmd.End | None = None
         self._early_signals: list[int] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended: asyncio.Event | None = None
         self._timer: asyncio.TimerHandle | None = None
+
+    def _make_head(self) -> SoleHead | ClusterHead:
+        if self._config.cluster is None:
+            return SoleHead(self._config, self._node, self._conclude)
+        from .cluster import ClusterHead
+
+        return ClusterHead(self._config, self.console, self._node, self._conclude, self._dispatch)
 
     def run(self) -> cmd.End:
         """Blocks until the job is over and nothing of it is left."""
@@ -54,7 +61,7 @@ class Agent:
         restore_signals = self._catch_signals()
         try:
             self._node.prepare()
-            self._dispatch(ev.Begin())
+            self._head.begin()
             if self._end is None:
                 import asyncio
 
@@ -81,6 +88,11 @@ class Agent:
             if signal.getsignal(signum) != signal.SIG_IGN:
                 self._loop.add_signal_handler(signum, self._on_signal, signum)
         await self._node.serve(self._loop)
+        try:
+            await self._head.serve(self._loop)
+        except OSError as error:
+            self._conclude(cmd.End(cmd.EXIT_FAILED, str(error)))
+        self._set_timer()
         for early in self._early_signals:
             self._on_signal(early)
         try:
@@ -89,18 +101,18 @@ class Agent:
         finally:
             await self._node.stop_serving()
 
-    def _dispatch(self, event: ev.Event) -> None:
-        for command in self._job.handle(event, time.monotonic()):
-            if isinstance(command, cmd.End):
-                self._conclude(command)
-            else:
-                self._node.execute(command)
+    def _dispatch(self, event: Any) -> None:
+        """An event of this node, or of another agent."""
+        self._head.handle(event)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
         if self._loop is None:
             return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        deadline = self._job.next_deadline()
+        deadline = self._head.next_deadline()
         if deadline is not None and self._end is None:
             self._timer = self._loop.call_at(deadline, self._dispatch, ev.TimePassed())
 
@@ -157,24 +169,9 @@ class Agent:
     def _clean_up(self) -> None:
         """Whatever happened, nothing of the job stays."""
         self._node.close()
+        self._head.close()
         self._tell_failure()
         logs = self._node.logs
         if self._end is not None and self._end.exit_code == 0 and not logs.recoveries.exists():
             logs.discard()
         self.console.close()
-
-
-def job_config(config: LaunchConfig) -> JobConfig:
-    """What of the launch concerns the decisions."""
-    limit = config.inprocess_timeout
-    return JobConfig(
-        world_size=config.nproc_per_node,
-        in_process=config.inprocess_restart,
-        max_restarts=config.max_restarts,
-        max_inprocess_restarts=config.max_inprocess_restarts,
-        barrier_timeout=DEFAULT_BARRIER_TIMEOUT if limit is None else limit,
-        start_timeout=DEFAULT_START_TIMEOUT if limit is None else limit,
-        shutdown_timeout=config.shutdown_timeout,
-        pre_train=bool(config.pre_train),
-        post_train=bool(config.post_train),
-    )

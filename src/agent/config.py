@@ -33,6 +33,33 @@ class Rendezvous:
 
 
 @dataclass(frozen=True)
+class Cluster:
+    """What an agent of a job on many nodes needs to find the others. Times in seconds."""
+
+    seeds: tuple[str, ...]
+    """`host:port` of the rendezvous endpoint, or of several; the first that can founds the job."""
+    host: str
+    """How this node is called in messages."""
+    bind: str
+    """The numeric address on which this agent listens, or `*`."""
+    address: str | None
+    """The host that it offers to others; None: that of the seed that it is."""
+    own_seed: int | None
+    """Which of the seeds this machine is."""
+    first_port: int
+    order: int = -1
+    secret: bytes | None = field(default=None, repr=False)
+    """None: insecure, or on one machine only."""
+    interface: str | None = None
+    """The network interface on which workers listen."""
+    min_quorum: int | None = None
+    heartbeat_interval: float = 1.0
+    heartbeat_limit: float = 5.0
+    join_timeout: float = 600.0
+    last_call_timeout: float = 30.0
+
+
+@dataclass(frozen=True)
 class LaunchConfig:
     """One launch. Times in seconds."""
 
@@ -46,6 +73,8 @@ class LaunchConfig:
     node_rank: int = 0
     run_id: str = "none"
     rendezvous: Rendezvous = Rendezvous()
+    cluster: Cluster | None = None
+    """None: the job is on this node only."""
     local_addr: str | None = None
     role: str = "default"
     max_restarts: int = 0

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from string import Template
 
+from ..control.commands import Layout, Seat
 from ..protocol import names
 from .config import LaunchConfig
 
@@ -14,8 +15,6 @@ GLOO_DEFAULTS = {
     # One set and one multi_get per rank while a group comes up, instead of 2W+1 calls; values that do not grow with W.
     "GLOO_ENABLE_STORE_V2_API": "1",
     "GLOO_ENABLE_RANK_AS_SEQUENCE_NUMBER": "1",
-    # The job is on this machine only: do not ask a resolver which of its addresses to use, and stay off the network.
-    "GLOO_SOCKET_IFNAME": "lo",
 }
 
 OMP_NOTICE = (
@@ -24,18 +23,17 @@ OMP_NOTICE = (
 )
 
 
-def epoch_environment(config: LaunchConfig, local_rank: int, epoch: int) -> dict[str, str]:
+def epoch_environment(config: LaunchConfig, seat: Seat, layout: Layout, epoch: int) -> dict[str, str]:
     """What changes from epoch to epoch, or could: set at the start of a process and again with every epoch."""
-    world_size = config.nproc_per_node
     return {
-        "RANK": str(local_rank),
-        "LOCAL_RANK": "0" if config.virtual_local_rank else str(local_rank),
-        "GROUP_RANK": "0",
-        "ROLE_RANK": str(local_rank),
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(world_size),
-        "GROUP_WORLD_SIZE": "1",
-        "ROLE_WORLD_SIZE": str(world_size),
+        "RANK": str(seat.rank),
+        "LOCAL_RANK": "0" if config.virtual_local_rank else str(seat.local_rank),
+        "GROUP_RANK": str(layout.node_rank),
+        "ROLE_RANK": str(seat.rank),
+        "WORLD_SIZE": str(layout.world_size),
+        "LOCAL_WORLD_SIZE": str(layout.local_world_size),
+        "GROUP_WORLD_SIZE": str(layout.nodes),
+        "ROLE_WORLD_SIZE": str(layout.world_size),
         "JOB_RESTART_COUNT": str(epoch),
         "TORCHELASTIC_RESTART_COUNT": str(epoch),
     }
@@ -44,8 +42,8 @@ def epoch_environment(config: LaunchConfig, local_rank: int, epoch: int) -> dict
 def worker_environment(
     config: LaunchConfig,
     *,
-    local_rank: int,
-    incarnation: int,
+    seat: Seat,
+    layout: Layout,
     epoch: int,
     store_address: tuple[str, int],
     agent_endpoint: str | None,
@@ -55,15 +53,22 @@ def worker_environment(
 ) -> dict[str, str]:
     """The whole environment of one worker: the launcher's own, overlaid."""
     environment = dict(os.environ)
+    for name in names.OF_AGENTS_ONLY:
+        environment.pop(name, None)
     for name, value in GLOO_DEFAULTS.items():
         environment.setdefault(name, value)
+    # On one machine: do not ask a resolver which of its addresses to use, and stay off the network. On many: listen
+    # where the others can reach this one, which the host's name need not lead to.
+    interface = "lo" if config.cluster is None else config.cluster.interface
+    if interface:
+        environment.setdefault("GLOO_SOCKET_IFNAME", interface)
     if config.inprocess_restart:
         # A restart breaks connections on purpose; what torch's C++ code warns of then is no news.
         environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     environment.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     if config.nproc_per_node > 1:  # and OMP_NOTICE says so
         environment.setdefault("OMP_NUM_THREADS", "1")
-    environment.update(epoch_environment(config, local_rank, epoch))
+    environment.update(epoch_environment(config, seat, layout, epoch))
     host, port = store_address
     environment.update(
         {
@@ -76,11 +81,11 @@ def worker_environment(
             "TORCHELASTIC_ERROR_FILE": error_file,
             "TORCHELASTIC_SIGNALS_TO_HANDLE": ",".join(signal.Signals(number).name for number in config.signals),
             names.JOB_TOKEN: job_token,
-            names.WORKER_IDENTITY: names.format_identity(local_rank, incarnation),
+            names.WORKER_IDENTITY: names.format_identity(seat.local_rank, seat.incarnation),
         }
     )
     if config.virtual_local_rank:
-        environment["CUDA_VISIBLE_DEVICES"] = _own_device(local_rank)
+        environment["CUDA_VISIBLE_DEVICES"] = _own_device(seat.local_rank)
     environment.pop(names.AGENT_ENDPOINT, None)
     environment.pop(names.STATE_DIRECTORY, None)
     if state_directory is not None:

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     import asyncio
 
     from ..protocol import messages
+    from ..rootless.peer_messages import StoreMessage
     from ..rootless.server import StoreServer
+    from ..rootless.sharing import Sharing
     from .channel import WorkerChannel
     from .recovery_report import Recovery, RecoveryReport
 
@@ -60,6 +62,7 @@ class LocalNode:
         self._fault_seen_ns: dict[int, int] = {}
         """When somebody first felt the fault of an epoch."""
         self._store: StoreServer | None = None
+        self._sharing: Sharing | None = None
         self._channel: WorkerChannel | None = None
         self.report: RecoveryReport | None = None
         self._executors: dict[type, Any] = {
@@ -78,7 +81,7 @@ class LocalNode:
 
     def prepare(self) -> None:
         """Before anything else: the standby source imports while the rest comes up."""
-        self.workers.prepare(self._environment(0, 0, 0, 0, Outputs()))
+        self.workers.prepare(self._environment(cmd.Seat(0, 0, 0), self._alone, 0, Outputs()))
 
     async def serve(self, loop: asyncio.AbstractEventLoop) -> None:
         """The event loop runs: what has happened since `prepare` is seen now."""
@@ -94,6 +97,12 @@ class LocalNode:
 
             self._channel = WorkerChannel(self._endpoint, self._console, self._on_message)
         self.workers.attach(loop)
+
+    def share_store(self, send: Callable[[int, StoreMessage], None], own: Callable[[], int]) -> Sharing:
+        """The store is one of many: `send(node, message)`."""
+        assert self._store is not None
+        self._sharing = self._store.share(send, own)
+        return self._sharing
 
     async def stop_serving(self) -> None:
         """The endpoints close; processes are `close`'s."""
@@ -125,19 +134,18 @@ class LocalNode:
         self._executors[type(command)](command)
 
     def _spawn(self, command: cmd.Spawn) -> None:
-        local_rank = command.rank
-        outputs = self.logs.open(f"attempt_{command.epoch}", local_rank)
-        environment = self._environment(command.rank, local_rank, command.incarnation, command.epoch, outputs)
-        worker = Worker(command.rank, local_rank, command.incarnation, outputs)
-        self.workers.spawn(worker, command.epoch, environment)
+        seat = cmd.Seat(command.rank, command.local_rank, command.incarnation)
+        outputs = self.logs.open(f"attempt_{command.epoch}", seat.local_rank, seat.rank)
+        environment = self._environment(seat, command.layout, command.epoch, outputs)
+        self.workers.spawn(Worker(seat.rank, seat.local_rank, seat.incarnation, outputs), command.epoch, environment)
 
     def _environment(
-        self, rank: int, local_rank: int, incarnation: int, epoch: int, outputs: Outputs, *, hook: bool = False
+        self, seat: cmd.Seat, layout: cmd.Layout, epoch: int, outputs: Outputs, *, hook: bool = False
     ) -> dict[str, str]:
         return worker_environment(
             self._config,
-            local_rank=local_rank,
-            incarnation=incarnation,
+            seat=seat,
+            layout=layout,
             epoch=epoch,
             store_address=self._store_address,
             agent_endpoint=self._endpoint if self._config.inprocess_restart and not hook else None,
@@ -149,11 +157,11 @@ class LocalNode:
     def _run_hook(self, command: cmd.RunHook) -> None:
         script = self._config.pre_train if command.name == "pre" else self._config.post_train
         outputs = self.logs.open(f"{command.name}_train", 0)
-        environment = self._environment(0, 0, 0, command.epoch, outputs, hook=True)
+        environment = self._environment(cmd.Seat(0, 0, 0), command.layout, command.epoch, outputs, hook=True)
         self.workers.run_hook(script, environment, outputs)
 
     def _kill(self, command: cmd.Kill) -> None:
-        worker = self.workers.find(command.rank, command.incarnation)
+        worker = self.workers.find(command.local_rank, command.incarnation)
         if worker is not None:
             self.workers.kill(worker, command.reason)
 
@@ -166,6 +174,8 @@ class LocalNode:
         self._opened_epoch = command.epoch
         if self._store is not None:
             self._store.advance(command.epoch)
+        if self._sharing is not None:
+            self._sharing.open(command.epoch, command.owners)
 
     def _fail_epoch(self, command: cmd.FailEpoch) -> None:
         from ..protocol import messages
@@ -185,8 +195,12 @@ class LocalNode:
         assert self.report is not None
         assembled_ns = time.monotonic_ns()
         self._epoch = command.epoch
-        for worker in self.workers:
-            environ = epoch_environment(self._config, worker.local_rank, command.epoch)
+        for seat in command.seats:
+            worker = self.workers.find(seat.local_rank, seat.incarnation)
+            if worker is None:  # it has died, which the job is about to hear
+                continue
+            self.workers.take_rank(worker, seat.rank)
+            environ = epoch_environment(self._config, seat, command.layout, command.epoch)
             self._send(worker, messages.Start(command.epoch, environ, command.plan))
         self.report.started(command.epoch, command.cause, command.plan, assembled_ns, time.monotonic_ns())
         self.workers.failures.forget()
@@ -259,6 +273,10 @@ class LocalNode:
         self._fault_seen_ns[epoch] = min(at_ns, self._fault_seen_ns.get(epoch, at_ns))
 
     # ---- small things --------------------------------------------------------------------------------------------
+
+    @property
+    def _alone(self) -> cmd.Layout:
+        return cmd.Layout(self._config.nproc_per_node, 1, 0, self._config.nproc_per_node)
 
     @property
     def _store_address(self) -> tuple[str, int]:

@@ -57,7 +57,7 @@ class LogDirectory:
         self.path = make_private(base or temporary(), prefix)
         self.recoveries = (base or self.path) / "recoveries.jsonl"
 
-    def open(self, kind: str, local_rank: int) -> Outputs:
+    def open(self, kind: str, local_rank: int, rank: int | None = None) -> Outputs:
         """The outputs of a process about to start. `kind`: `attempt_<n>`, `pre_train`, `post_train`."""
         directory = self._new_directory(kind, local_rank)
         outputs = Outputs(error_file=directory / "error.json")
@@ -75,7 +75,7 @@ class LogDirectory:
                 if teed & bit and shown:
                     read_end, end = os.pipe()
                     filtered = self._filtered(directory.parent, name)
-                    prefix = self._prefix(local_rank)
+                    prefix = self._prefix(local_rank, local_rank if rank is None else rank)
                     outputs._streams.append(self._console.tee(read_end, file, target.buffer, prefix, filtered))
             elif not shown and not self._nowhere:
                 end = os.open(os.devnull, os.O_WRONLY)
@@ -88,11 +88,11 @@ class LogDirectory:
                 outputs.stderr = end
         return outputs
 
-    def _prefix(self, local_rank: int) -> str:
+    def _prefix(self, local_rank: int, rank: int) -> str:
         """What teed lines begin with."""
         if self._config.line_prefix is None:
             return f"[{self._config.role}{local_rank}]:"
-        names = {"role_name": self._config.role, "rank": local_rank, "local_rank": local_rank}
+        names = {"role_name": self._config.role, "rank": rank, "local_rank": local_rank}
         return Template(self._config.line_prefix).safe_substitute(names)
 
     def _filtered(self, attempt: Path, name: str) -> Filtered | None:

@@ -120,6 +120,13 @@ class Workers:
         command = worker_command(self._config, worker.local_rank)
         self._standbys.start(Launch(command, environment, worker.outputs.stdout, worker.outputs.stderr, started))
 
+    def take_rank(self, worker: Worker, rank: int) -> None:
+        """The world has numbered its ranks anew."""
+        if worker.rank != rank and worker.child is not None:
+            self.pids.pop(worker.rank, None)
+            self.pids[rank] = worker.child.pid
+        worker.rank = rank
+
     def run_hook(self, script: tuple[str, ...], environment: Mapping[str, str], outputs: Outputs) -> None:
         """Starts the script before or after training."""
         child = processes.start(script, environment, stdout=outputs.stdout, stderr=outputs.stderr)

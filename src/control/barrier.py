@@ -10,7 +10,8 @@ from ..protocol.plan import Holding, RestorePlan
 from . import causes
 from . import events as ev
 from .commands import Command, FinishEpoch, Kill, StartEpoch
-from .launch import open_epoch
+from .launch import open_epoch, spawn
+from .placement import can_grow, grow
 from .plan import Impossible, Report, make_plan
 from .state import JobState, Phase, Slot, SlotState
 from .stopping import begin_again, fail, restart_processes
@@ -29,16 +30,44 @@ def arrived(job: JobState, event: ev.Arrived, now: float) -> list[Command]:
     job.wrapped = True
     slot.state = SlotState.WAITING
     slot.call, slot.step, slot.healthy, slot.holding = event.call, event.step, event.healthy, event.holding
-    slot.due = None
-    if all(other.state is SlotState.WAITING for other in job.slots):
-        return _start_epoch(job, now)
-    if job.phase is Phase.ASSEMBLING:
+    expected, slot.due = slot.due is not None, None
+    if _complete(job):
+        return start_if_complete(job, now)
+    if job.phase is Phase.ASSEMBLING and not expected:  # else the others have their deadlines, too
         return expect_the_others(job, now)
     return []
 
 
+def start_if_complete(job: JobState, now: float) -> list[Command]:
+    """The next epoch, if everybody waits for it and a majority of the nodes knows its number."""
+    if not _complete(job):
+        return []
+    if can_grow(job) and not job.finished_calls:
+        return take_growth(job, now)
+    if sum(node.confirmed >= job.next_epoch for node in job.nodes.values()) < job.quorum:
+        return open_epoch(job)
+    return _start_epoch(job, now)
+
+
+def take_growth(job: JobState, now: float) -> list[Command]:
+    """Whoever waits at the barrier waits for the new ranks, too."""
+    commands: list[Command] = []
+    for slot in grow(job):
+        commands.append(spawn(job, slot.rank, now))
+        if job.phase is Phase.RECOVERING:
+            job.slots[slot.rank].due = now + job.config.barrier_timeout + job.slowest_start
+    if job.phase is Phase.ASSEMBLING:
+        commands += expect_the_others(job, now)
+    return commands
+
+
+def _complete(job: JobState) -> bool:
+    return bool(job.slots) and all(slot.state is SlotState.WAITING for slot in job.slots)
+
+
 def expect_the_others(job: JobState, now: float) -> list[Command]:
     """No fault has set deadlines: the first arrival does. A rank that has ended for good will never come."""
+    job.dues_moved += 1
     waiting, ended = job.ranks(SlotState.WAITING), job.ranks(SlotState.EXITED)
     if waiting and ended:
         return restart_processes(job, causes.of_missing(ended[0], waiting), now)
@@ -107,7 +136,7 @@ def completed(job: JobState, event: ev.Completed, now: float) -> list[Command]:
     return [FinishEpoch(job.epoch)]
 
 
-def overdue(job: JobState, event: ev.TimePassed, now: float) -> list[Command]:
+def overdue(job: JobState, now: float) -> list[Command]:
     """Who is not at the barrier in time is killed, and replaced when it is gone."""
     late = [slot for slot in job.slots if slot.due is not None and slot.due <= now]
     for slot in late:
@@ -118,5 +147,5 @@ def overdue(job: JobState, event: ev.TimePassed, now: float) -> list[Command]:
         slot.overdue = f"did not reach the barrier in time (it was {slot.state.value})"
         slot.state = SlotState.KILLED
         slot.due = now + job.config.kill_timeout
-        commands.append(Kill(slot.rank, slot.incarnation, slot.overdue))
+        commands.append(Kill(slot.rank, slot.incarnation, slot.overdue, slot.node or 0, slot.local_rank))
     return commands

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from . import events as ev
 from .commands import Cause
-from .state import Slot, SlotState
+from .state import JobState, Slot, SlotState
 
 
 def of_error(event: ev.Faulted) -> Cause:
@@ -62,6 +62,24 @@ def of_lost_state(fault: Cause | None, reason: str) -> Cause:
     return replace(fault, summary=f"{fault.summary}, and {reason}", consequence=False)
 
 
+def of_node(lost: Sequence[Slot], reason: str) -> Cause:
+    """A node is gone, and its ranks with it. To be asked when the slots are known to be lost."""
+    ranks = [slot.rank for slot in lost]
+    return Cause("node", None, f"{reason}, and {name_ranks(ranks)} with it")
+
+
+def of_growth(job: JobState) -> Cause:
+    """No fault: more nodes are there than the world has."""
+    return Cause("growth", None, f"{len(job.spares())} node(s) joined a world of {len(job.places)}")
+
+
+def of_hole(job: JobState) -> Cause:
+    """Nobody has come to take a lost node's place."""
+    left = sum(place.node is not None for place in job.places)
+    waited = f"no node took the place of the lost one within {job.config.join_timeout:g} s"
+    return Cause("node", None, f"{waited}, and {left} node(s) are fewer than the {job.config.min_nodes} allowed")
+
+
 def of_hook(name: str, exit_code: int) -> Cause:
     return Cause("hook", None, f"the {name}-train script {describe_exit(exit_code)}", exit_code=exit_code)
 
@@ -73,6 +91,11 @@ def of_signal(signum: int) -> Cause:
 def with_reason(cause: Cause, reason: str) -> Cause:
     """The same cause, and why it could not be dealt with."""
     return replace(cause, summary=f"{cause.summary}, {reason}")
+
+
+def shortened(cause: Cause) -> Cause:
+    """The same in a few hundred bytes, to travel with every command: the nodes have the traceback in their logs."""
+    return replace(cause, summary=cause.summary[:300], traceback=cause.traceback[-2000:])
 
 
 def describe(cause: Cause) -> str:

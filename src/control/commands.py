@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TypeAlias
 
 import msgspec
@@ -21,7 +22,8 @@ class Cause(msgspec.Struct, frozen=True):
     """Why something happened to the job. `exit_code`: of the process that ended, negative for a signal."""
 
     kind: str
-    """`exception`, `death`, `overdue`, `mismatch` (the ranks run different code), `lost state`, `hook`, `signal`."""
+    """`exception`, `death`, `overdue`, `mismatch` (the ranks run different code), `lost state`, `hook`, `signal`,
+    `node` (one is lost) or `growth` (one has joined)."""
     rank: int | None
     summary: str
     traceback: str = ""
@@ -30,43 +32,86 @@ class Cause(msgspec.Struct, frozen=True):
     """Most likely not the cause itself but a broken connection; another rank's own news will tell more."""
 
 
-class RunHook(msgspec.Struct, frozen=True):
+class Seat(msgspec.Struct, frozen=True):
+    """The process that holds a rank, as its node knows it."""
+
+    rank: int
+    local_rank: int
+    incarnation: int
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """A node's place in the world of an epoch."""
+
+    world_size: int = 1
+    nodes: int = 1
+    node_rank: int = 0
+    local_world_size: int = 1
+
+
+class RunHook(msgspec.Struct, frozen=True, tag=True):
     """Start the pre-train (`pre`) or post-train (`post`) script and report its end as HookEnded."""
 
     name: str
     epoch: int = 0
     """The epoch that its environment names."""
+    layout: Layout = Layout()
 
 
-class Spawn(msgspec.Struct, frozen=True):
+class Spawn(msgspec.Struct, frozen=True, tag=True):
     """Start the process of a rank; its environment names `epoch`."""
 
     rank: int
     incarnation: int
     epoch: int
+    node: int = 0
+    local_rank: int = 0
+    layout: Layout = Layout()
 
 
-class Kill(msgspec.Struct, frozen=True):
+class Kill(msgspec.Struct, frozen=True, tag=True):
     """SIGKILL one process and all it started, now."""
 
     rank: int
     incarnation: int
     reason: str
+    node: int = 0
+    local_rank: int = 0
 
 
-class StopWorkers(msgspec.Struct, frozen=True):
+class StopWorkers(msgspec.Struct, frozen=True, tag=True):
     """Send every live worker and hook this signal (None: the configured shutdown signal)."""
 
     signum: int | None
 
 
-class OpenEpoch(msgspec.Struct, frozen=True):
-    """The store serves this epoch from now on; keys of older ones are forgotten."""
+class OpenEpoch(msgspec.Struct, frozen=True, tag=True):
+    """The store serves this epoch from now on; keys of older ones are forgotten.
+
+    `runs`: the nodes that share it, each run as its first number and its length. Every node is told of all.
+    """
 
     epoch: int
+    runs: tuple[tuple[int, int], ...] = ((0, 1),)
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """The nodes that share it, ascending."""
+        return tuple(number for first, length in self.runs for number in range(first, first + length))
+
+    @staticmethod
+    def runs_of(nodes: Iterable[int]) -> tuple[tuple[int, int], ...]:
+        """Their numbers in a few bytes, however many there are."""
+        runs: list[tuple[int, int]] = []
+        for number in sorted(nodes):
+            if runs and sum(runs[-1]) == number:
+                runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+            else:
+                runs.append((number, 1))
+        return tuple(runs)
 
 
-class FailEpoch(msgspec.Struct, frozen=True):
+class FailEpoch(msgspec.Struct, frozen=True, tag=True):
     """Cancel the epoch's blocked store waits and tell every live attached worker to come to the barrier.
 
     Every epoch fails at most once. One that never began can fail too: a process started for it has died.
@@ -74,23 +119,30 @@ class FailEpoch(msgspec.Struct, frozen=True):
 
     epoch: int
     cause: Cause
+    next_epoch: int = 0
+    """The number of the next attempt: who confirms it will let no other controller use it."""
 
 
-class StartEpoch(msgspec.Struct, frozen=True):
-    """Release every worker from the barrier into `epoch`. `cause`: of the recovery that this ends, if any."""
+class StartEpoch(msgspec.Struct, frozen=True, tag=True):
+    """Release every worker from the barrier into `epoch`. `cause`: of the recovery that this ends, if any.
+
+    `seats` and `layout` are those of the node that it is addressed to: ranks can differ from the last epoch's.
+    """
 
     epoch: int
     plan: RestorePlan | None
     cause: Cause | None = None
+    seats: tuple[Seat, ...] = ()
+    layout: Layout = Layout()
 
 
-class FinishEpoch(msgspec.Struct, frozen=True):
+class FinishEpoch(msgspec.Struct, frozen=True, tag=True):
     """Tell every worker that the wrapped function has returned everywhere."""
 
     epoch: int
 
 
-class RestartProcesses(msgspec.Struct, frozen=True):
+class RestartProcesses(msgspec.Struct, frozen=True, tag=True):
     """Information: every process is about to be stopped and started again (restart `number` of `limit`)."""
 
     cause: Cause
@@ -98,7 +150,7 @@ class RestartProcesses(msgspec.Struct, frozen=True):
     limit: int
 
 
-class End(msgspec.Struct, frozen=True):
+class End(msgspec.Struct, frozen=True, tag=True):
     """The job is over. `left_behind`: ranks whose process did not die when killed."""
 
     exit_code: int

@@ -13,13 +13,14 @@ class Begin(msgspec.Struct, frozen=True):
     """The launcher asks for the job. Always the first event."""
 
 
-class HookEnded(msgspec.Struct, frozen=True):
-    """The pre-train or post-train script ended. `exit_code` is negative for a signal."""
+class HookEnded(msgspec.Struct, frozen=True, tag=True):
+    """The pre-train or post-train script ended on a node. `exit_code` is negative for a signal."""
 
     exit_code: int
+    node: int = 0
 
 
-class WorkerEvent(msgspec.Struct, frozen=True):
+class WorkerEvent(msgspec.Struct, frozen=True, tag=True):
     """About one worker process: `incarnation` tells it from earlier and later processes of its rank."""
 
     rank: int
@@ -77,6 +78,38 @@ class Exited(WorkerEvent, frozen=True):
     exit_code: int
 
 
+class NodeJoined(msgspec.Struct, frozen=True):
+    """A node has become a member: a spare that can hold `workers` ranks."""
+
+    node: int
+    workers: int
+    epoch: int = -1
+    """The highest epoch number that it has seen: it is not used again."""
+
+
+class NodeLost(msgspec.Struct, frozen=True):
+    """A node is no member any more: closed, silent or gone by itself. Its ranks' processes are dead or will be."""
+
+    node: int
+    reason: str
+
+
+class NodesAgreed(msgspec.Struct, frozen=True):
+    """A majority knows who is a member now: only then can what a lost node held be given to another.
+
+    `quorum`: how many nodes must have confirmed an epoch's number before it may start.
+    """
+
+    quorum: int
+
+
+class Opened(msgspec.Struct, frozen=True, tag=True):
+    """A node knows the number of an epoch: no later controller that hears this node will use it again."""
+
+    node: int
+    epoch: int
+
+
 class StopRequested(msgspec.Struct, frozen=True):
     """Somebody sent the launcher a signal that ends the job."""
 
@@ -97,6 +130,10 @@ Event: TypeAlias = (
     | Stepped
     | Completed
     | Exited
+    | NodeJoined
+    | NodeLost
+    | NodesAgreed
+    | Opened
     | StopRequested
     | TimePassed
 )

@@ -7,6 +7,9 @@ Called by: `agent/agent.py`. What an event leads to is in `transitions.py`.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+
+from msgspec.structs import replace
 
 from . import events as ev
 from .commands import Command
@@ -25,11 +28,20 @@ _CAN_ARRIVE = (
 class Job:
     """The decisions for one job. Not thread-safe: one shell drives it, one event after the other."""
 
-    def __init__(self, config: JobConfig) -> None:
-        self.state = JobState.new(config)
+    def __init__(self, config: JobConfig, nodes: Mapping[int, int] | None = None) -> None:
+        """`nodes`: how many ranks each member can hold; None: all are on one node."""
+        self.state = JobState.new(config, nodes)
+
+    @classmethod
+    def resume(cls, state: JobState) -> Job:
+        """A job that another controller has begun."""
+        job = cls.__new__(cls)
+        job.state = state
+        return job
 
     def handle(self, event: ev.Event, now: float) -> list[Command]:
         """What must be done because of `event`. `now` is monotonic, in seconds."""
+        event = _at_its_rank(self.state, event)
         transition = TRANSITIONS.get((self.state.phase, type(event)))
         if transition is None or _is_stale(self.state, event):
             self.state.dropped[type(event).__name__] += 1
@@ -39,8 +51,7 @@ class Job:
     def next_deadline(self) -> float | None:
         """When `handle` wants a TimePassed event; None for never."""
         dues = [slot.due for slot in self.state.slots if slot.due is not None]
-        if self.state.stop_due is not None:
-            dues.append(self.state.stop_due)
+        dues += [due for due in (self.state.stop_due, self.state.hole_due) if due is not None]
         return min(dues, default=None)
 
     @property
@@ -61,6 +72,14 @@ class Job:
     def dropped(self) -> Counter[str]:
         """Events that changed nothing, by name."""
         return self.state.dropped
+
+
+def _at_its_rank(job: JobState, event: ev.Event) -> ev.Event:
+    """The event with the rank that its process has now: a smaller world has numbered it anew."""
+    if not isinstance(event, ev.WorkerEvent):
+        return event
+    slot = job.find(event.rank, event.incarnation)
+    return event if slot is None or slot.rank == event.rank else replace(event, rank=slot.rank)
 
 
 def _is_stale(job: JobState, event: ev.Event) -> bool:

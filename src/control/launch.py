@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from . import causes
 from . import events as ev
-from .commands import EXIT_FAILED, EXIT_OK, Command, End, OpenEpoch, RunHook, Spawn
+from .commands import EXIT_FAILED, EXIT_OK, Command, End, OpenEpoch, RunHook, Spawn, StopWorkers
+from .placement import expect_nodes, fill_holes, forget_node, grow, layout_of
 from .state import JobState, Phase, Slot, SlotState
 
 
@@ -14,7 +15,12 @@ def begin(job: JobState, event: ev.Begin, now: float) -> list[Command]:
 
 def start_processes(job: JobState, now: float) -> list[Command]:
     """The first time, and again when all are stopped: for an epoch that no process has been started for."""
-    job.next_epoch = max(job.next_epoch, 1 + max(slot.spawn_epoch for slot in job.slots))
+    job.next_epoch = max(job.next_epoch, 1 + max((slot.spawn_epoch for slot in job.slots), default=-1))
+    fill_holes(job)
+    grow(job)
+    if expect_nodes(job, now):
+        job.phase = Phase.GATHERING
+        return []
     if not job.config.pre_train:
         return _launch(job, now)
     job.phase = Phase.PREPARING
@@ -22,10 +28,12 @@ def start_processes(job: JobState, now: float) -> list[Command]:
 
 
 def pre_train_ended(job: JobState, event: ev.HookEnded, now: float) -> list[Command]:
-    job.hook_running = False
+    job.hooks.discard(event.node)
     if event.exit_code != 0:
-        return _end_with_hook(job, "pre", event.exit_code)
-    return _launch(job, now)
+        return _end_with_hook(job, "pre", event.exit_code, now)
+    if job.hooks:
+        return []
+    return start_processes(job, now) if job.has_holes else _launch(job, now)
 
 
 def _launch(job: JobState, now: float) -> list[Command]:
@@ -38,15 +46,36 @@ def open_epoch(job: JobState) -> list[Command]:
     if job.opened == job.next_epoch:
         return []
     job.opened = job.next_epoch
-    return [OpenEpoch(job.next_epoch)]
+    return [OpenEpoch(job.next_epoch, _owners(job))]
+
+
+def open_again(job: JobState) -> list[Command]:
+    """For a node that was no member when the next epoch was opened: it must confirm its number, too."""
+    return [OpenEpoch(job.opened, _owners(job))] if job.opened == job.next_epoch and job.quorum else []
+
+
+def _owners(job: JobState) -> tuple[tuple[int, int], ...]:
+    return OpenEpoch.runs_of(place.node for place in job.places if place.node is not None)
 
 
 def spawn(job: JobState, rank: int, now: float) -> Spawn:
     """A new process takes the slot; nothing of the one before it is kept."""
-    slot = Slot(rank, SlotState.STARTING, job.incarnations, job.next_epoch, spawned_at=now)
+    before = job.slots[rank]
+    assert before.node is not None
+    slot = Slot(
+        rank,
+        SlotState.STARTING,
+        before.node,
+        before.local_rank,
+        before.place,
+        incarnation=job.incarnations,
+        spawn_epoch=job.next_epoch,
+        spawned_at=now,
+    )
     job.slots[rank] = slot
     job.incarnations += 1
-    return Spawn(rank, slot.incarnation, slot.spawn_epoch)
+    layout = layout_of(job, before.place)
+    return Spawn(rank, slot.incarnation, slot.spawn_epoch, before.node, slot.local_rank, layout)
 
 
 def conclude(job: JobState) -> list[Command]:
@@ -58,14 +87,22 @@ def conclude(job: JobState) -> list[Command]:
 
 
 def post_train_ended(job: JobState, event: ev.HookEnded, now: float) -> list[Command]:
-    job.hook_running = False
+    job.hooks.discard(event.node)
     if event.exit_code != 0:
-        return _end_with_hook(job, "post", event.exit_code)
-    return _succeed(job)
+        return _end_with_hook(job, "post", event.exit_code, now)
+    return [] if job.hooks else _succeed(job)
+
+
+def hook_node_lost(job: JobState, event: ev.NodeLost, now: float) -> list[Command]:
+    """The script before or after training ran there, too."""
+    forget_node(job, event.node)
+    if job.hooks:
+        return []
+    return _succeed(job) if job.phase is Phase.CONCLUDING else start_processes(job, now)
 
 
 def _run_hook(job: JobState, name: str) -> list[Command]:
-    job.hook_running = True
+    job.hooks = {place.node for place in job.places if place.node is not None}
     return [RunHook(name, job.next_epoch)]
 
 
@@ -74,8 +111,13 @@ def _succeed(job: JobState) -> list[Command]:
     return [End(EXIT_OK, "every worker succeeded")]
 
 
-def _end_with_hook(job: JobState, name: str, exit_code: int) -> list[Command]:
-    """No worker lives while a hook runs: there is nothing to stop."""
+def _end_with_hook(job: JobState, name: str, exit_code: int, now: float) -> list[Command]:
+    """No worker lives while a hook runs: only the hooks of other nodes are there to be stopped."""
     cause = causes.of_hook(name, exit_code)
+    if job.hooks:
+        job.phase = Phase.STOPPING
+        job.outcome = End(EXIT_FAILED, causes.describe(cause), cause)
+        job.stop_due = now + job.config.shutdown_timeout
+        return [StopWorkers(None)]
     job.phase = Phase.ENDED
     return [End(EXIT_FAILED, causes.describe(cause), cause)]

@@ -12,6 +12,7 @@ from . import events as ev
 from .barrier import arrived, expect_the_others
 from .commands import EXIT_STALLED, Cause, Command, FailEpoch
 from .launch import conclude, spawn
+from .placement import expect_nodes, fill_holes
 from .state import JobState, Phase, SlotState
 from .stopping import fail, restart_processes
 
@@ -27,28 +28,28 @@ def stepped(job: JobState, event: ev.Stepped, now: float) -> list[Command]:
 
 
 def raised(job: JobState, event: ev.Faulted, now: float) -> list[Command]:
-    return _fail_epoch(job, causes.of_error(event), now)
+    return start_recovery(job, causes.of_error(event), now)
 
 
 def died(job: JobState, event: ev.Exited, now: float) -> list[Command]:
     """Exit code 0 is no better than another: the function has not completed everywhere."""
     cause = _lose(job, event)
     if job.finished_calls:
-        return _replace_all(job, cause, now)
-    return _fail_epoch(job, cause, now)
+        return replace_all(job, cause, now)
+    return start_recovery(job, cause, now)
 
 
 def arrived_unannounced(job: JobState, event: ev.Arrived, now: float) -> list[Command]:
     """It has left the epoch, so there was a fault, of which the news is late or lost."""
-    commands = _fail_epoch(job, causes.of_silent_arrival(event.rank), now)
+    commands = start_recovery(job, causes.of_silent_arrival(event.rank), now)
     if job.phase is Phase.RECOVERING:
         commands += arrived(job, event, now)
     return commands
 
 
-def _fail_epoch(job: JobState, cause: Cause, now: float) -> list[Command]:
-    """Everybody to the barrier."""
-    beyond = _charge(job, job.epoch, cause, now)
+def start_recovery(job: JobState, cause: Cause, now: float, *, charged: bool = True) -> list[Command]:
+    """Everybody to the barrier. `charged`: it is a fault, and costs what a fault costs."""
+    beyond = _charge(job, job.epoch, cause, now) if charged else None
     if beyond is not None:
         return beyond
     job.phase = Phase.RECOVERING
@@ -57,7 +58,7 @@ def _fail_epoch(job: JobState, cause: Cause, now: float) -> list[Command]:
         if slot.state in (SlotState.RUNNING, SlotState.COMPLETED):
             slot.state = SlotState.UNWINDING
             slot.due = now + min(job.config.barrier_timeout, slot.abort_timeout or job.config.barrier_timeout)
-    return [FailEpoch(job.epoch, cause), *_replace_lost(job, now)]
+    return [FailEpoch(job.epoch, cause, job.next_epoch), *replace_lost(job, now)]
 
 
 # ---- on the way to the barrier ---------------------------------------------------------------------------
@@ -71,8 +72,8 @@ def raised_too(job: JobState, event: ev.Faulted, now: float) -> list[Command]:
 def died_too(job: JobState, event: ev.Exited, now: float) -> list[Command]:
     cause = _lose(job, event)
     if job.finished_calls:
-        return _replace_all(job, cause, now)
-    return _replace(job, event.rank, cause, now)
+        return replace_all(job, cause, now)
+    return replace_processes(job, [event.rank], cause, now)
 
 
 def exited_outside(job: JobState, event: ev.Exited, now: float) -> list[Command]:
@@ -85,38 +86,42 @@ def exited_outside(job: JobState, event: ev.Exited, now: float) -> list[Command]
         return expect_the_others(job, now)
     cause = _lose(job, event)
     if not (job.config.in_process and job.wrapped) or job.finished_calls:
-        return _replace_all(job, cause, now)
-    commands = _replace(job, event.rank, cause, now)
+        return replace_all(job, cause, now)
+    commands = replace_processes(job, [event.rank], cause, now)
     if job.phase is Phase.ASSEMBLING:
         commands += expect_the_others(job, now)
     return commands
 
 
-def _replace(job: JobState, rank: int, cause: Cause, now: float) -> list[Command]:
-    """A new process for a rank. If the lost one was started for the next epoch, that has failed already."""
-    if job.slots[rank].spawn_epoch < job.next_epoch:
+def replace_processes(job: JobState, ranks: list[int], cause: Cause, now: float) -> list[Command]:
+    """New processes for ranks. If one of the lost was started for the next epoch, that has failed already."""
+    if all(job.slots[rank].spawn_epoch < job.next_epoch for rank in ranks):
         _blame(job, cause)
-        return _replace_lost(job, now)
+        return replace_lost(job, now)
     attempt = job.next_epoch
     job.next_epoch += 1
     beyond = _charge(job, attempt, cause, now)
     if beyond is not None:
         return beyond
     job.fault = cause
-    return [FailEpoch(attempt, cause), *_replace_lost(job, now)]
+    return [FailEpoch(attempt, cause, job.next_epoch), *replace_lost(job, now)]
 
 
-def _replace_lost(job: JobState, now: float) -> list[Command]:
-    """Only what broke is replaced."""
+def replace_lost(job: JobState, now: float) -> list[Command]:
+    """Only what broke is replaced: on its node, or on the spare that takes a lost node's place."""
     commands: list[Command] = []
+    fill_holes(job)
+    expect_nodes(job, now)
     for rank in job.ranks(SlotState.LOST):
+        if job.slots[rank].node is None:
+            continue
         commands.append(spawn(job, rank, now))
         if job.phase is Phase.RECOVERING:
             job.slots[rank].due = now + job.config.barrier_timeout + job.slowest_start
     return commands
 
 
-def _replace_all(job: JobState, cause: Cause, now: float) -> list[Command]:
+def replace_all(job: JobState, cause: Cause, now: float) -> list[Command]:
     """A new process begins with the first wrapped function: it cannot join ranks that are past it."""
     if job.finished_calls:
         reason = f"after {job.finished_calls} wrapped function(s) had finished on every rank"

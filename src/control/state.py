@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
+from collections.abc import Mapping
 
 import msgspec
 
@@ -33,6 +34,8 @@ class Phase(enum.Enum):
     """Training succeeded; the post-train script runs."""
     STOPPING = "stopping"
     """The outcome is known; the processes are being stopped."""
+    GATHERING = "gathering"
+    """No process runs: a node was lost, and all start anew when another takes its place."""
     ENDED = "ended"
 
 
@@ -66,6 +69,7 @@ class JobConfig(msgspec.Struct, frozen=True):
     """What the job was asked to be. Times in seconds."""
 
     world_size: int
+    """The ranks of a job on one node. On many they are counted where they are (`JobState.new`)."""
     in_process: bool = False
     max_restarts: int = 0
     max_inprocess_restarts: int | None = None
@@ -81,6 +85,26 @@ class JobConfig(msgspec.Struct, frozen=True):
     """Failed epochs in a row without a completed optimizer step that end the job."""
     pre_train: bool = False
     post_train: bool = False
+    min_nodes: int = 1
+    """The world may shrink to so many nodes."""
+    max_nodes: int = 1
+    """And grow to so many; nodes beyond it are spares."""
+    join_timeout: float = 600.0
+    """How long a lost node's ranks wait for a node to take them, before the world shrinks or the job ends."""
+
+
+class Place(msgspec.Struct):
+    """One node's share of the world: `workers` ranks in a row. `node`: who holds it, None while nobody does."""
+
+    node: int | None
+    workers: int
+
+
+class NodeState(msgspec.Struct):
+    """A member, with ranks or as a spare. `confirmed`: the highest epoch number that it is known to know."""
+
+    workers: int
+    confirmed: int = NO_EPOCH
 
 
 class Slot(msgspec.Struct):
@@ -88,6 +112,11 @@ class Slot(msgspec.Struct):
 
     rank: int
     state: SlotState = SlotState.LOST
+    node: int | None = 0
+    """Where it is; None: its node was lost, and there is no other yet."""
+    local_rank: int = 0
+    place: int = 0
+    """Its node's index among the places."""
     incarnation: int = -1
     spawn_epoch: int = NO_EPOCH
     """The epoch this process was started for; it may have written store keys of it before any barrier."""
@@ -100,6 +129,8 @@ class Slot(msgspec.Struct):
     holding: Holding | None = None
     """What its CheckpointManager said it holds; None where the script has none."""
     spawned_at: float = 0.0
+    former_ranks: tuple[int, ...] = ()
+    """Ranks that this same process had in larger worlds."""
     due: float | None = None
     """When this process must have reached the barrier, or be gone if it was killed."""
     overdue: str = ""
@@ -134,7 +165,18 @@ class JobState(msgspec.Struct):
     """The epoch the store serves."""
     incarnations: int = 0
     """Processes started so far."""
-    hook_running: bool = False
+    nodes: dict[int, NodeState] = msgspec.field(default_factory=dict)
+    places: list[Place] = msgspec.field(default_factory=list)
+    quorum: int = 0
+    """How many nodes must have confirmed an epoch before it starts; 0 where there is only one."""
+    agreed: bool = True
+    """The members are those that a majority agreed on."""
+    dues_moved: int = 0
+    """Counts the deadlines that were set without any command."""
+    hole_due: float | None = None
+    """When the world shrinks, because nobody has taken a lost node's place."""
+    hooks: set[int] = msgspec.field(default_factory=set)
+    """The nodes on which the pre-train or post-train script runs."""
     wrapped: bool = False
     """Some process has come to a wrapped function since all were started: a lost one can be replaced alone."""
     finished_calls: int = 0
@@ -166,12 +208,36 @@ class JobState(msgspec.Struct):
     """Events that changed nothing, by name."""
 
     @classmethod
-    def new(cls, config: JobConfig) -> JobState:
-        return cls(config, [Slot(rank) for rank in range(config.world_size)])
+    def new(cls, config: JobConfig, nodes: Mapping[int, int] | None = None) -> JobState:
+        """`nodes`: how many workers each member can hold, in the order of their ranks; None: one node."""
+        members = {0: config.world_size} if nodes is None else nodes
+        held = list(members.items())[: config.max_nodes]
+        job = cls(config, [], nodes={node: NodeState(workers) for node, workers in members.items()})
+        job.places = [Place(node, workers) for node, workers in held]
+        for index, (node, workers) in enumerate(held):
+            for local_rank in range(workers):
+                job.slots.append(Slot(len(job.slots), node=node, local_rank=local_rank, place=index))
+        return job
 
     @property
     def everything_gone(self) -> bool:
-        return not self.hook_running and all(slot.gone for slot in self.slots)
+        return not self.hooks and all(slot.gone for slot in self.slots)
+
+    @property
+    def has_holes(self) -> bool:
+        return any(place.node is None for place in self.places)
+
+    def spares(self) -> list[int]:
+        """The members that hold no ranks, in the order of their numbers."""
+        placed = {place.node for place in self.places}
+        return sorted(node for node in self.nodes if node not in placed)
+
+    def find(self, rank: int, incarnation: int) -> Slot | None:
+        """The slot whose present process this is, under its present rank or one that it had before."""
+        if 0 <= rank < len(self.slots) and self.slots[rank].incarnation == incarnation:
+            return self.slots[rank]
+        moved = (slot for slot in self.slots if slot.incarnation == incarnation and rank in slot.former_ranks)
+        return next(moved, None)
 
     def ranks(self, *states: SlotState) -> list[int]:
         """The ranks in one of these states, ascending."""

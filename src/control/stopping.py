@@ -14,6 +14,7 @@ from . import causes
 from . import events as ev
 from .commands import EXIT_FAILED, EXIT_SIGNAL_BASE, Cause, Command, End, RestartProcesses, StopWorkers
 from .launch import start_processes
+from .placement import forget_node
 from .state import JobState, Phase, SlotState
 
 _NEVER_A_REQUEST = frozenset(
@@ -22,11 +23,11 @@ _NEVER_A_REQUEST = frozenset(
 """Nobody is asked to stop with these: who died of one before we killed anybody had a fault of its own."""
 
 
-def restart_processes(job: JobState, cause: Cause, now: float) -> list[Command]:
+def restart_processes(job: JobState, cause: Cause, now: float, *, charged: bool = True) -> list[Command]:
     """Every process anew, if the budget allows it."""
-    if job.restarts >= job.config.max_restarts:
+    if charged and job.restarts >= job.config.max_restarts:
         return fail(job, cause, now)
-    job.restarts += 1
+    job.restarts += charged
     job.stalled.clear()
     return begin_again(job, cause, now)
 
@@ -62,6 +63,11 @@ def stop_requested(job: JobState, event: ev.StopRequested, now: float) -> list[C
     return _stop_all(job, event.signum, now)
 
 
+def stop_again(job: JobState, now: float) -> list[Command]:
+    """A new controller goes on with what the last one had begun."""
+    return _stop_all(job, None, now)
+
+
 def exited(job: JobState, event: ev.Exited, now: float) -> list[Command]:
     slot = job.slots[event.rank]
     _reconsider(job, causes.of_exit(slot, event.exit_code))
@@ -70,7 +76,13 @@ def exited(job: JobState, event: ev.Exited, now: float) -> list[Command]:
 
 
 def hook_ended(job: JobState, event: ev.HookEnded, now: float) -> list[Command]:
-    job.hook_running = False
+    job.hooks.discard(event.node)
+    return _when_all_gone(job, now)
+
+
+def node_lost(job: JobState, event: ev.NodeLost, now: float) -> list[Command]:
+    """What ran there is not waited for."""
+    forget_node(job, event.node)
     return _when_all_gone(job, now)
 
 
@@ -87,6 +99,7 @@ def overdue(job: JobState, event: ev.TimePassed, now: float) -> list[Command]:
 
 
 def _stop_all(job: JobState, signum: int | None, now: float) -> list[Command]:
+    job.hole_due = None
     for slot in job.slots:
         slot.due = None
     if job.everything_gone:

@@ -30,8 +30,12 @@ fault from the fault on, otherwise from the first arrival on. Who misses it is k
 cannot be killed ends the job. A process that never comes to a wrapped function is treated as torchrun
 would, and has none.
 
-The functions: `launch.py` starts processes and concludes, `barrier.py` begins and finishes epochs,
-`recovery.py` deals with faults, `stopping.py` stops processes.
+**Nodes.** A rank is held by a node. One that is lost is the death of all its ranks; its place is a hole that a
+spare takes once a majority has agreed that the node is gone, or that the world shrinks by when none has come in
+time. An epoch starts only when a majority knows its number, so that no later controller uses it again.
+
+The functions: `nodes.py` and `placement.py` deal with nodes, `launch.py` starts processes and concludes,
+`barrier.py` begins and finishes epochs, `recovery.py` deals with faults, `stopping.py` stops processes.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import barrier, launch, recovery, stopping
+from . import barrier, launch, nodes, recovery, stopping
 from . import events as ev
 from .commands import Command
 from .state import JobState, Phase
@@ -56,7 +60,7 @@ TRANSITIONS: dict[tuple[Phase, type[ev.Event]], Transition] = {
     (Phase.ASSEMBLING, ev.Attached): barrier.attached,
     (Phase.ASSEMBLING, ev.Arrived): barrier.arrived,
     (Phase.ASSEMBLING, ev.Exited): recovery.exited_outside,
-    (Phase.ASSEMBLING, ev.TimePassed): barrier.overdue,
+    (Phase.ASSEMBLING, ev.TimePassed): nodes.time_passed,
     (Phase.ASSEMBLING, ev.StopRequested): stopping.stop_requested,
     #
     (Phase.RUNNING, ev.Registered): barrier.registered,
@@ -73,7 +77,7 @@ TRANSITIONS: dict[tuple[Phase, type[ev.Event]], Transition] = {
     (Phase.RECOVERING, ev.Stepped): recovery.stepped,
     (Phase.RECOVERING, ev.Faulted): recovery.raised_too,
     (Phase.RECOVERING, ev.Exited): recovery.died_too,
-    (Phase.RECOVERING, ev.TimePassed): barrier.overdue,
+    (Phase.RECOVERING, ev.TimePassed): nodes.time_passed,
     (Phase.RECOVERING, ev.StopRequested): stopping.stop_requested,
     #
     (Phase.RESTARTING, ev.Exited): stopping.exited,
@@ -87,4 +91,49 @@ TRANSITIONS: dict[tuple[Phase, type[ev.Event]], Transition] = {
     (Phase.STOPPING, ev.HookEnded): stopping.hook_ended,
     (Phase.STOPPING, ev.TimePassed): stopping.overdue,
     (Phase.STOPPING, ev.StopRequested): stopping.stop_requested,
+    #
+    (Phase.GATHERING, ev.TimePassed): nodes.overdue_while_gathering,
+    (Phase.GATHERING, ev.StopRequested): stopping.stop_requested,
+    #
+    (Phase.NEW, ev.NodeJoined): nodes.noted,
+    (Phase.NEW, ev.NodesAgreed): nodes.noted,
+    (Phase.NEW, ev.NodeLost): nodes.lost_while_gathering,
+    #
+    (Phase.PREPARING, ev.NodeJoined): nodes.noted,
+    (Phase.PREPARING, ev.NodesAgreed): nodes.noted,
+    (Phase.PREPARING, ev.NodeLost): launch.hook_node_lost,
+    (Phase.PREPARING, ev.Opened): nodes.opened,
+    #
+    (Phase.ASSEMBLING, ev.NodeJoined): nodes.joined,
+    (Phase.ASSEMBLING, ev.NodesAgreed): nodes.agreed,
+    (Phase.ASSEMBLING, ev.NodeLost): nodes.lost,
+    (Phase.ASSEMBLING, ev.Opened): nodes.opened,
+    #
+    (Phase.RUNNING, ev.NodeJoined): nodes.joined,
+    (Phase.RUNNING, ev.NodesAgreed): nodes.agreed,
+    (Phase.RUNNING, ev.NodeLost): nodes.lost,
+    (Phase.RUNNING, ev.Opened): nodes.opened,
+    #
+    (Phase.RECOVERING, ev.NodeJoined): nodes.joined,
+    (Phase.RECOVERING, ev.NodesAgreed): nodes.agreed,
+    (Phase.RECOVERING, ev.NodeLost): nodes.lost,
+    (Phase.RECOVERING, ev.Opened): nodes.opened,
+    #
+    (Phase.RESTARTING, ev.NodeJoined): nodes.noted,
+    (Phase.RESTARTING, ev.NodesAgreed): nodes.noted,
+    (Phase.RESTARTING, ev.NodeLost): stopping.node_lost,
+    (Phase.RESTARTING, ev.Opened): nodes.opened,
+    #
+    (Phase.GATHERING, ev.NodeJoined): nodes.joined,
+    (Phase.GATHERING, ev.NodesAgreed): nodes.agreed,
+    (Phase.GATHERING, ev.NodeLost): nodes.lost_while_gathering,
+    (Phase.GATHERING, ev.Opened): nodes.opened,
+    #
+    (Phase.CONCLUDING, ev.NodeJoined): nodes.noted,
+    (Phase.CONCLUDING, ev.NodesAgreed): nodes.noted,
+    (Phase.CONCLUDING, ev.NodeLost): launch.hook_node_lost,
+    #
+    (Phase.STOPPING, ev.NodeJoined): nodes.noted,
+    (Phase.STOPPING, ev.NodesAgreed): nodes.noted,
+    (Phase.STOPPING, ev.NodeLost): stopping.node_lost,
 }

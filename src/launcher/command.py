@@ -88,8 +88,6 @@ def _failure(agent: Agent, config: LaunchConfig, end: End) -> LaunchError:
 
 def build_config(options: dict[str, Any]) -> LaunchConfig:
     """The launch that the options describe. Raises click.UsageError where they contradict each other."""
-    if options["nnodes"][0] != 1:
-        raise click.UsageError("--nnodes: this version runs on one node; more come with the rendezvous")
     if options["max_inprocess_restarts"] is not None and not options["inprocess_restart"]:
         raise click.UsageError("--max-inprocess-restarts needs --inprocess-restart")
     if options["logs_specs"] is not None:
@@ -97,6 +95,11 @@ def build_config(options: dict[str, Any]) -> LaunchConfig:
             "--logs-specs: such a class needs torch in the launcher; hyperpodrun has --log-dir, --redirects and --tee"
         )
     rendezvous, run_id = meeting_point(options)
+    cluster = None
+    if options["nnodes"][1] > 1 and not options["standalone"]:
+        from .discovery import find_cluster
+
+        cluster = find_cluster(options, rendezvous.endpoint, rendezvous.settings, run_id)
     workers = options["nproc_per_node"]
     if options["virtual_local_rank"]:
         _check_visible_devices(workers)
@@ -108,6 +111,7 @@ def build_config(options: dict[str, Any]) -> LaunchConfig:
         node_rank=options["node_rank"],
         run_id=run_id,
         rendezvous=rendezvous,
+        cluster=cluster,
         local_addr=options["local_addr"],
         role=options["role"],
         max_restarts=options["max_restarts"],

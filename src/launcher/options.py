@@ -203,6 +203,17 @@ OWN_OPTIONS: list[Decorator] = [
         type=click.IntRange(min=0),
         help="How often the job may restart in process.  [default: as long as it makes progress]",
     ),
+    _option(
+        "--min-nodes",
+        type=click.IntRange(min=1),
+        help="So many nodes may go on when the others are lost, also without a majority.  [default: a majority]",
+    ),
+    _option(
+        "--job-secret-file",
+        metavar="FILE",
+        help="The secret by which the agents of a job on many nodes know each other; or HYPERPODRUN_JOB_SECRET.",
+    ),
+    _flag("--insecure", help="Many nodes without a secret: everybody on the network can join, and command."),
 ]
 
 OPTIONS: list[Decorator] = [

@@ -22,6 +22,9 @@ def meeting_point(options: dict[str, Any]) -> tuple[Rendezvous, str]:
     address, port = options["master_addr"], options["master_port"]
     one_node_by_default = backend == "static" and not endpoint and port is None and options["nnodes"][1] == 1
     run_id = options["rdzv_id"]
+    scheduled_id = ""
+    if options["nnodes"][1] > 1 and not endpoint and address is None:
+        endpoint, scheduled_id = discovered()
     if options["standalone"] or one_node_by_default:
         # torchrun gives the job a name of its own here; one that was asked for is better.
         return Rendezvous(settings=options["rdzv_conf"]), _random_id() if run_id is None else run_id
@@ -31,6 +34,9 @@ def meeting_point(options: dict[str, Any]) -> tuple[Rendezvous, str]:
         raise click.UsageError(f"--rdzv-backend {backend}: there are c10d, static and hyperpod")
     if backend == "static" and not endpoint:
         endpoint = f"{'127.0.0.1' if address is None else address}:{_STATIC_PORT if port is None else port}"
+    if options["nnodes"][1] > 1:
+        settings = _with_node_rank(options, backend)
+        return Rendezvous(backend, endpoint, settings), run_id or scheduled_id or "none"
     host, listen_on = parse_endpoint(endpoint, {"c10d": _C10D_PORT, "static": None, "hyperpod": 0}[backend])
     given = options["rdzv_endpoint"] or address is not None
     return (
@@ -43,6 +49,14 @@ def meeting_point(options: dict[str, Any]) -> tuple[Rendezvous, str]:
         ),
         "none" if run_id is None else run_id,
     )
+
+
+def discovered() -> tuple[str, str]:
+    """The endpoint that the scheduler tells of, where none was named, and its name for the job. Or nothing."""
+    from .discovery import scheduler
+
+    found = scheduler(os.environ)
+    return ("", "") if found is None else (",".join(found.hosts), found.run_id)
 
 
 def parse_endpoint(endpoint: str, default_port: int | None) -> tuple[str, int]:

@@ -15,6 +15,12 @@ JOB_TOKEN = "HYPERPODRUN_JOB"
 """Set in every process of a job: marks the job's processes, also those that left their session."""
 
 
+JOB_SECRET = "HYPERPODRUN_JOB_SECRET"
+JOB_SECRET_FILE = "HYPERPODRUN_JOB_SECRET_FILE"
+OF_AGENTS_ONLY = (JOB_SECRET, JOB_SECRET_FILE)
+"""What an agent's environment may have and no worker's gets."""
+
+
 def format_identity(local_rank: int, incarnation: int) -> str:
     """`<local rank>.<incarnation>`: the incarnation tells a respawned process from the one it replaces."""
     return f"{local_rank}.{incarnation}"

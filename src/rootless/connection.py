@@ -12,11 +12,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .epochs import Answer
 from .keyspace import Keyspace
 from .namespace import Session
 from .wire import Limits, RequestParser, WireError
+
+if TYPE_CHECKING:
+    from .owning import Receiver
+    from .sharing import Sharing
 
 REQUESTS_PER_SLICE = 256
 WRITE_CHUNK = 256 << 10
@@ -32,6 +37,10 @@ class Hub:
     log: Callable[[str], None]
     closing: bool = False
     connections: dict[Session, Connection] = field(default_factory=dict)
+    receivers: dict[Session, Receiver] = field(default_factory=dict)
+    """The connections, and the asks of other nodes."""
+    sharing: Sharing | None = None
+    """Where the store is one of many."""
     requests: int = 0
     accepted: int = 0
     malformed: int = 0
@@ -39,7 +48,7 @@ class Hub:
     def deliver(self, answers: Iterable[Answer]) -> None:
         """Send answers to whom they are for."""
         for session, reply in answers:
-            self.connections[session].send(reply)
+            self.receivers[session].send(reply)
 
 
 class Connection(asyncio.Protocol):
@@ -62,7 +71,7 @@ class Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._session = self._hub.keyspace.open()
-        self._hub.connections[self._session] = self
+        self._hub.connections[self._session] = self._hub.receivers[self._session] = self
         self._hub.accepted += 1
         transport.set_write_buffer_limits(high=WRITE_CHUNK)
         sock = transport.get_extra_info("socket")
@@ -77,8 +86,11 @@ class Connection(asyncio.Protocol):
         if self._slice is not None:
             self._slice.cancel()
         self._outbox.clear()
+        if self._hub.sharing is not None:
+            self._hub.sharing.close(self._session)
         self._hub.keyspace.close(self._session)
         self._hub.connections.pop(self._session, None)
+        self._hub.receivers.pop(self._session, None)
         if not self.gone.done():
             self.gone.set_result(None)
 
@@ -99,9 +111,14 @@ class Connection(asyncio.Protocol):
             self._work()
 
     def send(self, reply: list[bytes]) -> None:
-        """Answer a wait of this client."""
+        """Answer a wait of this client, or what another node was asked for it."""
         self._outbox.extend(reply)
-        if self._flush() and self._slice is None and not self._clogged and not self._over:
+        if (
+            (self._flush() or self._hub.sharing is not None)
+            and self._slice is None
+            and not self._clogged
+            and not self._over
+        ):
             self._slice = self._loop.call_soon(self._work)
 
     def abort(self) -> None:
@@ -117,6 +134,9 @@ class Connection(asyncio.Protocol):
             more = self._answer()
             more = self._flush() or more
         if self._over:
+            return
+        if self._hub.sharing is not None and self._hub.sharing.holds(self._session):
+            self._transport.pause_reading()  # `send` goes on
             return
         if more and not self._clogged:
             self._slice = self._loop.call_soon(self._work)
@@ -135,11 +155,15 @@ class Connection(asyncio.Protocol):
                 if request is None:
                     return False
                 hub.requests += 1
+                if hub.sharing is not None and hub.sharing.take(session, request, now_ns):
+                    if hub.sharing.holds(session):
+                        return True
+                    continue
                 for other, reply in hub.keyspace.apply(session, request, now_ns):
                     if other is session:
                         outbox.extend(reply)
                     else:
-                        hub.connections[other].send(reply)
+                        hub.receivers[other].send(reply)
                 if outbox and len(outbox[-1]) >= WRITE_CHUNK:
                     break
         except WireError as error:

@@ -142,7 +142,20 @@ class Keyspace:
         space = self._epochs.peek(epoch)
         return space.last_write_ns if space is not None else None
 
-    def _place(self, session: Session, key: bytes) -> Place:
+    def value(self, epoch: int, key: bytes) -> bytes | bytearray | None:
+        """One value of an epoch, if it has it."""
+        space = self._epochs.peek(epoch)
+        return None if space is None else space.values.get(key)
+
+    def full_key(self, session: Session, epoch: int, key: bytes) -> bytes:
+        """A key of an epoch as this session would write it."""
+        if session.named is None:
+            return key
+        prefix = epoch_prefix(epoch).encode()
+        return b"/" + prefix + key if key.startswith(b"/") else prefix + b"/" + key
+
+    def place(self, session: Session, key: bytes) -> Place:
+        """Which epoch a key belongs to, and its name there."""
         if key.startswith(_MARKS):
             match = _EPOCH_KEY.match(key)
             if match is not None:
@@ -151,7 +164,7 @@ class Keyspace:
         return session.epoch, key
 
     def _find(self, session: Session, key: bytes) -> tuple[Namespace | None, bytes]:
-        epoch, key = self._place(session, key)
+        epoch, key = self.place(session, key)
         return self._epochs.open(epoch), key
 
     def _find_to_write(self, session: Session, key: bytes) -> tuple[Namespace | None, bytes]:
@@ -211,7 +224,7 @@ class Keyspace:
         return [(session, [wire.encode_i64(deleted)])]
 
     def _read(self, session: Session, key: bytes) -> bytes | bytearray:
-        place = self._place(session, key)
+        place = self.place(session, key)
         space = self._epochs.peek(place[0])
         return space.values.get(place[1], b"") if space is not None else session.kept.get(place, b"")
 
@@ -236,17 +249,16 @@ class Keyspace:
         space = self._epochs.peek(session.epoch if session.named is None else session.named)
         keys: list[bytes] = [] if space is None else list(space.values)
         if session.named is not None:
-            prefix = epoch_prefix(session.named).encode()
-            keys = [b"/" + prefix + key if key.startswith(b"/") else prefix + b"/" + key for key in keys]
+            keys = [self.full_key(session, session.named, key) for key in keys]
         return [(session, [wire.encode_i64(len(keys)), *wire.encode_blobs(keys)])]
 
     def _wait(self, session: Session, request: rq.Wait) -> Sequence[Answer]:
-        return self._epochs.wait(session, tuple(self._place(session, key) for key in request.keys))
+        return self._epochs.wait(session, tuple(self.place(session, key) for key in request.keys))
 
     def _barrier(self, session: Session, request: rq.Barrier) -> Sequence[Answer]:
         space, key = self._find(session, request.key)
         if space is None:
-            return self._epochs.wait(session, (self._place(session, request.key),))
+            return self._epochs.wait(session, (self.place(session, request.key),))
         try:
             return self._epochs.arrive(session, space, key, request.world_size)
         except ValueError as error:

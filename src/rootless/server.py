@@ -11,12 +11,17 @@ import asyncio
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .connection import Connection, Hub
 from .gloo_addresses import listeners_in
 from .keyspace import Keyspace
 from .listening import BACKLOG, listen
 from .wire import Limits
+
+if TYPE_CHECKING:
+    from .peer_messages import StoreMessage
+    from .sharing import Sharing
 
 _PORT_ATTEMPTS = 8  # to find a port that is free on both loopback addresses
 
@@ -84,24 +89,37 @@ class StoreServer:
         """
         self._hub.deliver(self._keyspace.advance(epoch))
 
+    def share(self, send: Callable[[int, StoreMessage], None], own: Callable[[], int]) -> Sharing:
+        """From now on this store is one of many: `send(node, message)` reaches the others, `own` is this node."""
+        from .sharing import Sharing
+
+        self._hub.sharing = Sharing(self._keyspace, self._hub.receivers, send, own)
+        return self._hub.sharing
+
     def cancel(self, epoch: int) -> int:
         """An epoch faulted: waits that block in it are answered "cancelled", now and later.
 
         Returns how many were freed now; 0 for an epoch that has gone.
 
         """
+        asked = 0 if self._hub.sharing is None else self._hub.sharing.fail(epoch)
         answers = self._keyspace.cancel(epoch)
         self._hub.deliver(answers)
-        return len(answers)
+        return len(answers) + asked
 
     def published_listeners(self, epoch: int) -> tuple[tuple[str, int], ...]:
         """Where the gloo ranks of an epoch listen, by what they published; nothing once it has gone."""
         found = {listener: None for value in self._keyspace.values(epoch) for listener in listeners_in(value)}
+        if self._hub.sharing is not None:
+            found.update(dict.fromkeys(self._hub.sharing.listeners(epoch)))
         return tuple(found)
 
     def last_write_ns(self, epoch: int) -> int | None:
         """`time.monotonic_ns()` of the last write in an epoch, within milliseconds; None if none or gone."""
-        return self._keyspace.last_write_ns(epoch)
+        times = [self._keyspace.last_write_ns(epoch)]
+        if self._hub.sharing is not None:
+            times.append(self._hub.sharing.last_write_ns(epoch))
+        return max((at for at in times if at is not None), default=None)
 
     @property
     def counters(self) -> StoreCounters:

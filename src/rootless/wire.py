@@ -245,3 +245,25 @@ def encode_blobs(blobs: Iterable[bytes | bytearray]) -> list[bytes]:
     for blob in blobs:
         buffers += (_U64.pack(len(blob)), bytes(blob))
     return buffers
+
+
+def decode_i64(data: bytes) -> int:
+    """The number of `encode_i64`. Raises WireError."""
+    if len(data) != _I64.size:
+        raise WireError(f"{len(data)} bytes where a number was expected")
+    number: int = _I64.unpack(data)[0]
+    return number
+
+
+def decode_blobs(data: bytes) -> list[bytes]:
+    """What `encode_blobs` was given. Raises WireError."""
+    blobs, at = [], 0
+    while at < len(data):
+        end = at + _U64.size
+        if end > len(data):
+            raise WireError("a length is cut short")
+        at = end + int(_U64.unpack_from(data, end - _U64.size)[0])
+        if at > len(data):
+            raise WireError("a value is cut short")
+        blobs.append(data[end:at])
+    return blobs

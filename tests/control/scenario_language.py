@@ -2,6 +2,7 @@
 
     # Lines like this are comments.
     config ranks=2 in-process max-restarts=1        # first; the names are those of JobConfig
+    config nodes=2 workers=1 max-nodes=2 in-process # on many nodes: so many at first, with so many ranks each
 
     begin
         open epoch 0
@@ -16,7 +17,11 @@ What they say is about their present process and its epoch, unless the line says
 `rank 1 (process 0, epoch 0) raises ValueError: boom`.
 
     begin                               the launcher asks for the job
-    hook ends 0                         the running pre- or post-train script ended (negative: by that signal)
+    hook ends 0 [on 1]                  the running pre- or post-train script ended (negative: by that signal)
+    node 2 joins [workers=1] [epoch=7]  a node has become a member
+    node 1 lost TEXT                    and is none any more
+    nodes agree [quorum=2]              a majority knows who the members are
+    node 1 opens 3                      a node has confirmed the number of an epoch
     WHO attach [abort-timeout=5]        a process has reached its first wrapped function
     WHO arrive [step=20] [call=2] [unhealthy]
     WHO arrive [shard=a] [holds=20,19 or holds=,19] [snapshots=0:16,1:16] [disk=10]      with a CheckpointManager
@@ -74,7 +79,7 @@ def play(text: str) -> str:
             continue
         try:
             if scenario is None:
-                scenario = Scenario(_config(line))
+                scenario = Scenario(*_config(line))
                 out.append(line)
                 continue
             answers = scenario.answer(line)
@@ -87,8 +92,8 @@ def play(text: str) -> str:
 class Scenario:
     """One job, its clock, and the sentences about it."""
 
-    def __init__(self, config: JobConfig) -> None:
-        self.job = Job(config)
+    def __init__(self, config: JobConfig, nodes: dict[int, int] | None = None) -> None:
+        self.job = Job(config, nodes)
         self.now = 0.0
 
     def answer(self, line: str) -> list[str]:
@@ -98,6 +103,17 @@ class Scenario:
                 return self._tell([ev.Begin()])
             case ["hook", "ends", code]:
                 return self._tell([ev.HookEnded(int(code))])
+            case ["hook", "ends", code, "on", node]:
+                return self._tell([ev.HookEnded(int(code), int(node))])
+            case ["node", node, "joins", *options]:
+                values = {name: int(value) for name, value in (option.split("=") for option in options)}
+                return self._tell([ev.NodeJoined(int(node), **{"workers": 1, **values})])
+            case ["node", node, "lost", *why]:
+                return self._tell([ev.NodeLost(int(node), f"node {node} {' '.join(why)}")])
+            case ["nodes", "agree", *quorum]:
+                return self._tell([ev.NodesAgreed(int(quorum[0].removeprefix("quorum=")) if quorum else 0)])
+            case ["node", node, "opens", epoch]:
+                return self._tell([ev.Opened(int(node), int(epoch))])
             case ["signal", signum]:
                 return self._tell([ev.StopRequested(int(signum))])
             case ["time", "passes", seconds]:
@@ -148,7 +164,8 @@ class Scenario:
         yield f"{state.phase.value}, epoch {state.epoch}, next {state.next_epoch}"
         for slot in state.slots:
             due = f", due in {slot.due - self.now:g} s" if slot.due is not None else ""
-            yield f"rank {slot.rank} {slot.state.value}: process {slot.incarnation}, step {slot.step}{due}"
+            where = f" on node {slot.node}" if len(state.nodes) > 1 else ""
+            yield f"rank {slot.rank} {slot.state.value}{where}: process {slot.incarnation}, step {slot.step}{due}"
         if state.stop_due is not None:
             yield f"stop due in {state.stop_due - self.now:g} s"
 
@@ -156,19 +173,21 @@ class Scenario:
 def describe(command: cmd.Command) -> str:
     """One line for one command."""
     match command:
-        case cmd.RunHook(name, _):
+        case cmd.RunHook(name, _, _):
             return f"run the {name}-train script"
-        case cmd.Spawn(rank, incarnation, epoch):
-            return f"spawn rank {rank}: process {incarnation}, epoch {epoch}"
-        case cmd.Kill(rank, incarnation, reason):
+        case cmd.Spawn(rank, incarnation, epoch, node, local_rank, layout):
+            where = f" on node {node} as {local_rank} of a world of {layout.world_size}" if layout.nodes > 1 else ""
+            return f"spawn rank {rank}{where}: process {incarnation}, epoch {epoch}"
+        case cmd.Kill(rank, incarnation, reason, _, _):
             return f"kill rank {rank}: process {incarnation}, {reason}"
         case cmd.StopWorkers(signum):
             return f"stop workers with {'the shutdown signal' if signum is None else f'signal {int(signum)}'}"
         case cmd.OpenEpoch(epoch):
-            return f"open epoch {epoch}"
-        case cmd.FailEpoch(epoch, cause):
+            owners = command.owners
+            return f"open epoch {epoch}" + (f" on nodes {', '.join(map(str, owners))}" if len(owners) > 1 else "")
+        case cmd.FailEpoch(epoch, cause, _):
             return f"fail epoch {epoch}: {_why(cause)}"
-        case cmd.StartEpoch(epoch, plan, cause):
+        case cmd.StartEpoch(epoch, plan, cause, _, _):
             parts = [f"start epoch {epoch}"]
             if plan is not None:
                 parts.append(_describe_plan(plan))
@@ -213,19 +232,23 @@ def _why(cause: cmd.Cause) -> str:
     return causes.describe(cause) + (" (a consequence)" if cause.consequence else "")
 
 
-def _config(line: str) -> JobConfig:
+def _config(line: str) -> tuple[JobConfig, dict[int, int] | None]:
     word, *items = line.partition("#")[0].split()
     if word != "config":
         raise ScenarioError("the first line must be `config ranks=N ...`")
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"world_size": 0}
+    nodes, workers = 0, 1
     for item in items:
         name, equals, value = item.partition("=")
+        if name in ("nodes", "workers"):
+            nodes, workers = (int(value), workers) if name == "nodes" else (nodes, int(value))
+            continue
         field = "world_size" if name == "ranks" else name.replace("-", "_")
         if field not in JobConfig.__struct_fields__:
             raise ScenarioError(f"JobConfig has no {field}")
         whole = not field.endswith("_timeout")
         values[field] = (int(value) if whole else float(value)) if equals else True
-    return JobConfig(**values)
+    return JobConfig(**values), {node: workers for node in range(nodes)} if nodes else None
 
 
 def _attach(job: Job, rank: int, incarnation: int, epoch: int, rest: str) -> ev.Event:

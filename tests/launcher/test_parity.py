@@ -234,7 +234,10 @@ TALLY: Counter[str] = Counter()
 @given(arguments=COMMAND_LINES, environment=environments())
 def _compare(arguments: list[str], environment: dict[str, str]) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PET_", "OMP_"))}
-    with mock.patch.dict(os.environ, {**clean, **environment}, clear=True):
+    # Where the other nodes are, and by what they know each other, is no matter of options.
+    known = {"HYPERPODRUN_JOB_SECRET": "a secret that is long enough"}
+    unknown_hosts = mock.patch("hyperpodrun.launcher.discovery.resolve", lambda host: [])
+    with mock.patch.dict(os.environ, {**clean, **environment, **known}, clear=True), unknown_hosts:
         try:
             theirs, their_command = torchruns(arguments)
             reason = later_refusal(theirs)

@@ -29,4 +29,5 @@ def test_every_option_of_ours_is_on_the_page():
     missing = [
         p.opts for p in command.launcher.params if p.opts[0].startswith("-") and max(p.opts, key=len) not in PAGE
     ]
-    assert sorted(missing) == [["--max-inprocess-restarts"], ["--preload"]], "which are in the README"
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert [names for names in missing if max(names, key=len) not in readme] == []

@@ -1,0 +1,207 @@
+"""Who decides for a job on many nodes: `control.node.Node`, which talks to its like on the other nodes.
+
+Owns the connection with them. A shell: it decodes what they say, carries out the node's actions in order, and decides
+nothing. Called by: `agent.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..control import commands as cmd
+from ..control import events as ev
+from ..control import messages as msg
+from ..control.node import Node
+from ..control.roles import NodeConfig
+from ..protocol.messages import MessageError
+from ..rendezvous.addresses import PORTS, format_address, parse_address, port_warning
+from .config import Cluster, LaunchConfig
+from .console import Console
+from .local import LocalNode
+from .sole import job_config
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from ..rendezvous.transport import Transport
+    from ..rootless.peer_messages import StoreMessage
+    from ..rootless.sharing import Sharing
+
+
+_ASK_AGAIN_S = 0.2
+"""After a connection has closed, what was asked of the store at its other end is asked again."""
+
+
+class ClusterHead:
+    """Gives what happens to the node, and the node's actions to whom they concern."""
+
+    def __init__(
+        self,
+        config: LaunchConfig,
+        console: Console,
+        node: LocalNode,
+        on_end: Callable[[cmd.End], None],
+        on_happened: Callable[[msg.NodeEvent], None],
+    ) -> None:
+        """`on_happened` gets what other agents bring about, and hands it to `handle`."""
+        assert config.cluster is not None
+        self._config = config
+        self._cluster: Cluster = config.cluster
+        self._console = console
+        self._local = node
+        self._on_end = on_end
+        self._on_happened = on_happened
+        self._transport: Transport | None = None
+        self._node: Node | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._sharing: Sharing | None = None
+        self._addresses: dict[int, str] = {}
+        self._numbers: dict[str, int] = {}
+        self._number = -1
+        self._waiting: list[msg.NodeEvent] = []
+        self._busy = False
+
+    def begin(self) -> None:
+        """Who is in the job is not known yet; the standby source imports meanwhile."""
+
+    async def serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Binds the port and begins to look for the job, or to found it. Raises OSError if there is no free port."""
+        from ..rendezvous.keys import derive_keys
+        from ..rendezvous.transport import Transport
+
+        self._loop = loop
+        self._sharing = self._local.share_store(self._send_store, lambda: self._number)
+        cluster = self._cluster
+        key = os.urandom(6).hex()
+        keys = None if cluster.secret is None else derive_keys(cluster.secret, self._config.run_id)
+        self._transport = Transport(key, keys, self._console.log)
+        port = self._transport.bind(cluster.bind, cluster.first_port, PORTS)
+        warning = port_warning(port, port)
+        if warning is not None:
+            self._console.log("ephemeral-ports", message=warning)
+        own = None if cluster.own_seed is None else cluster.seeds[cluster.own_seed]
+        is_seed = own is not None and parse_address(own)[1] == port
+        address = own if is_seed and cluster.address is None else format_address(cluster.address or "", port)
+        assert address is not None
+        self._node = Node(self._node_config(key, address, is_seed=is_seed))
+        self._transport.start(address, self._on_message, self._on_closed)
+        self._console.debug("agent-listens", address=address, key=key)
+        self.handle(ev.Begin())
+
+    def _node_config(self, key: str, address: str, *, is_seed: bool) -> NodeConfig:
+        cluster = self._cluster
+        return NodeConfig(
+            key=key,
+            host=cluster.host,
+            address=address,
+            workers=self._config.nproc_per_node,
+            run_id=self._config.run_id,
+            job=job_config(self._config),
+            seeds=cluster.seeds,
+            founder=is_seed and cluster.own_seed == 0,
+            deputy=(cluster.own_seed or 0) * cluster.heartbeat_limit if is_seed and cluster.own_seed else None,
+            order=cluster.order,
+            min_quorum=cluster.min_quorum,
+            heartbeat_interval=cluster.heartbeat_interval,
+            heartbeat_limit=cluster.heartbeat_limit,
+            join_timeout=cluster.join_timeout,
+            last_call_timeout=cluster.last_call_timeout,
+            shutdown_timeout=self._config.shutdown_timeout,
+        )
+
+    def handle(self, event: msg.NodeEvent) -> None:
+        """What happens here or elsewhere; what it brings about here is dealt with after it."""
+        self._waiting.append(event)
+        if self._busy or self._node is None:
+            return
+        self._busy = True
+        try:
+            while self._waiting:
+                for action in self._node.handle(self._waiting.pop(0), time.monotonic()):
+                    self._do(action)
+        finally:
+            self._busy = False
+
+    def next_deadline(self) -> float | None:
+        return None if self._node is None else self._node.next_deadline()
+
+    def close(self) -> None:
+        """What was said last is still sent."""
+        if self._transport is not None:
+            self._transport.close()
+
+    # ---- the node's actions ----------------------------------------------------------------------------------------
+
+    def _do(self, action: msg.Action) -> None:
+        from ..rendezvous.transport import CONTROL
+
+        assert self._transport is not None
+        match action:
+            case msg.Send():
+                self._transport.send(action.address, CONTROL, msg.encode(action.message))
+            case msg.Execute():
+                self._local.execute(action.command)
+            case msg.Note():
+                self._console.log(action.event, **action.fields)
+            case msg.Members():
+                members = sorted(action.views.everybody().items())
+                self._addresses = {number: member.address for number, member in members}
+                self._numbers = {member.address: number for number, member in members}
+                self._number = -1 if action.own is None else action.own
+            case msg.Ended():
+                self._on_end(action.end)
+
+    # ---- the store of many nodes -----------------------------------------------------------------------------------
+
+    def _send_store(self, node: int, message: StoreMessage) -> None:
+        from ..rendezvous.transport import STORE
+        from ..rootless import peer_messages
+
+        assert self._transport is not None
+        address = self._addresses.get(node)
+        if address is not None:  # else the epoch is about to fail
+            self._transport.send(address, STORE, peer_messages.encode(message))
+
+    def _on_store_message(self, key: str, address: str, data: bytes) -> None:
+        from ..rootless import peer_messages
+        from ..rootless.wire import WireError
+
+        assert self._sharing is not None
+        node = self._numbers.get(address)
+        if node is None:  # no member, or none any more
+            return
+        message = peer_messages.decode(data)
+        try:
+            self._sharing.receive(node, key, message, time.monotonic_ns())
+        except WireError as error:
+            raise MessageError(str(error)) from error
+
+    def _ask_again(self, address: str) -> None:
+        assert self._sharing is not None
+        for number, other in self._addresses.items():
+            if other == address:
+                self._sharing.lost(number)
+
+    # ---- what happens ----------------------------------------------------------------------------------------------
+
+    def _on_message(self, key: str, address: str, channel: bytes, data: bytes) -> None:
+        from ..rendezvous.transport import STORE
+
+        assert self._transport is not None
+        try:
+            if channel == STORE:
+                self._on_store_message(key, address, data)
+                return
+            message = msg.decode(data)
+        except MessageError as error:
+            self._transport.refuse_agent(key, address, error)
+            return
+        self._on_happened(msg.Received(key, address, message))
+
+    def _on_closed(self, address: str, key: str) -> None:
+        if self._loop is not None and address in self._addresses.values():
+            self._loop.call_later(_ASK_AGAIN_S, self._ask_again, address)
+        self._on_happened(msg.Closed(address, key))

@@ -1,0 +1,107 @@
+"""Who is in the job: the membership that a majority agrees on, and what a majority of it is. Pure values."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import cached_property
+
+import msgspec
+
+
+class Member(msgspec.Struct, frozen=True):
+    """One agent. `number` is its place in the order in which nodes lead, and never given to another."""
+
+    number: int
+    key: str
+    """Random, of this agent process: one that is started again is another member."""
+    host: str
+    address: str
+    """`host:port` at which other agents reach it."""
+    workers: int
+    """How many ranks it can hold."""
+
+
+class View(msgspec.Struct, frozen=True, dict=True):
+    """The members as one controller proposed them; `(term, serial)` orders all views that there ever are."""
+
+    term: int = 0
+    serial: int = 0
+    members: tuple[Member, ...] = ()
+    next_number: int = 0
+    founder: str = ""
+    """The key of the agent that founded this job: another one may be founded where all of this are lost."""
+
+    @property
+    def id(self) -> tuple[int, int]:
+        return self.term, self.serial
+
+    @cached_property
+    def by_key(self) -> dict[str, Member]:
+        """The newest member of each key: an agent that was lost and came back is another member."""
+        return {member.key: member for member in self.members}
+
+    def find(self, key: str) -> Member | None:
+        return self.by_key.get(key)
+
+    def quorum(self, min_nodes: int | None) -> int:
+        """How many of its members may act for it: more than half, or fewer where the user allows it."""
+        majority = len(self.members) // 2 + 1
+        return majority if min_nodes is None else min(majority, min_nodes)
+
+    def has_quorum(self, numbers: Collection[int], min_nodes: int | None) -> bool:
+        """Whether these nodes may act for this view."""
+        return sum(member.number in numbers for member in self.members) >= self.quorum(min_nodes)
+
+
+class ViewChange(msgspec.Struct, frozen=True):
+    """The next view as the difference to an agreed one: what a change costs does not grow with the membership."""
+
+    base: tuple[int, int]
+    id: tuple[int, int]
+    removed: tuple[int, ...]
+    added: tuple[Member, ...]
+    next_number: int
+
+    @classmethod
+    def between(cls, base: View, new: View) -> ViewChange:
+        before, after = ({member.number for member in view.members} for view in (base, new))
+        added = tuple(member for member in new.members if member.number not in before)
+        return cls(base.id, new.id, tuple(sorted(before - after)), added, new.next_number)
+
+    def apply(self, base: View) -> View:
+        kept = tuple(member for member in base.members if member.number not in self.removed)
+        return View(*self.id, (*kept, *self.added), self.next_number, base.founder)
+
+
+class Views(msgspec.Struct, frozen=True):
+    """What one agent knows of the membership: the last that was agreed on, and the last that was proposed.
+
+    As long as they differ, both must be asked: a leader needs a quorum of each. That keeps two groups from leading
+    at once while the membership changes (Raft's joint consensus, with a log of one entry).
+    """
+
+    agreed: View = View()
+    proposed: View = View()
+
+    def has_quorum(self, numbers: Collection[int], min_nodes: int | None) -> bool:
+        return all(view.has_quorum(numbers, min_nodes) for view in (self.agreed, self.proposed))
+
+    def find(self, key: str) -> Member | None:
+        """In either, the newest."""
+        found = [member for view in (self.agreed, self.proposed) if (member := view.find(key)) is not None]
+        return max(found, key=lambda member: member.number, default=None)
+
+    def everybody(self) -> dict[int, Member]:
+        """All members of either, by number."""
+        return {member.number: member for view in (self.agreed, self.proposed) for member in view.members}
+
+    def changed(self, change: ViewChange) -> Views | None:
+        """With a proposal that is based on a view known here; None if that is not so."""
+        for base in (self.agreed, self.proposed):
+            if base.id == change.base:
+                return Views(base, change.apply(base))
+        return None
+
+    def settled(self, id: tuple[int, int]) -> Views:
+        """The proposal has been agreed on."""
+        return Views(self.proposed, self.proposed) if self.proposed.id == id else self

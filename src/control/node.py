@@ -1,0 +1,120 @@
+"""One agent of a job on many nodes, as a value without I/O: what happens and the time go in, actions come out.
+
+Theory of operation. An agent is, one after the other and again when it must:
+
+    Seeking ──► Following ◄──► Leaderless ──► Leading
+       ▲            │  lost its controller │      │
+       └────────────┴──── removed ─────────┴──────┘        (Forming founds a job at the rendezvous endpoint)
+
+**Membership** is a list of agents that a majority of the last such list agrees on (`members.py`). **Leadership**: the
+lowest member that a majority votes for leads a *term*; a voter that still hears its controller does not vote, and
+nobody votes twice in a term or for somebody who knows of an older membership. **Epochs** of the job grow from term to
+term: one starts only when a majority knows its number. A controller that sees no majority, and a follower that finds
+no controller in time, stop their workers and say so.
+
+**State is soft.** A new controller asks everybody what runs there and goes on from that (`takeover.py`).
+"""
+
+from __future__ import annotations
+
+from . import commands as cmd
+from . import events as ev
+from .causes import describe, of_signal
+from .messages import Action, Closed, Ended, Execute, NodeEvent, Received
+from .roles import Context, NodeConfig, Role
+from .seeking import Forming, Seeking
+
+
+class Node:
+    """Not thread-safe: one shell drives it, one event after the other."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.context = Context(config)
+        self._role: Role | None = None
+        self._leaving: cmd.End | None = None
+        self._kill_due: float | None = None
+        self._ended = False
+
+    def handle(self, event: NodeEvent, now: float) -> list[Action]:
+        """What must be done because of `event`. `now` is monotonic, in seconds."""
+        context = self.context
+        context.now = now
+        if not self._ended:
+            self._take(event)
+        actions, context.actions = context.actions, []
+        for index, action in enumerate(actions):
+            if isinstance(action, Ended):
+                self._ended = True
+                return actions[: index + 1]
+        return actions
+
+    def next_deadline(self) -> float | None:
+        """When `handle` wants a TimePassed event; None for never."""
+        if self._ended or self._role is None:
+            return None
+        dues = [due for due in (self._role.next_deadline(), self._kill_due) if due is not None]
+        return min(dues, default=None)
+
+    @property
+    def role(self) -> Role | None:
+        return self._role
+
+    def _take(self, event: NodeEvent) -> None:
+        context, role = self.context, self._role
+        match event:
+            case ev.Begin():
+                self._become(Forming(context) if context.config.founder else Seeking(context))
+            case ev.StopRequested():
+                self._stop(event.signum)
+            case ev.WorkerEvent() | ev.HookEnded():
+                context.local.happened(event)
+                if role is not None:
+                    self._become(role.happened(event))
+                self._leave_when_gone()
+            case Received() if role is not None and event.key != context.config.key:
+                self._become(role.received(event.key, event.address, event.message))
+            case Closed() if role is not None:
+                self._become(role.closed(event.address, event.key))
+            case ev.TimePassed() if role is not None:
+                if self._kill_due is not None and context.now >= self._kill_due:
+                    self._kill_due = None
+                    context.kill_workers("they did not stop in time")
+                self._become(role.tick())
+
+    def _become(self, role: Role | None) -> None:
+        while role is not None and not any(isinstance(action, Ended) for action in self.context.actions):
+            self._role = role
+            role = role.begin()
+
+    # ---- this agent is told to go ----------------------------------------------------------------------------------
+
+    def _stop(self, signum: int) -> None:
+        """It leaves the job to the others: its workers are stopped, then it ends. The second time: at once."""
+        context = self.context
+        cause = of_signal(signum)
+        if self._leaving is None and self._role is not None:
+            self._role.leave(describe(cause))
+            self._kill_due = context.now + context.config.shutdown_timeout
+            context.actions.append(Execute(cmd.StopWorkers(signum)))
+        else:
+            context.kill_workers("asked to stop again")
+        self._leaving = cmd.End(cmd.EXIT_SIGNAL_BASE + signum, describe(cause), cause)
+        self._role = _Gone(context)
+        self._leave_when_gone()
+
+    def _leave_when_gone(self) -> None:
+        if self._leaving is not None and not self.context.local.workers:
+            self.context.actions.append(Ended(self._leaving))
+
+
+class _Gone(Role):
+    """It has left, and waits for its workers."""
+
+    def received(self, key: str, address: str, message: object) -> Role | None:
+        return None
+
+    def tick(self) -> Role | None:
+        return None
+
+    def next_deadline(self) -> float | None:
+        return None

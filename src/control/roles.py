@@ -1,0 +1,117 @@
+"""What the roles of an agent have in common: its configuration, what it knows, and what it has to do next."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import msgspec
+
+from . import commands as cmd
+from . import events as ev
+from .local_state import LocalState
+from .members import Views
+from .messages import Action, Execute, Members, Note, PeerMessage, Send
+from .state import JobConfig
+
+
+class NodeConfig(msgspec.Struct, frozen=True):
+    """One agent of a job on many nodes. Times in seconds."""
+
+    key: str
+    """Random, of this process."""
+    host: str
+    address: str
+    workers: int
+    run_id: str
+    job: JobConfig
+    seeds: tuple[str, ...] = ()
+    """Where the job may be found."""
+    founder: bool = False
+    """This agent is at one of the seeds and may begin the job."""
+    deputy: float | None = None
+    """Seconds after which it founds the job where nobody is found at the seeds before its own."""
+    order: int = -1
+    min_quorum: int | None = None
+    """So many nodes may go on without a majority."""
+    heartbeat_interval: float = 1.0
+    heartbeat_limit: float = 5.0
+    join_timeout: float = 600.0
+    last_call_timeout: float = 30.0
+    shutdown_timeout: float = 30.0
+    takeover_grace: float = 1.0
+    """How long a new controller waits for the reports of nodes that neither answer nor refuse."""
+
+
+class Context:
+    """What outlives a role."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.config = config
+        self.local = LocalState()
+        self.views = Views()
+        self.number: int | None = None
+        """This agent's, once it is a member."""
+        self.term = 0
+        """The highest that it has voted in or followed."""
+        self.voted = ""
+        self.now = 0.0
+        self.actions: list[Action] = []
+        self.attempt = 0
+
+    def send(self, address: str, message: PeerMessage) -> None:
+        self.actions.append(Send(address, message))
+
+    def note(self, event: str, **fields: object) -> None:
+        self.actions.append(Note(event, fields))
+
+    def execute(self, command: cmd.Command, at: tuple[int, int]) -> None:
+        """Here and now."""
+        self.local.ordered(command, at)
+        self.actions.append(Execute(command))
+
+    def change_views(self, views: Views) -> None:
+        self.views = views
+        own = views.find(self.config.key)
+        self.number = None if own is None else own.number
+        self.actions.append(Members(views, self.number))
+
+    def kill_workers(self, reason: str) -> None:
+        """They belong to an epoch that goes on without them."""
+        if self.local.workers:
+            self.note("workers-stopped", reason=reason, workers=len(self.local.workers))
+        self.actions.append(Execute(cmd.StopWorkers(9)))
+
+
+class Role(ABC):
+    """What an agent is at the moment. Every method may return the next role."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def begin(self) -> Role | None:
+        """The role is taken on."""
+        return None
+
+    @abstractmethod
+    def received(self, key: str, address: str, message: PeerMessage) -> Role | None:
+        """Another agent speaks."""
+
+    def closed(self, address: str, key: str) -> Role | None:
+        """A connection is gone, or was refused."""
+        return None
+
+    def happened(self, event: ev.Event) -> Role | None:
+        """Something of this node's own processes; what is known of them has been brought up to date."""
+        return None
+
+    @abstractmethod
+    def tick(self) -> Role | None:
+        """`next_deadline` has come, or not yet."""
+
+    @abstractmethod
+    def next_deadline(self) -> float | None:
+        """When `tick` wants to be called."""
+
+    def leave(self, reason: str) -> None:
+        """This agent goes; its workers are being stopped."""
+        return

@@ -1,0 +1,206 @@
+"""Before an agent is a member: looking for the job, or, at the rendezvous endpoint, founding it."""
+
+from __future__ import annotations
+
+from . import commands as cmd
+from .members import Member, View, Views
+from .messages import Claim, Ended, Hold, Join, Lead, PeerMessage, Redirect, Refuse, Vote
+from .roles import Context, Role
+
+_ASK_EVERY_S = 1.0
+_ASK_AGAIN_S = 0.1
+_QUICK_TRIES = 100
+_ASKED_AT_ONCE = 8
+
+
+class Seeking(Role):
+    """Asks at the seeds, and wherever they send it, until somebody leads it."""
+
+    def __init__(self, context: Context, first: tuple[str, ...] = ()) -> None:
+        super().__init__(context)
+        context.attempt += 1
+        context.number = None
+        known = [member.address for member in context.views.everybody().values()]
+        addresses = [*first, *context.config.seeds, *known]
+        self._addresses = [a for a in dict.fromkeys(addresses) if a != context.config.address]
+        self._asked: dict[str, float] = {}
+        self._next = context.now
+        self._deadline = context.now + context.config.join_timeout
+        self._held = False
+        self._refused = 0
+        self._answered = False
+        self._deputy = None if context.config.deputy is None else context.now + context.config.deputy
+
+    def begin(self) -> Role | None:
+        self.context.local.forget()
+        return self.tick()
+
+    def received(self, key: str, address: str, message: PeerMessage) -> Role | None:
+        context = self.context
+        self._answered |= not isinstance(message, Join | Claim)
+        match message:
+            case Lead() if message.views is not None and _names(message, context.config.key):
+                from .following import Following
+
+                context.term, context.voted = message.term, key
+                context.local.remember(message.memory)
+                return Following(context, key, address, message.term, message.views)
+            case Redirect():
+                if message.address != context.config.address:
+                    self._addresses = [message.address, *(a for a in self._addresses if a != message.address)]
+                    self._ask(message.address, again_after=0.2)
+            case Refuse():
+                end = cmd.End(cmd.EXIT_FAILED, f"the job at {address} refuses this node: {message.reason}")
+                context.actions.append(Ended(end))
+            case Hold() if not self._held:
+                self._held = True
+                context.note("joined", at=address, waits="for the others")
+            case Claim():
+                context.send(address, Vote(message.term, message.real, granted=False))
+        return None
+
+    def closed(self, address: str, key: str) -> Role | None:
+        """Nobody there, or not yet: agents that are started together find each other quickly."""
+        if address in self._addresses and self._refused < _QUICK_TRIES:
+            self._refused += 1
+            self._next = min(self._next, self.context.now + _ASK_AGAIN_S)
+        return None
+
+    def tick(self) -> Role | None:
+        context = self.context
+        if context.now >= self._deadline:
+            where = ", ".join(self._addresses[:3]) or "any endpoint"
+            waited = f"{context.config.join_timeout:g} s"
+            reason = f"no job could be joined at {where} within {waited} (--rdzv-conf join_timeout)"
+            context.actions.append(Ended(cmd.End(cmd.EXIT_FAILED, reason)))
+        elif self._deputy is not None and context.now >= self._deputy and not self._answered:
+            return Forming(context)
+        elif context.now >= self._next:
+            for address in self._addresses[:_ASKED_AT_ONCE]:
+                self._ask(address)
+            self._addresses = [*self._addresses[_ASKED_AT_ONCE:], *self._addresses[:_ASKED_AT_ONCE]]
+            self._next = context.now + _ASK_EVERY_S
+        return None
+
+    def next_deadline(self) -> float | None:
+        dues = [self._next, self._deadline]
+        if self._deputy is not None and not self._answered:
+            dues.append(self._deputy)
+        return min(dues)
+
+    def _ask(self, address: str, again_after: float = 0.0) -> None:
+        context = self.context
+        if context.now >= self._asked.get(address, -1e9) + again_after:
+            self._asked[address] = context.now
+            context.send(address, join_of(context))
+
+
+class Forming(Role):
+    """At the endpoint: collects the nodes of a new job, unless it hears of one that exists already."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        context.attempt += 1
+        own = join_of(context)
+        self._joins: dict[str, Join] = {own.key: own}
+        self._at: dict[str, str] = {}
+        """The keys of the others, by address."""
+        self._deadline = context.now + context.config.join_timeout
+        self._last_call: float | None = None
+
+    def begin(self) -> Role | None:
+        return self._consider()
+
+    def received(self, key: str, address: str, message: PeerMessage) -> Role | None:
+        context = self.context
+        match message:
+            case Join():
+                reason = why_refused(context, message)
+                if reason:
+                    context.send(address, Refuse(reason))
+                    return None
+                other = self._at.get(message.address, message.key)
+                if other != message.key:
+                    del self._joins[other]  # an agent was started again at the same address
+                self._joins[message.key], self._at[message.address] = message, message.key
+                context.send(address, Hold())
+                return self._consider()
+            case Redirect() if message.address != context.config.address:
+                for join in self._joins.values():
+                    if join.key != context.config.key:
+                        context.send(join.address, Redirect(message.address))
+                return Seeking(context, (message.address,))
+        return None
+
+    def closed(self, address: str, key: str) -> Role | None:
+        there = self._at.get(address)
+        if there is not None and key in ("", there):
+            del self._joins[there], self._at[address]
+        return self._consider()
+
+    def tick(self) -> Role | None:
+        context = self.context
+        if context.now >= self._deadline and len(self._joins) < context.config.job.min_nodes:
+            found = f"{len(self._joins)} of {context.config.job.min_nodes} nodes"
+            reason = f"only {found} came within {context.config.join_timeout:g} s (--rdzv-conf join_timeout)"
+            for join in self._joins.values():
+                if join.key != context.config.key:
+                    context.send(join.address, Refuse(reason))
+            context.actions.append(Ended(cmd.End(cmd.EXIT_FAILED, reason)))
+            return None
+        return self._consider()
+
+    def next_deadline(self) -> float | None:
+        return self._deadline if self._last_call is None else min(self._deadline, self._last_call)
+
+    def _consider(self) -> Role | None:
+        context, count = self.context, len(self._joins)
+        if count < context.config.job.min_nodes:
+            self._last_call = None
+            return None
+        if self._last_call is None:
+            self._last_call = context.now + context.config.last_call_timeout
+        if count < context.config.job.max_nodes and context.now < self._last_call:
+            return None
+        from .leading import Leading
+
+        arrival = {key: number for number, key in enumerate(self._joins)}
+        ordered = sorted(self._joins.values(), key=lambda join: (join.order < 0, join.order, arrival[join.key]))
+        members = tuple(
+            Member(number, join.key, join.host, join.address, join.workers) for number, join in enumerate(ordered)
+        )
+        context.term, context.voted = context.term + 1, context.config.key
+        view = View(context.term, 0, members, len(members), context.config.key)
+        return Leading(context, context.term, Views(view, view), founding=dict(self._joins))
+
+
+def join_of(context: Context) -> Join:
+    config = context.config
+    return Join(
+        config.run_id,
+        config.key,
+        config.host,
+        config.address,
+        config.workers,
+        config.order,
+        context.local.epoch,
+        context.attempt,
+    )
+
+
+def why_refused(context: Context, join: Join) -> str:
+    """Why this agent can never be a member of the job; empty if it can."""
+    config = context.config
+    if join.version != Join.__struct_defaults__[-1]:
+        return f"it runs another version of hyperpodrun (protocol {join.version})"
+    if join.run_id != config.run_id:
+        return f"the job here is {config.run_id!r}, not {join.run_id!r} (--rdzv-id)"
+    if not 1 <= join.workers <= 4096:
+        return f"{join.workers} workers on one node"
+    return ""
+
+
+def _names(lead: Lead, key: str) -> bool:
+    return any(member.key == key for member in lead.change.added) or (
+        lead.views is not None and lead.views.proposed.find(key) is not None
+    )

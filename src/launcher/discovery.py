@@ -1,0 +1,197 @@
+"""Where the other nodes are: the endpoint of the command line, SLURM's variables, or those of an Indexed Job."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..agent.config import Cluster
+from ..protocol.names import JOB_SECRET, JOB_SECRET_FILE
+from ..rendezvous.addresses import (
+    format_address,
+    interface_of,
+    is_local,
+    is_loopback,
+    own_address_towards,
+    parse_address,
+    resolve,
+)
+
+DEFAULT_PORT_BASE = 17000
+PORT_BASE = "HPCT_PORT_BASE"
+SERVICE = "HYPERPODRUN_SERVICE"
+"""The headless Service of an Indexed Job, where the pod's own name does not tell it."""
+_SEEDS = 3
+"""So many hosts of a scheduler's list are asked; one of them must be there when the job begins."""
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """What a scheduler says of the job. `order`: this node's place in it."""
+
+    hosts: tuple[str, ...]
+    order: int
+    run_id: str
+
+
+def scheduler(environ: Mapping[str, str]) -> Scheduler | None:
+    """SLURM's step, or the Indexed Job that this pod is of; None where there is neither."""
+    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST")
+    if nodes and environ.get("SLURM_NODEID", "").isdecimal():
+        run_id = environ.get("SLURM_JOB_ID", "none")
+        return Scheduler(tuple(expand_nodelist(nodes)[:_SEEDS]), int(environ["SLURM_NODEID"]), run_id)
+    index = environ.get("JOB_COMPLETION_INDEX", "")
+    if index.isdecimal():
+        job = socket.gethostname().partition(".")[0].removesuffix(f"-{index}")
+        service = environ.get(SERVICE) or socket.getfqdn().partition(".")[2].partition(".")[0] or job
+        hosts = tuple(f"{job}-{number}.{service}" for number in range(_SEEDS))
+        return Scheduler(hosts, int(index), job)
+    return None
+
+
+def expand_nodelist(text: str) -> list[str]:
+    """SLURM's compressed host list, `gpu[01-03,7],login`, in order."""
+    hosts: list[str] = []
+    for item in re.findall(r"[^,\[]+(?:\[[^\]]*\][^,\[]*)*", text):
+        parts = re.split(r"\[([^\]]*)\]", item)
+        expanded = [""]
+        for number, part in enumerate(parts):
+            choices = [part] if number % 2 == 0 else _expand_ranges(part)
+            expanded = [before + choice for before in expanded for choice in choices]
+        hosts += expanded
+    return hosts
+
+
+def _expand_ranges(text: str) -> list[str]:
+    numbers: list[str] = []
+    for item in text.split(","):
+        first, dash, last = item.partition("-")
+        if not dash:
+            numbers.append(first)
+            continue
+        numbers += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    return numbers
+
+
+def find_cluster(options: dict[str, Any], endpoint: str, settings: Mapping[str, str], run_id: str) -> Cluster:
+    """How this agent finds the others. Raises click.UsageError."""
+    base = _port_base()
+    seeds = tuple(_seed(item, base) for item in endpoint.split(",") if item.strip())
+    if not seeds:
+        raise click.UsageError(f"--nnodes {options['nnodes'][1]}: name a host of the job with --rdzv-endpoint HOST")
+    resolved = [resolve(parse_address(seed)[0]) for seed in seeds]
+    own = next((number for number, seed in enumerate(seeds) if _is_here(seed, resolved[number])), None)
+    if settings.get("is_host", "").lower() in ("0", "false"):
+        own = None
+    local = options["local_addr"] or _local_address(resolved, own)
+    numeric = local if _is_numeric(local) else next(iter(resolve(local)), None)
+    if numeric is None:
+        raise click.UsageError(f"--local-addr {local}: nobody knows this host")
+    on_one_machine = all(found and all(is_loopback(address) for address in found) for found in resolved)
+    known = scheduler(os.environ)
+    order = int(settings.get("rank", "-1"))
+    if order <= 0 and known is not None:  # 0 is also what --node-rank is when nobody gives it
+        order = known.order
+    return Cluster(
+        seeds=seeds,
+        host=socket.gethostname(),
+        bind=numeric if on_one_machine else "*",
+        address=None if own is not None and not options["local_addr"] and not on_one_machine else local,
+        own_seed=own,
+        first_port=base if own is None else parse_address(seeds[own])[1],
+        order=order,
+        secret=_secret(options, insecure=options["insecure"] or on_one_machine),
+        interface=interface_of(numeric),
+        min_quorum=options["min_nodes"],
+        heartbeat_interval=_seconds(settings, "heartbeat_interval", 1.0),
+        heartbeat_limit=_seconds(settings, "heartbeat_limit", 5.0),
+        join_timeout=_seconds(settings, "join_timeout", _seconds(settings, "timeout", 600.0)),
+        last_call_timeout=_seconds(settings, "last_call_timeout", 30.0),
+    )
+
+
+def _is_here(seed: str, addresses: list[str]) -> bool:
+    """Whether a seed is this machine. In a pod its name can be known here before it is known to anybody else."""
+    if any(is_local(address) for address in addresses):
+        return True
+    return not addresses and parse_address(seed)[0].partition(".")[0] == socket.gethostname().partition(".")[0]
+
+
+def _seed(endpoint: str, base: int) -> str:
+    from .rendezvous import parse_endpoint
+
+    host, port = parse_endpoint(endpoint, base)
+    return format_address(host, port or base)
+
+
+def _port_base() -> int:
+    text = os.environ.get(PORT_BASE, str(DEFAULT_PORT_BASE))
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65000:
+        raise click.UsageError(f"{PORT_BASE}={text!r} is not a port from 1 to 65000")
+    return int(text)
+
+
+def _local_address(resolved: list[list[str]], own: int | None) -> str:
+    """The address from which this machine reaches the endpoint: the others reach it there, too."""
+    targets = [address for number, found in enumerate(resolved) if number != own for address in found]
+    targets += [address for address in (resolved[own] if own is not None else []) if not is_loopback(address)]
+    for target in targets:
+        found = own_address_towards(target)
+        if found is not None and is_loopback(found) == is_loopback(target):
+            return found
+    if own is not None and resolved[own] and all(is_loopback(address) for address in resolved[own]):
+        return resolved[own][0]
+    # Nobody knows the endpoint's name yet. Of a range for documentation: whatever leads outside.
+    return own_address_towards("192.0.2.1") or "127.0.0.1"
+
+
+def _is_numeric(address: str) -> bool:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, address.partition("%")[0])
+        except OSError:
+            continue
+        return True
+    return False
+
+
+def _seconds(settings: Mapping[str, str], name: str, default: float) -> float:
+    text = settings.get(name)
+    if text is None:
+        return default
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise click.UsageError(f"--rdzv-conf {name}={text} is not a number of seconds")
+    return seconds
+
+
+def _secret(options: dict[str, Any], *, insecure: bool) -> bytes | None:
+    """The job's secret. Never on the command line, where everybody on the machine could read it."""
+    path = options["job_secret_file"] or os.environ.get(JOB_SECRET_FILE)
+    if path:
+        try:
+            secret = Path(path).read_bytes().strip()
+        except OSError as error:
+            raise click.UsageError(f"the job's secret cannot be read from {path}: {error.strerror}") from None
+    else:
+        secret = os.environ.get(JOB_SECRET, "").encode()
+    if secret:
+        if len(secret) < 16:
+            raise click.UsageError("the job's secret is shorter than 16 bytes: `openssl rand -hex 32` makes a good one")
+        return secret
+    if insecure:
+        return None
+    raise click.UsageError(
+        "a job on many nodes needs a secret, the same on each: --job-secret-file FILE, or the variable "
+        f"{JOB_SECRET}; --insecure runs it without, for everybody on the network to join and to command"
+    )

@@ -1,0 +1,1 @@
+"""How agents find each other and talk: ZeroMQ on the node's address in the port range. No torch, no decisions."""

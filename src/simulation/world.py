@@ -1,0 +1,295 @@
+"""Virtual time, the network, the faults, and the rules that must hold after every step.
+
+The rules: one controller acts in an epoch; nothing starts in an epoch that was failed or left; no rank has two
+processes in one epoch; every world is whole; and when the faults are over, the job ends, on every live agent, with
+success or with a reason.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from ..control import commands as cmd
+from ..control import messages as msg
+from ..control.events import Begin, StopRequested
+from ..control.leading import Leading
+from ..control.node import Node
+from ..control.roles import NodeConfig
+from ..control.state import JobConfig
+from .agents import SimulatedAgent
+from .schedule import Fault, Schedule
+
+
+class Violation(AssertionError):
+    """A rule was broken."""
+
+
+class World:
+    """One simulated job."""
+
+    def __init__(self, schedule: Schedule, *, check: bool = True) -> None:
+        """`check`: the rules are checked after every message, which takes time on thousands of nodes."""
+        self.schedule = schedule
+        self.dice = random.Random(schedule.seed)
+        self.now = 0.0
+        self.messages = 0
+        self.bytes = 0
+        self.cpu_s: dict[str, float] = {}
+        """Processor time of every agent's decisions, by address; kept where bytes are counted."""
+        self.count_bytes = False
+        self.running: Counter[tuple[str, int]] = Counter()
+        """How many workers are in an epoch."""
+        self.stepped: Counter[tuple[str, int]] = Counter()
+        """How many ranks have completed a step in it."""
+        self._check = check
+        self._queue: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
+        self._count = 0
+        self.agents: list[SimulatedAgent] = []
+        self.by_address: dict[str, SimulatedAgent] = {}
+        self._cut: set[str] = set()
+        self._halves: set[str] = set()
+        self._talked: set[tuple[str, str]] = set()
+        self._acted: dict[tuple[str, int], tuple[int, str]] = {}
+        self._worlds: dict[tuple[str, int], int] = {}
+        total = schedule.nodes + schedule.spares
+        for index in range(total):
+            self._start_agent(index, at=0.0 if index < schedule.nodes else 0.5)
+        for fault in schedule.faults:
+            self.at(fault.at, self._strike, fault)
+
+    # ---- time ------------------------------------------------------------------------------------------------------
+
+    def at(self, when: float, action: Callable[..., None], *arguments: object) -> None:
+        self._count += 1
+        heapq.heappush(self._queue, (max(when, self.now), self._count, action, arguments))
+
+    def after(self, seconds: float, action: Callable[..., None], *arguments: object) -> None:
+        self.at(self.now + seconds, action, *arguments)
+
+    def run(self, until: float, done: Callable[[], bool] | None = None) -> None:
+        """Until this time, or until `done`."""
+        while self._queue and self._queue[0][0] <= until and not (done and done()):
+            self.now, _, action, arguments = heapq.heappop(self._queue)
+            action(*arguments)
+
+    def play(self) -> None:
+        """The whole schedule. Raises Violation."""
+        faults_over = max((fault.at + fault.seconds for fault in self.schedule.faults), default=0.0)
+        enough = faults_over + 60.0 + 4 * self.schedule.join_timeout
+        self.run(enough, self.over)
+        if not self.over():
+            roles = {agent.address: type(agent.node.role).__name__ for agent in self.live()}
+            raise Violation(f"not over {enough:.0f} s after the beginning: {roles}")
+        for agent in self.agents:
+            if agent.end is not None and agent.end.exit_code != 0 and not agent.end.reason:
+                raise Violation(f"{agent.address} has ended without a reason")
+
+    def over(self) -> bool:
+        return all(agent.end is not None for agent in self.live())
+
+    def live(self) -> Iterator[SimulatedAgent]:
+        return (agent for agent in self.agents if agent.alive)
+
+    # ---- agents ----------------------------------------------------------------------------------------------------
+
+    def _start_agent(self, index: int, at: float) -> None:
+        schedule, total = self.schedule, self.schedule.nodes + self.schedule.spares
+        address = f"n{index}:17000"
+        config = NodeConfig(
+            key=f"{index}-{self.dice.randrange(1 << 30)}",
+            host=f"n{index}",
+            address=address,
+            workers=schedule.workers,
+            run_id="simulated",
+            job=JobConfig(
+                world_size=0,
+                in_process=schedule.in_process,
+                max_restarts=schedule.max_restarts,
+                min_nodes=schedule.min_nodes or schedule.nodes,
+                max_nodes=schedule.nodes,
+                join_timeout=schedule.join_timeout / 4,
+                stall_limit=20,
+            ),
+            seeds=tuple(f"n{seed}:17000" for seed in range(min(2, total))),
+            founder=index == 0,
+            join_timeout=schedule.join_timeout,
+            last_call_timeout=1.0,
+            min_quorum=1 if schedule.nodes + schedule.spares == 1 else None,
+        )
+        agent = SimulatedAgent(self, index, config)
+        self.agents.append(agent)
+        self.by_address[address] = agent
+        self.at(at, agent.handle, Begin())
+
+    def measured(self, node: Node, event: msg.NodeEvent) -> list[msg.Action]:
+        if not self.count_bytes:
+            return node.handle(event, self.now)
+        began = time.process_time()
+        actions = node.handle(event, self.now)
+        address = node.context.config.address
+        self.cpu_s[address] = self.cpu_s.get(address, 0.0) + time.process_time() - began
+        return actions
+
+    # ---- the network -----------------------------------------------------------------------------------------------
+
+    def send(self, sender: SimulatedAgent, address: str, message: msg.PeerMessage) -> None:
+        self.messages += 1
+        if self.count_bytes:
+            self.bytes += len(msg.encode(message))
+        if not self._connected(sender.address, address):
+            return
+        receiver = self.by_address.get(address)
+        if receiver is None or not receiver.alive or receiver.end is not None:
+            self.after(self._delay(), sender.handle, msg.Closed(address))
+            return
+        self._talked |= {(sender.address, address), (address, sender.address)}
+        copies = 1 + (self.dice.random() < self.schedule.duplicates)
+        for _ in range(copies):
+            if self.dice.random() >= self.schedule.loss:
+                self.after(self._delay(), self._deliver, sender, receiver, message)
+
+    def _deliver(self, sender: SimulatedAgent, receiver: SimulatedAgent, message: msg.PeerMessage) -> None:
+        if self._connected(sender.address, receiver.address):
+            receiver.handle(msg.Received(sender.key, sender.address, message))
+            if self._check:
+                self._check_rules()
+
+    def _delay(self) -> float:
+        return 0.0002 + self.dice.random() * self.schedule.jitter
+
+    def _connected(self, one: str, other: str) -> bool:
+        if one in self._cut or other in self._cut:
+            return False
+        return (one in self._halves) == (other in self._halves)
+
+    def connections_close(self, gone: SimulatedAgent) -> None:
+        """The kernel says so to everybody it can reach."""
+        for one, other in sorted(self._talked):
+            if one == gone.address and self._connected(one, other):
+                self.after(self._delay(), self._tell_closed, other, gone)
+        self._talked = {pair for pair in self._talked if gone.address not in pair}
+
+    def _tell_closed(self, address: str, gone: SimulatedAgent) -> None:
+        listener = self.by_address.get(address)
+        if listener is not None:
+            listener.handle(msg.Closed(gone.address, gone.key))
+
+    # ---- faults ----------------------------------------------------------------------------------------------------
+
+    def _strike(self, fault: Fault) -> None:
+        agent = self.agents[fault.target % len(self.agents)]
+        match fault.kind:
+            case "raise" | "kill-worker":
+                workers = [worker for a in self.live() for worker in a.workers.values()]
+                if workers:
+                    worker = sorted(workers, key=lambda w: (w.rank, w.incarnation))[fault.target % len(workers)]
+                    worker.fault("boom") if fault.kind == "raise" else worker.die(-9)
+            case "kill-agent" | "restart-agent":
+                self._kill(agent, fault)
+            case "kill-leader":
+                for leader in [a for a in self.live() if isinstance(a.node.role, Leading)]:
+                    self._kill(leader, fault)
+            case "cut":
+                self._cut.add(agent.address)
+                self.after(fault.seconds, self._cut.discard, agent.address)
+            case "halve":
+                self._halves = {a.address for a in self.agents[: max(1, len(self.agents) // 2)]}
+                self.after(fault.seconds, self._halves.clear)
+            case "reset":
+                for other in list(self.live()):
+                    if other is not agent and self._connected(agent.address, other.address):
+                        self.after(self._delay(), agent.handle, msg.Closed(other.address, other.key))
+                        self.after(self._delay(), other.handle, msg.Closed(agent.address, agent.key))
+            case "signal":
+                agent.handle(StopRequested(15))
+
+    def _kill(self, agent: SimulatedAgent, fault: Fault) -> None:
+        if agent.alive and agent.end is None:
+            agent.die()
+            if fault.seconds:
+                self._start_agent(agent.index, at=self.now + fault.seconds)
+
+    # ---- what workers ask ------------------------------------------------------------------------------------------
+
+    def everybody_in(self, founder: str, epoch: int) -> bool:
+        """Whether a collective of this epoch can complete."""
+        if not self._cut and not self._halves:
+            return self.running[founder, epoch] == self._worlds.get((founder, epoch), -1)
+        ranks = {
+            worker.rank
+            for agent in self.agents
+            for worker in agent.workers.values()
+            if worker.founder == founder and worker.running and worker.epoch == epoch and self._reachable(agent)
+        }
+        return len(ranks) == self._worlds.get((founder, epoch), -1)
+
+    def everybody_up(self, layout: cmd.Layout | None) -> bool:
+        """The same for scripts that know no epochs."""
+        size = layout.world_size if layout is not None else 0
+        ranks = {w.rank for agent in self.live() for w in agent.workers.values() if self._reachable(agent)}
+        ended = {rank for agent in self.agents for rank in agent.node.context.local._completed}
+        return len(ranks) >= 1 and (len(ranks) == size or bool(ended))
+
+    def _reachable(self, agent: SimulatedAgent) -> bool:
+        return agent.address not in self._cut and not self._halves
+
+    # ---- the rules -------------------------------------------------------------------------------------------------
+
+    def check_order(self, agent: SimulatedAgent, command: cmd.Command) -> None:
+        """An agent is about to carry out a command."""
+        if not isinstance(command, cmd.StartEpoch):
+            return
+        leader = agent.leader
+        if leader is None:
+            raise Violation(f"{agent.address} starts epoch {command.epoch} and obeys nobody")
+        attempt = agent.founder, command.epoch
+        if self._acted.setdefault(attempt, leader) != leader:
+            raise Violation(f"epoch {command.epoch} is started by {self._acted[attempt]} and by {leader}")
+        if command.epoch <= max(agent.started_epoch, agent.failed_epoch):
+            raise Violation(f"{agent.address} starts epoch {command.epoch} after {agent.started_epoch}")
+        size = self._worlds.setdefault(attempt, command.layout.world_size)
+        ranks = [seat.rank for seat in command.seats]
+        if size != command.layout.world_size or any(not 0 <= rank < size for rank in ranks):
+            raise Violation(f"epoch {command.epoch}: ranks {ranks} of {command.layout.world_size}, others have {size}")
+
+    def _check_rules(self) -> None:
+        seen: dict[tuple[str, int, int], SimulatedAgent] = {}
+        leaders: dict[tuple[str, int], str] = {}
+        for agent in self.agents:
+            if agent.alive and isinstance(agent.node.role, Leading):
+                other = leaders.setdefault((agent.founder, agent.node.role.term), agent.key)
+                if other != agent.key:
+                    raise Violation(f"two controllers in term {agent.node.role.term}")
+            for worker in agent.workers.values():
+                if worker.running:
+                    known = seen.setdefault((worker.founder, worker.epoch, worker.rank), agent)
+                    if known is not agent:
+                        raise Violation(f"rank {worker.rank} runs twice in epoch {worker.epoch}")
+
+
+def shrunk(schedule: Schedule, fails: Callable[[Schedule], bool]) -> Schedule:
+    """The same failure with fewer faults and a calmer network."""
+    from msgspec.structs import replace
+
+    again = True
+    while again:
+        again = False
+        candidates = [
+            replace(schedule, faults=schedule.faults[:i] + schedule.faults[i + 1 :])
+            for i in range(len(schedule.faults))
+        ]
+        calmer: list[dict[str, float]] = [{"loss": 0.0}, {"duplicates": 0.0}, {"spares": 0}, {"workers": 1}]
+        candidates += [
+            replace(schedule, **change)
+            for change in calmer
+            if any(getattr(schedule, k) != v for k, v in change.items())
+        ]
+        for candidate in candidates:
+            if fails(candidate):
+                schedule, again = candidate, True
+                break
+    return schedule

@@ -1,0 +1,134 @@
+"""Real processes on three nodes and a spare: whatever is lost, the job ends where the undisturbed run ends.
+
+The survivors keep their processes, and the lost ranks come back on the spare, or where they were.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+from conftest import GPT, Job
+
+STEPS = 80
+SCRIPT = [*GPT, f"--steps={STEPS}"]
+OPTIONS = ("--nnodes=3", "--inprocess-restart", "--rdzv-conf=heartbeat_interval=0.5,heartbeat_limit=2,join_timeout=60")
+DIGESTS: dict[int, str] = {}
+SPARE = 3
+
+
+def undisturbed(cluster: Callable[..., Job], steps: int = STEPS) -> str:
+    """The digest of six ranks without a fault: on one node, where it is the same."""
+    if steps not in DIGESTS:
+        job = cluster(1, "--inprocess-restart")
+        job.start(0, script=[*GPT, f"--steps={steps}"], options=("--standalone", "--nproc-per-node=6"))
+        assert job.wait(0) == [0], job.everything()
+        DIGESTS[steps] = job.digest()
+    return DIGESTS[steps]
+
+
+def kill_worker(job: Job) -> set[int]:
+    job.kill_worker(1, 1)
+    return set()
+
+
+def kill_agent(job: Job) -> set[int]:
+    job.kill_agent(1)
+    return {1}
+
+
+def cut_silently(job: Job) -> set[int]:
+    job.namespaces.cut(2)
+    return {2}
+
+
+def kill_the_leaders_node(job: Job) -> set[int]:
+    job.namespaces.kill_everything(0)
+    return {0}
+
+
+def kill_the_leader_in_a_recovery(job: Job) -> set[int]:
+    job.kill_worker(2, 0)
+    time.sleep(0.03)  # into the middle of what follows; wherever this strikes, the outcome must be the same
+    job.namespaces.kill_everything(0)
+    return {0}
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize(
+    "strike", [kill_worker, kill_agent, cut_silently, kill_the_leaders_node, kill_the_leader_in_a_recovery]
+)
+def test_the_job_goes_on(cluster: Callable[..., Job], strike: Callable[[Job], set[int]]) -> None:
+    expected = undisturbed(cluster)
+    job = cluster(4, *OPTIONS)
+    job.start(0, 1, 2, script=SCRIPT)
+    job.wait_for("leads term=1 nodes=3", node=0)
+    job.start(SPARE, script=SCRIPT)
+    job.wait_for("node-joins", node=0)
+    job.wait_for(r"^step 5 ", node=0)
+    lost = strike(job)
+    alive = {0, 1, 2, SPARE} - lost
+    assert job.wait(*alive) == [0] * len(alive), job.everything()
+    assert job.digest() == expected, job.everything()
+    for node in alive - {SPARE}:
+        rows = job.recoveries(node)
+        assert rows, job.everything()
+        for row in rows:
+            replaced = set(map(str, row["respawned"]))
+            kept = {rank: pid for rank, pid in row["pids_before"].items() if rank not in replaced}
+            assert kept.items() <= row["pids_after"].items(), row
+            assert not replaced or strike in (kill_worker, kill_the_leader_in_a_recovery), row
+
+
+@pytest.mark.timeout(150)
+def test_a_node_that_was_cut_off_stops_says_why_and_comes_back(cluster: Callable[..., Job]) -> None:
+    """Cut and healed: the spare has its place by then, and it becomes the spare."""
+    expected = undisturbed(cluster, steps=400)
+    job = cluster(4, *OPTIONS)
+    script = [*GPT, "--steps=400"]
+    job.start(0, 1, 2, script=script)
+    job.wait_for("leads term=1 nodes=3", node=0)
+    job.start(SPARE, script=script)
+    job.wait_for("node-joins", node=0)
+    job.wait_for(r"^step 5 ", node=0)
+    job.namespaces.cut(1)
+    job.wait_for("minority found=.1 of 4 nodes, 3 are needed", node=1)
+    job.wait_for("workers-stopped", node=1)
+    job.namespaces.heal(1)
+    assert job.wait(0, 1, 2, SPARE) == [0] * 4, job.everything()
+    assert job.digest() == expected
+
+
+@pytest.mark.timeout(150)
+def test_the_world_shrinks_and_grows_and_keeps_every_log(cluster: Callable[..., Job]) -> None:
+    """--nnodes 2:3 without a spare."""
+    conf = "--rdzv-conf=join_timeout=2,last_call_timeout=1"
+    job = cluster(3, "--nnodes=2:3", "--inprocess-restart", "--redirects=1", conf)
+    script = [*GPT, "--steps=2000"]
+    job.start(0, 1, 2, script=script)
+    log = job.logs(0)
+    job.wait_for("leads term=1 nodes=3", node=0)
+
+    def lines() -> str:
+        return "".join(path.read_text() for path in sorted(log.glob("none_*/attempt_*/0/stdout.log")))
+
+    def wait_for_log(what: str, limit: float = 60.0) -> None:
+        deadline = time.monotonic() + limit
+        while what not in lines():
+            assert time.monotonic() < deadline, f"{what!r}\n{lines()}\n{job.everything()}"
+            time.sleep(0.01)
+
+    wait_for_log("\nstep 5 ")
+    job.namespaces.kill_everything(2)
+    wait_for_log("epoch 1: resumed")
+    job.start(2, script=script)
+    wait_for_log("epoch 2: resumed")
+    worlds = [sorted({row["scope"] for row in job.recoveries(node)}) for node in (0, 1)]
+    assert all(world == ["in-process"] for world in worlds), job.everything()
+    job.wait_for("recovery epoch=1->2 .*joined a world of 2", node=0)
+    before, pids = job.recoveries(0)[0]["pids_before"], job.recoveries(0)[0]["pids_after"]
+    assert before == pids
+    assert "step 1 " in lines()
+    assert list(job.logs(2).glob("none_*/attempt_0/0/stdout.log"))
+    assert len(list(job.logs(2).glob("none_*"))) == 2

@@ -1,0 +1,232 @@
+"""Several stores that answer as one, with torch's own clients: whichever node a client asks, the keys are the same."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hyperpodrun.rootless import peer_messages
+from hyperpodrun.rootless.peer_messages import StoreMessage
+from hyperpodrun.rootless.server import StoreServer
+from hyperpodrun.rootless.sharing import Sharing
+
+dist = pytest.importorskip("torch.distributed")
+LIMIT = timedelta(seconds=20)
+
+
+class Stores:
+    """The stores of some nodes on one event loop; messages between them are encoded, delayed and, on request, lost."""
+
+    def __init__(self, count: int) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.servers = [StoreServer(log=print) for _ in range(count)]
+        self.sharings: list[Sharing] = []
+        self.cut: set[int] = set()
+        self.messages = 0
+        self._dice = random.Random(5)
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+        self.ports = [self.call(server.start()) for server in self.servers]
+        for node, server in enumerate(self.servers):
+            self.do(lambda node=node, server=server: self.sharings.append(self._share(node, server)))
+        self.open(0)
+
+    def _share(self, node: int, server: StoreServer) -> Sharing:
+        return server.share(lambda other, message: self._carry(node, other, message), lambda: node)
+
+    def _carry(self, node: int, other: int, message: StoreMessage) -> None:
+        self.messages += 1
+        data = peer_messages.encode(message)
+        if not self.cut & {node, other}:
+            self.loop.call_later(0.0005 * self._dice.random(), self._deliver, node, other, data)
+
+    def _deliver(self, node: int, other: int, data: bytes) -> None:
+        self.sharings[other].receive(node, f"agent-{node}", peer_messages.decode(data), 1)
+
+    def call(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(20)
+
+    def do(self, action: Callable[[], Any]) -> Any:
+        async def act() -> Any:
+            return action()
+
+        return self.call(act())
+
+    def open(self, epoch: int) -> None:
+        def act() -> None:
+            for server, sharing in zip(self.servers, self.sharings, strict=True):
+                server.advance(epoch)
+                sharing.open(epoch, range(len(self.servers)))
+
+        self.do(act)
+
+    def client(self, node: int) -> Any:
+        return dist.TCPStore("127.0.0.1", self.ports[node], is_master=False, wait_for_workers=False, timeout=LIMIT)
+
+    def close(self) -> None:
+        for server in self.servers:
+            self.call(server.close())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(10)
+
+
+@pytest.fixture
+def stores() -> Iterator[Stores]:
+    made = Stores(3)
+    yield made
+    made.close()
+
+
+def test_what_one_node_writes_every_node_reads(stores: Stores) -> None:
+    clients = [stores.client(node) for node in range(3)]
+    for number in range(30):
+        clients[number % 3].set(f"key-{number}", f"value-{number}")
+    for client in clients:
+        assert [client.get(f"key-{number}") for number in range(30)] == [b"value-%d" % n for n in range(30)]
+        assert client.check([f"key-{number}" for number in range(30)])
+        assert not client.check(["key-1", "nothing"])
+        assert client.multi_get([f"key-{n}" for n in range(30)]) == [b"value-%d" % n for n in range(30)]
+        assert client.num_keys() >= 30
+    assert stores.messages > 30, "most keys belong to another node"
+
+
+def test_counters_have_one_owner(stores: Stores) -> None:
+    def count(client: Any) -> None:
+        for _ in range(50):
+            client.add("counter", 1)
+
+    clients = [stores.client(node) for node in range(3)]
+    threads = [threading.Thread(target=count, args=(client,)) for client in clients]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert [client.add("counter", 0) for client in clients] == [150] * 3
+
+
+def test_every_other_operation_reaches_the_owner(stores: Stores) -> None:
+    one, other, third = (stores.client(node) for node in range(3))
+    one.multi_set([f"m{n}" for n in range(12)], [f"{n}" for n in range(12)])
+    assert other.multi_get([f"m{n}" for n in range(12)]) == [b"%d" % n for n in range(12)]
+    for n in range(6):
+        one.append(f"a{n}", "x")
+        assert one.get(f"a{n}") == b"x"  # an append has no answer: without this, the next could be there before it
+        other.append(f"a{n}", "y")
+        assert other.get(f"a{n}") == third.get(f"a{n}") == b"xy"
+        assert one.compare_set(f"c{n}", "", "first") == b"first"
+        assert other.compare_set(f"c{n}", "first", "second") == b"second"
+        assert third.compare_set(f"c{n}", "first", "third") == b"second"
+        assert other.delete_key(f"c{n}")
+        assert not third.check([f"c{n}"])
+
+
+def test_queues_reach_the_owner(stores: Stores) -> None:
+    """In a process of their own: torch's client keeps the GIL in these calls, and the stores here need it."""
+    program = """
+import sys, threading
+from torch.distributed import TCPStore
+one, other, third = (TCPStore("127.0.0.1", int(port), is_master=False, wait_for_workers=False) for port in sys.argv[1:])
+for n in range(6):
+    one.queue_push(f"q{n}", "p1")
+    assert one.queue_len(f"q{n}") == 1
+    other.queue_push(f"q{n}", "p2")
+    assert other.queue_len(f"q{n}") == 2
+    assert [third.queue_pop(f"q{n}"), one.queue_pop(f"q{n}")] == [b"p1", b"p2"]
+    assert third.queue_len(f"q{n}") == 0
+"""
+    command = [sys.executable, "-c", program, *map(str, stores.ports)]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_a_wait_is_answered_once_the_last_key_is_there_and_never_polls(stores: Stores) -> None:
+    one, other = stores.client(0), stores.client(1)
+    keys = [f"late-{n}" for n in range(9)]
+    done = threading.Event()
+    waiting = threading.Thread(target=lambda: (one.wait(keys, LIMIT), done.set()))
+    waiting.start()
+    for key in keys[:-1]:
+        other.set(key, "here")
+    before = stores.do(lambda: stores.messages)
+    assert not done.wait(0.3)
+    assert stores.do(lambda: stores.messages) - before <= 12, "what was under way, and no polls"
+    other.set(keys[-1], "here")
+    assert done.wait(10)
+    waiting.join()
+    assert one.get(keys[-1]) == b"here"
+
+
+def test_a_fault_frees_every_wait_on_every_node_and_later_ones(stores: Stores) -> None:
+    clients = [stores.client(node) for node in range(3)]
+    errors: list[BaseException] = []
+
+    def wait(client: Any, key: str) -> None:
+        try:
+            client.get(key)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [
+        threading.Thread(target=wait, args=(clients[node], f"never-{node}-{n}")) for node in range(3) for n in range(1)
+    ]
+    for thread in threads:
+        thread.start()
+    while stores.do(lambda: sum(len(sharing._of_session) for sharing in stores.sharings)) < 1:
+        pass
+    for server in stores.servers:
+        stores.do(lambda server=server: server.cancel(0))
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert len(errors) == 3
+    with pytest.raises(dist.DistStoreError):
+        clients[0].get("never-again")
+    stores.open(1)
+    prefixed = [dist.PrefixStore("hyperpodrun-epoch-1", client) for client in clients]
+    prefixed[0].set("new", "epoch")
+    assert [store.get("new") for store in prefixed] == [b"epoch"] * 3, "the connections are as good as before"
+
+
+def test_what_a_broken_connection_swallowed_is_asked_again_and_applied_once(stores: Stores) -> None:
+    client = stores.client(0)
+    key = next(f"k{n}" for n in range(99) if stores.sharings[0]._owner_of((0, b"k%d" % n)) == 1)
+    assert client.add(key, 1) == 1
+    stores.do(lambda: stores.cut.add(1))
+    results: list[int] = []
+    thread = threading.Thread(target=lambda: results.append(client.add(key, 1)))
+    thread.start()
+    while not stores.do(lambda: stores.sharings[0]._pending):
+        pass
+    stores.do(stores.cut.clear)
+    for _ in range(3):
+        stores.do(lambda: stores.sharings[0].lost(1))
+    thread.join(10)
+    assert results == [2]
+    assert client.add(key, 0) == 2
+
+
+def test_torchs_client_gives_a_wait_up_and_goes_on(stores: Stores) -> None:
+    client = stores.client(0)
+    for n in range(4):
+        with pytest.raises(dist.DistStoreError):
+            client.wait([f"nothing-{n}"], timedelta(seconds=0.1))
+    client.set("after", "all")
+    assert client.get("after") == b"all"
+
+
+def test_gloo_listeners_of_all_nodes_are_known_on_each(stores: Stores) -> None:
+    """A rank's address is published on one node and read on the others: all must know it to abort."""
+    address = b"\x02\x00\x1f\x90\x0a\x4d\x00\x0b".ljust(128, b"\0")
+    value = (4).to_bytes(8, "little") + b"host" + (136).to_bytes(8, "little") + address + b"\xff" * 8
+    stores.client(0).set("0/1", value)
+    for node in (1, 2):
+        stores.client(node).get("0/1")
+    found = [stores.do(lambda server=server: server.published_listeners(0)) for server in stores.servers]
+    assert found == [(("10.77.0.11", 8080),)] * 3

@@ -46,6 +46,8 @@ class Connection:
         self._insist = insist
         self._line: socket.socket | None = None
         self._deaths = 0
+        self.generation = 0
+        """Grows with every connection: what was said on an earlier one has been lost."""
         self._serial = 0
         self._awaited = 0
         """The serial of the last Seek or Again: until it is answered, what is said of the window is out of date."""
@@ -76,6 +78,7 @@ class Connection:
         finally:
             os.close(fd)
         self._line = line
+        self.generation += 1
 
     @staticmethod
     def _connect() -> socket.socket:
@@ -137,7 +140,20 @@ class Connection:
         except TimeoutError:
             raise ProducerError(f"the producer of stream {self._stream!r} takes no messages any more") from None
         except OSError as error:
+            self._drain()
             self._died(error)
+
+    def _drain(self) -> None:
+        """The producer's last words. Raises what they say, if it is more than that it has died."""
+        while self._line is not None:
+            self._line.settimeout(0)
+            try:
+                data, _ = wire.receive(self._line)
+            except OSError:
+                return
+            if not data:
+                return
+            self._take_in(protocol.decode_to_reader(data))
 
     @property
     def connected(self) -> bool:

@@ -297,7 +297,10 @@ class _Batches(Iterator[Any]):
                 continue
             if not first:
                 return
+            generation = connection.generation
             self._pin = loader._opened().pin_memory and torch.cuda.is_available()
+            if connection.generation != generation:  # the first one was not the producer of this seed, or died
+                continue
             self._wait_until_sought()
             if connection.connected:
                 self._placed = True

@@ -19,11 +19,14 @@ class PassthroughReader:
     def __init__(self, factory: Callable[[], Any], seed: int | None) -> None:
         self._factory = factory
         self._loader: Any = None
+        self._source: MapSource | IterableSource | None = None
         self.seed = torch.initial_seed() & 0x7FFFFFFFFFFFFFFF if seed is None else seed
 
     def loader(self) -> Any:
         if self._loader is None:
-            self._loader = self._factory()
+            with seeds.preserved():
+                seeds.set_seed(seeds.derive(self.seed, 0, seeds.FACTORY))
+                self._loader = self._factory()
         return self._loader
 
     def loaders(self) -> int:
@@ -42,32 +45,37 @@ class PassthroughReader:
             owner._position = divmod(owner._global, length) if length else (0, owner._global)
             owner._global = None
         epoch, index = owner._position
-        for batch in self._batches(loader, epoch, index, owner):
+        for batch, state in self._batches(loader, epoch, index, owner):
             owner._position = (epoch, owner._position[1] + 1)
-            owner._state = None
+            owner._state = state
             yield batch
         owner._set_position((epoch + 1, 0))
         owner._fresh = True
 
-    def _batches(self, loader: Any, epoch: int, index: int, owner: Any) -> Iterator[Any]:
-        if is_map_style(loader):
-            yield from _from_position(loader, MapSource(loader, self.seed), epoch, index)
+    def _batches(self, loader: Any, epoch: int, index: int, owner: Any) -> Iterator[tuple[Any, Any]]:
+        if self._source is None or self._source.seed != self.seed:
+            self._source = (MapSource if is_map_style(loader) else IterableSource)(loader, self.seed)
+        source = self._source
+        if isinstance(source, MapSource):
+            for batch in _from_position(loader, source, epoch, index):
+                yield batch, None
             return
-        source = IterableSource(loader, self.seed)
-        source.begin(epoch, index if owner._state is not None else 0, owner._state)
+        with seeds.preserved():
+            source.begin(epoch, index if owner._state is not None else 0, owner._state)
         while True:
-            try:
-                batch = source.next()
-            except StopIteration:
-                return
+            with seeds.preserved():
+                try:
+                    batch = source.next()
+                except StopIteration:
+                    return
             if source.position[1] > index:
-                owner._state = source.state()
-                yield batch
+                yield batch, source.state()
 
 
 def _from_position(loader: Any, source: MapSource, epoch: int, index: int) -> Iterator[Any]:
     """torch's own iteration of the same loader, from a batch on."""
-    order = source.positioned(epoch, index)
+    with seeds.preserved():
+        order = source.positioned(epoch, index)
     batched = loader.batch_sampler is not None
     workers = loader.num_workers
     place: dict[str, Any] = {"batch_sampler": order} if batched else {"sampler": order, "batch_size": None}
@@ -82,5 +90,4 @@ def _from_position(loader: Any, source: MapSource, epoch: int, index: int) -> It
         multiprocessing_context=loader.multiprocessing_context if workers else None,
         prefetch_factor=loader.prefetch_factor if workers else None,
     )
-    seeds.set_seed(seeds.derive(source.seed, epoch, seeds.ORDER))
     return iter(positioned)

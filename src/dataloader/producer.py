@@ -176,7 +176,7 @@ class Producer:
         self._say(reader, opened_reply(self._directory, self._seed, self._length, self._loader, self._key))
 
     def _on_reader(self, reader: _Reader, events: int) -> None:
-        if events & selectors.EVENT_WRITE:
+        if reader.number in self._readers and events & selectors.EVENT_WRITE:
             self._flush(reader)
         while reader.number in self._readers:
             try:
@@ -384,7 +384,7 @@ class Producer:
             os._exit(code)
 
     def _on_fetcher(self, fetcher: _Fetcher) -> None:
-        while True:
+        while fetcher in self._fetchers:  # else an event of one that was just replaced
             try:
                 data, _ = wire.receive(fetcher.line)
             except BlockingIOError:
@@ -414,6 +414,7 @@ class Producer:
     def _on_fetcher_exit(self, fetcher: _Fetcher) -> None:
         """What it was making is asked again, of its replacement; what kills three of them in a row is given up."""
         self._on_fetcher(fetcher)  # its last words
+        self._fetchers.remove(fetcher)
         self._selector.unregister(fetcher.line)
         self._selector.unregister(fetcher.pidfd)
         _, status = os.waitpid(fetcher.pid, 0)
@@ -428,7 +429,7 @@ class Producer:
         for position in list(fetcher.jobs)[1:]:
             self._window.given_back(position)
         fetcher.jobs.clear()
-        self._fetchers[self._fetchers.index(fetcher)] = self._fork_fetcher(fetcher.number)
+        self._fetchers.append(self._fork_fetcher(fetcher.number))
 
     # ---- both --------------------------------------------------------------------------------------------------
 
@@ -460,7 +461,7 @@ class Producer:
 
 def opened_reply(directory: StreamDirectory, seed: int, length: int | None, loader: Any, key: bytes) -> protocol.Opened:
     pin = bool(getattr(loader, "pin_memory", False))
-    return protocol.Opened(str(directory.path), directory.mark, seed, length, pin, 0, key)
+    return protocol.Opened(os.getpid(), str(directory.path), directory.mark, seed, length, pin, 0, key)
 
 
 def main(parent: int, control: socket.socket, opened: protocol.Open, fds: list[int], job: Path, key: bytes) -> None:
@@ -520,7 +521,9 @@ def _make_loader(opened: protocol.Open, recipe_fd: int, seed: int) -> Any:
 def _tell_several(line_fd: int, several: int, directory: StreamDirectory, seed: int) -> None:
     with socket.socket(fileno=line_fd) as line:
         line.send(
-            protocol.encode(protocol.Opened(str(directory.path), directory.mark, seed, None, False, several, b""))
+            protocol.encode(
+                protocol.Opened(os.getpid(), str(directory.path), directory.mark, seed, None, False, several, b"")
+            )
         )
         line.settimeout(60)
         with contextlib.suppress(OSError):

@@ -7,8 +7,10 @@ batch's place, whoever makes it and however often: a batch made again after a fa
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sys
+from collections.abc import Iterator
 
 import torch
 import xxhash
@@ -31,6 +33,21 @@ def set_seed(seed: int) -> None:
     numpy = sys.modules.get("numpy.random")
     if numpy is not None:
         numpy.seed(seed & 0xFFFFFFFF)
+
+
+@contextlib.contextmanager
+def preserved() -> Iterator[None]:
+    """Whatever is drawn and seeded inside, the process's own random numbers go on as if it had not been."""
+    state, python = torch.get_rng_state(), random.getstate()
+    numpy = sys.modules.get("numpy.random")
+    numpy_state = None if numpy is None else numpy.get_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+        random.setstate(python)
+        if numpy is not None and numpy_state is not None:
+            numpy.set_state(numpy_state)
 
 
 def reseed_generator(generator: torch.Generator, initial: int, epoch: int) -> None:

@@ -202,7 +202,7 @@ class IterableSource:
 
     def __init__(self, loader: Any, seed: int) -> None:
         self._loader = loader
-        self._seed = seed
+        self.seed = seed
         dataset = getattr(loader, "dataset", None)
         sampler, batch_sampler = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
         self._epoch_owners = [
@@ -237,7 +237,7 @@ class IterableSource:
 
     def begin(self, epoch: int, index: int = 0, state: Any = None) -> None:
         """An epoch anew; with `state`, from `index` on."""
-        seeds.set_seed(seeds.derive(self._seed, epoch, seeds.ORDER))
+        seeds.set_seed(seeds.derive(self.seed, epoch, seeds.ORDER))
         set_epoch(epoch, *self._epoch_owners)
         self._generators.begin(epoch)
         if state is not None:
@@ -249,7 +249,7 @@ class IterableSource:
         """The next batch. Raises StopIteration at the end of the epoch, and what the loader raises."""
         assert self._iterator is not None
         epoch, index = self._position
-        seeds.set_seed(seeds.derive(self._seed, epoch, index))
+        seeds.set_seed(seeds.derive(self.seed, epoch, index))
         iterator, self._iterator = self._iterator, None  # one that has raised is not to be asked again
         batch = next(iterator)
         self._iterator = iterator

@@ -187,7 +187,7 @@ class Window:
 
     def next_wanted(self) -> Position | None:
         """The next batch to make; the caller then calls `asked`, or `ended` if the epoch has no such batch."""
-        if self._no_room or (self._failed and self.limits.stop_at_failure):
+        if self._no_room or (self.limits.stop_at_failure and any(there >= self.anchor for there in self._failed)):
             return None
         if self._retry:
             return min(self._retry)

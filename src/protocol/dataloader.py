@@ -94,11 +94,12 @@ class Again(_Message, frozen=True):
 
 
 class Opened(_Message, frozen=True):
-    """The stream exists. `length`: batches per epoch, if the loader knows.
+    """The stream exists; `pid` is its producer's. `length`: batches per epoch, if the loader knows.
 
     `loaders` is not 0 when the factory gives a list of so many; each must then have a stream of its own.
     """
 
+    pid: int
     directory: str
     mark: str
     seed: int

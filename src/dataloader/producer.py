@@ -64,6 +64,8 @@ class _Reader:
         self.told_ends = -1
         self.pending_global: tuple[int, int] | None = None
         """(serial, batch) of a Seek that counts over epochs whose length is not known yet."""
+        self.placed: Position = (0, 0)
+        """Where that Seek was taken to lead."""
         self.outgoing: deque[bytes] = deque()
 
 
@@ -215,6 +217,7 @@ class Producer:
                 os.close(self._state_at[1])
             self._state_at = ((message.epoch or 0, message.index), fds.pop(0))
         wire.close_all(fds)
+        reader.pending_global = None
         if message.epoch is not None:
             self._place(reader, message.serial, (message.epoch, message.index))
         elif self._length:
@@ -234,6 +237,7 @@ class Producer:
                 break
             index -= self._window.lengths[epoch]
             epoch += 1
+        reader.placed = (epoch, index)
         self._place(reader, serial, (epoch, index))
 
     def _place(self, reader: _Reader, serial: int, position: Position) -> None:
@@ -436,7 +440,7 @@ class Producer:
     def _ended(self, epoch: int, length: int) -> None:
         self._window.ended(epoch, length)
         for reader in self._readers.values():
-            if reader.pending_global is not None:
+            if reader.pending_global is not None and reader.placed[0] == epoch and reader.placed[1] >= length:
                 self._settle_global(reader)
 
     def _fail(self, position: Position, kind: str, type_name: str, text: str) -> None:

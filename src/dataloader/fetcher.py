@@ -74,6 +74,8 @@ class Fetcher:
         except _EndOfEpoch as end:
             self._lengths[job.epoch] = end.length
             return protocol.SourceEnded(*position, end.length)
+        except Restart:
+            raise
         except SkipLimitError as error:
             return protocol.NotFetched(*position, "skip", "SkipLimitError", str(error))
         except Exception as error:  # the user's: it goes to the training loop
@@ -109,15 +111,24 @@ class Fetcher:
         return batch, source.state()
 
     def _reposition(self, source: IterableSource, position: protocol.Position, state_fds: list[int]) -> None:
-        """Gets the source to where its next batch is that of `position`: by its state, or by making what is before."""
+        """Gets the source to where its next batch is that of `position`: by its state, or by making what is before.
+
+        It can go on, and from the end of an epoch to the next one. For anything else it may not be what it was when it
+        was made (a dataset with state stands where it was left): a new fetcher has one that nobody has used.
+        """
         epoch, index = position
         started = time.monotonic()
-        state = self._state_before(source, position, state_fds)
+        here = source.position
+        forward = source.running and not state_fds and here[0] == epoch and here[1] <= index
+        next_epoch = not source.running and position == (here[0] + 1, 0) and here[0] in self._lengths
+        if source.used and not forward and not next_epoch:
+            raise Restart
+        state = None if forward else self._state_before(source, position, state_fds)
         if state is not None:
             source.begin(epoch, index, state)
             self._tell_skip(0, started, "the source's own state")
             return
-        if not source.running or source.position[0] != epoch or source.position[1] > index:
+        if not forward:
             source.begin(epoch)
         missing = index - source.position[1]
         if missing > self._max_skip:
@@ -152,6 +163,10 @@ class Fetcher:
         seconds = time.monotonic() - started
         if batches or seconds > _SKIP_WORTH_TELLING_S:
             self._line.send(protocol.encode(protocol.Skipped(batches, seconds, how)))
+
+
+class Restart(Exception):
+    """This fetcher cannot get to where it should: another one can."""
 
 
 class _EndOfEpoch(Exception):

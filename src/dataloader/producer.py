@@ -24,12 +24,14 @@ from ..protocol import dataloader as protocol
 from ..protocol.dataloader import Position
 from ..protocol.messages import MessageError, shorten
 from . import recipe, seeds, source, wire
-from .fetcher import Fetcher
+from .fetcher import Fetcher, Restart
 from .store import StreamDirectory, batch_name, open_stream
 from .window import Limits, Window
 
 _IN_FLIGHT = 2
 """Batches asked of one fetcher at a time: it has the next in hand when it is done with one."""
+_RESTART = 75
+"""The exit code of a fetcher that wants to be replaced."""
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -128,13 +130,11 @@ class Producer:
 
     def _work(self) -> None:
         """Does what the window wants, then tells the readers what has changed."""
-        while True:
-            self._dispatch()
-            removals = self._window.take_removals()
-            if not removals:
-                break
+        while removals := self._window.take_removals():
             for position in removals:
                 self._directory.remove(position)
+            self._dispatch()  # there may be room only now; and what it finds may end an epoch
+        self._dispatch()
         for reader in list(self._readers.values()):
             self._tell(reader)
 
@@ -333,8 +333,7 @@ class Producer:
         if indices is not None and len(indices) > protocol.MAX_PACKET_BYTES // 2:
             fds, attached, indices = [wire.anonymous_file("indices", indices)], "indices", None
         elif self._state_at is not None and self._state_at[0] == position:
-            fds, attached = [self._state_at[1]], "state"
-            self._state_at = None
+            fds, attached = [os.dup(self._state_at[1])], "state"
         fetcher.jobs.append(position)
         try:
             packet = protocol.encode(protocol.Fetch(*position, indices, attached))
@@ -380,6 +379,8 @@ class Producer:
             fetcher = Fetcher(theirs, self._directory, self._max_skip)
             fetcher.serve(self._loader, self._seed, number, self._map is not None)
             code = 0
+        except Restart:
+            code = _RESTART
         except BaseException:
             traceback.print_exc()
         finally:
@@ -410,8 +411,9 @@ class Producer:
             case protocol.SourceEnded():
                 self._ended(message.epoch, message.length)
             case protocol.NotFetched(kind="full"):
-                if not self._window.no_room(position):
-                    self._fail(position, "full", "", message.text)
+                given_up = self._window.no_room(position)
+                if given_up is not None:
+                    self._fail(given_up, "full", "", message.text)
             case protocol.NotFetched():
                 self._fail(position, message.kind, message.type_name, message.text)
 
@@ -425,15 +427,19 @@ class Producer:
         fetcher.line.close()
         os.close(fetcher.pidfd)
         code = os.waitstatus_to_exitcode(status)
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        log("data-fetcher-lost", stream=self._name, pid=fetcher.pid, how=how, action="replaced")
-        if fetcher.jobs and not self._window.lost(fetcher.jobs[0]):
-            text = f"the process that makes it has died three times, the last time by {how} (out of memory?)"
-            self._fail(fetcher.jobs[0], "killed", "", text)
-        for position in list(fetcher.jobs)[1:]:
+        if code != _RESTART:
+            self._blame(fetcher, f"signal {-code}" if code < 0 else f"exit code {code}")
+        for position in fetcher.jobs:
             self._window.given_back(position)
         fetcher.jobs.clear()
         self._fetchers.append(self._fork_fetcher(fetcher.number))
+
+    def _blame(self, fetcher: _Fetcher, how: str) -> None:
+        """A fetcher has died of the batch that it was making, or so it looks."""
+        log("data-fetcher-lost", stream=self._name, pid=fetcher.pid, how=how, action="replaced")
+        if fetcher.jobs and not self._window.lost(fetcher.jobs[0]):
+            text = f"the process that makes it has died three times, the last time by {how} (out of memory?)"
+            self._fail(fetcher.jobs.popleft(), "killed", "", text)
 
     # ---- both --------------------------------------------------------------------------------------------------
 

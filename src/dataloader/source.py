@@ -2,15 +2,16 @@
 
 A torch DataLoader over a map-style dataset is taken as a description: its sampler gives the indices of every batch, any
 batch can be made from its indices alone, in any process, and none has to be made to get to a later one (`MapSource`).
-Any other loader is iterated as it is, in one process (`IterableSource`): an iterable dataset, torchdata's
-StatefulDataLoader, a subclass that iterates in its own way, any iterable. If it, or its dataset, has `state_dict` and
-`load_state_dict`, its state is kept with every batch, and iteration goes on from any of them; else what is before a
-position is made and thrown away.
+torchdata's StatefulDataLoader is one too, if its dataset has no state. Any other loader is iterated as it is, in one
+process (`IterableSource`): an iterable dataset, a dataset with state, a subclass that iterates in its own way, any
+iterable. If it, or its dataset, has `state_dict` and `load_state_dict`, its state is kept with every batch, and
+iteration goes on from any of them; else what is before a position is made and thrown away.
 """
 
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -37,11 +38,21 @@ def is_map_style(loader: Any) -> bool:
     """Whether any batch can be made from its indices."""
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return False
-    if hasattr(loader, "state_dict") or type(loader).__iter__ is not DataLoader.__iter__:
+    if type(loader).__iter__ is not DataLoader.__iter__ and not _is_torchdatas(loader):
         return False
     context = loader.multiprocessing_context
     method = context if isinstance(context, str) or context is None else context.get_start_method()
     return method in _FORKS
+
+
+def _is_torchdatas(loader: Any) -> bool:
+    """A StatefulDataLoader whose dataset has no state: what it would save is a position in the order of its sampler."""
+    torchdata = sys.modules.get("torchdata.stateful_dataloader")
+    return torchdata is not None and type(loader) is torchdata.StatefulDataLoader and not _has_state(loader.dataset)
+
+
+def _has_state(owner: Any) -> bool:
+    return callable(getattr(owner, "state_dict", None)) and callable(getattr(owner, "load_state_dict", None))
 
 
 def set_epoch(epoch: int, *owners: Any) -> None:
@@ -213,11 +224,13 @@ class IterableSource:
         self._stateful = self._who_has_state(loader, dataset)
         self._iterator: Iterator[Any] | None = None
         self._position: tuple[int, int] = (0, 0)
+        self.used = False
+        """Whether it has ever been iterated."""
 
     @staticmethod
     def _who_has_state(loader: Any, dataset: Any) -> Any:
         for owner in (loader, dataset if getattr(loader, "num_workers", 0) == 0 else None):
-            if callable(getattr(owner, "state_dict", None)) and callable(getattr(owner, "load_state_dict", None)):
+            if _has_state(owner):
                 return owner
         return None
 
@@ -242,6 +255,7 @@ class IterableSource:
         self._generators.begin(epoch)
         if state is not None:
             self._stateful.load_state_dict(state)
+        self.used = True
         self._iterator = iter(self._loader)
         self._position = (epoch, index)
 

@@ -169,19 +169,26 @@ class Window:
         self._repeat(position)
         return batch.attempts < _ATTEMPTS
 
-    def no_room(self, position: Position) -> bool:
-        """There was no space to write it. False: nothing can be removed to make some, and a reader waits for it."""
+    def no_room(self, position: Position) -> Position | None:
+        """There was no space to write it. Gives the batch that has to be given up, if nothing else makes some.
+
+        Nothing is made until there is room: while readers still have what they need, they will make some.
+        """
         batch = self._batches.get(position)
         if batch is None:
-            return True
+            return None
         self._repeat(position)
         self._no_room = True
-        if self._ready_ahead() or any(other.asked for other in self._batches.values()):
-            return True
+        if self.until > self.anchor or any(other.asked for other in self._batches.values()):
+            return None
         spare = [p for p in self._order if p < self.anchor]
+        if not spare and any(p > self.until and other.ready for p, other in self._batches.items()):
+            # Later ones, made out of order, are where the one that is waited for should be.
+            spare = [p for p in self._order if p > self.until]
+            self._next = self._after(self.until)
         for there in spare:
             self._remove(there)
-        return bool(spare) or position > self.until
+        return None if spare else self.until
 
     # ---- what to do --------------------------------------------------------------------------------------------
 
@@ -291,8 +298,6 @@ class Window:
         if self._readers:
             self.anchor = min(self._readers.values())
         self.until = max(self.until, self.anchor)
-        if self._no_room and not self._ready_ahead() and not any(batch.asked for batch in self._batches.values()):
-            self._no_room = False  # nobody will make room; `no_room` must say so once more
         while True:
             batch = self._batches.get(self.until)
             if batch is not None and (batch.ready or self.until in self._failed):
@@ -301,6 +306,8 @@ class Window:
                 self.until = (self.until[0] + 1, 0)
             else:
                 break
+        if self._no_room and self.until == self.anchor and not any(batch.asked for batch in self._batches.values()):
+            self._no_room = False  # nobody will make room; `no_room` must find that out
         self._prune()
 
     def _prune(self) -> None:
@@ -325,9 +332,6 @@ class Window:
         """Of a batch in the whole stream; within the epoch where epochs have no known length."""
         length = self.length or self.lengths.get(0, 0)
         return position[0] * length + position[1]
-
-    def _ready_ahead(self) -> bool:
-        return any(position >= self.anchor and batch.ready for position, batch in self._batches.items())
 
     def _bytes_expected(self) -> float:
         """What is there, what is being made and one more, each of the size they had so far."""

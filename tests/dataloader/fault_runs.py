@@ -32,9 +32,11 @@ def plan(seed: int) -> dict[str, Any]:
     for _ in range(chance.randint(1, 3)):
         what = chance.choice(kinds)
         where = chance.choice(["before", "during", "after"] if what != "raise" else ["before", "after"])
-        faults.append({"rank": chance.randrange(RANKS), "step": chance.randrange(1, STEPS), "what": what, "where": where})
+        faults.append(
+            {"rank": chance.randrange(RANKS), "step": chance.randrange(1, STEPS), "what": what, "where": where}
+        )
     return {
-        "source": chance.choice(["shuffled", "stream", "stateful", "slow"]),
+        "source": chance.choice(["shuffled", "stream", "stateful", "both", "slow"]),
         "shared": chance.random() < 0.4,
         "in_process": in_process,
         "steps": STEPS,

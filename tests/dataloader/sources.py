@@ -201,6 +201,13 @@ def stateful_loader(workers: int = 0) -> Any:
     return StatefulDataLoader(Numbers(60), batch_size=4, shuffle=True, num_workers=workers)
 
 
+def stateful_both(log: str = "/dev/null", workers: int = 0) -> Any:
+    """A StatefulDataLoader over an iterable dataset with state."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    return StatefulDataLoader(StatefulStream(60, log), batch_size=3, num_workers=workers)
+
+
 Pair = collections.namedtuple("Pair", "left right")
 
 

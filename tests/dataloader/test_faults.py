@@ -26,7 +26,7 @@ def test_seeded_runs_with_faults_read_what_the_undisturbed_run_reads(seed, tmp_p
 
 
 @pytest.mark.parametrize("victim", ["producer", "fetchers", "host"])
-@pytest.mark.parametrize("source", ["shuffled", "stream", "stateful_loader"])
+@pytest.mark.parametrize("source", ["shuffled", "stream", "stateful_both"])
 def test_a_killed_process_changes_nothing(load, victim, source):
     factory = getattr(sources, source)
     expected = plain(list(load(factory, name="undisturbed", seed=1)))

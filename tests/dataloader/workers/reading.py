@@ -27,6 +27,7 @@ FACTORIES = {
     "shuffled": functools.partial(sources.shuffled, 80, 2),
     "stream": functools.partial(sources.stream, 120),
     "stateful": functools.partial(sources.stateful_loader, 2),
+    "both": sources.stateful_both,
     "slow": functools.partial(sources.numbers, 80, 2, 2, 0.002, shuffle=True),
 }
 

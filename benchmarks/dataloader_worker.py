@@ -191,6 +191,16 @@ def steady(kind: str, workload: str, batches: int) -> dict[str, Any]:
     return {"batches_per_s": batches / seconds, "cpu_s": cpu / batches * 1000, "memory_mb": memory}
 
 
+def stay() -> None:
+    """A member of the job that reads nothing: while it lives, so does the job."""
+    from hyperpodrun.dataloader import standalone
+
+    line = standalone.connect(60)
+    print("ready", flush=True)
+    signal.pause()
+    line.close()
+
+
 def leave(kind: str, workload: str, step: int) -> None:
     """Reads a batch, says so, and is killed."""
     loader = construct(kind, workload)
@@ -206,6 +216,9 @@ def main() -> None:
     path = Path(sys.argv[5]) if len(sys.argv) > 5 else None
     if what == "leave":
         leave(kind, workload, int(number))
+        return
+    if what == "stay":
+        stay()
         return
     if what == "first":
         row = first(kind, workload, int(number), path)

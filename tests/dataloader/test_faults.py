@@ -62,16 +62,17 @@ def gated(gate: str) -> object:
 
 def test_a_new_producer_uses_the_files_it_finds(load, tmp_path):
     log = tmp_path / "samples"
-    loader = load(part(sources.counting, str(log), 400), prefetch_length=8)
+    loader = load(part(sources.counting, str(log)), prefetch_length=8)
     batches = iter(loader)
     next(batches)
     directory = Path(loader._opened().directory)
     wait_for(lambda: len(list(directory.glob("*.safetensors"))) >= 8)
     wait_for(lambda: len(log.read_text().split()) >= 8 * 4)
     kill(producer_of(loader))
-    list(batches)
+    for _ in range(20):
+        next(batches)
     made = log.read_text().split()
-    assert len(made) - len(set(made)) <= 4 * 6, "batches that were there have been made again"
+    assert len(made) - len(set(made)) <= 4 * 2, "batches that were there have been made again"  # two were begun
 
 
 def test_producers_that_die_again_and_again_are_given_up(load):

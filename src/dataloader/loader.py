@@ -394,4 +394,4 @@ def _pinned(value: Any) -> Any:
     """As DataLoader(pin_memory=True): the same batch in memory that a GPU can read by itself."""
     from torch.utils.data._utils.pin_memory import pin_memory
 
-    return pin_memory(value)  # type: ignore[no-untyped-call]
+    return pin_memory(value)

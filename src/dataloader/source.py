@@ -204,7 +204,7 @@ _TO_PRIVATE_MEMORY = {**default_collate_fn_map, torch.Tensor: _stack}
 def _without_shared_memory(samples: Any) -> Any:
     """torch's default_collate in a worker allocates shared memory, a file for each tensor; ours are written anyway."""
     if any(isinstance(sample, torch.Tensor) and (sample.is_nested or sample.is_sparse) for sample in samples[:1]):
-        return default_collate(samples)  # type: ignore[no-untyped-call]
+        return default_collate(samples)
     return collate(samples, collate_fn_map=_TO_PRIVATE_MEMORY)
 
 

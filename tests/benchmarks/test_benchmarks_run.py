@@ -49,6 +49,22 @@ def test_recovery_compares_both_launchers(tmp_path: Path) -> None:
         assert row["median_s"] > 0
 
 
+def test_dataloader_compares_the_loaders(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    command = [sys.executable, str(BENCHMARKS / "dataloader.py"), "--quick", "--workloads=tiny", f"--json={path}"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "every run was verified" in ended.stdout
+    rows = json.loads(path.read_text())
+    assert [(row["loader"], row["resume_step"]) for row in rows] == [
+        (loader, step) for step in (0, 50) for loader in ("DataLoader", "StatefulDataLoader", "MMAPDataLoader")
+    ]
+    for row in rows:
+        assert (row["benchmark"], row["workload"]) == ("dataloader", "tiny")
+        assert row["first_batch_s"] > 0
+        assert (row["batches_per_s"] is not None) == (row["cpu_s"] is not None) == (row["resume_step"] == 0)
+
+
 def test_launch_compares_both_launchers(tmp_path: Path) -> None:
     rows = quick_rows("launch", tmp_path)
     assert [(row["launcher"], row["script"]) for row in rows] == [

@@ -2,8 +2,9 @@
 
     python tests/dataloader/fault_runs.py --runs 50
 
-A seed decides the source, whether ranks share a stream, how they are restarted, and one to three faults: a worker that is
-killed or raises, a producer, a fetcher or the host of producers that is killed; before, while and after a batch is read.
+A seed decides the source, whether ranks share a stream, how they are restarted, and one to three faults: a worker that
+is killed or raises, a producer, a fetcher or the host of producers that is killed; before, while and after a batch is
+read.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def test_a_new_producer_uses_the_files_it_finds(load, tmp_path):
 
 
 def test_producers_that_die_again_and_again_are_given_up(load):
-    with pytest.raises(ProducerError, match="5 producers of stream .* died, one after the other"):
+    with pytest.raises(ProducerError, match=r"5 producers of stream .* died, one after the other"):
         len(load(suicidal))
 
 
@@ -94,7 +94,7 @@ def test_a_reader_that_waits_is_served_by_the_next_producer(load):
     assert producer_of(loader) != producer
 
 
-# ---- files ------------------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "missing", "other"])

@@ -90,7 +90,7 @@ def test_any_batch_comes_back(tmp_path_factory, batch, state):
 
 
 def test_numpy_and_named_things_come_back(tmp_path):
-    pair = collections.namedtuple("Pair", "left right")  # noqa: PYI024
+    pair = collections.namedtuple("Pair", "left right")
     batch = {"a": np.arange(6).reshape(2, 3), "s": np.float32(1.5), "p": pair(1, 2), "o": collections.OrderedDict(x=1)}
     write(tmp_path / "b", batch)
     back = read(tmp_path / "b").batch()

@@ -54,7 +54,7 @@ def reader(script):
     return lambda call, name="reader.py": script(f"{READER}\nif __name__ == '__main__':\n    {call}\n", name)
 
 
-# ---- room --------------------------------------------------------------------------------------------------------------
+# ---- room ----------------------------------------------------------------------------------------------------------
 
 
 def on_small_disk(size: str, directory: Path, script: Path) -> str:
@@ -104,7 +104,7 @@ def test_a_full_disk_is_an_error_that_loses_nothing(reader, tmp_path):
     assert "choose another cache_dir, or lower prefetch_length" in errors[0]
 
 
-# ---- other jobs ---------------------------------------------------------------------------------------------------------
+# ---- other jobs ----------------------------------------------------------------------------------------------------
 
 
 def test_two_jobs_on_one_cache_directory_read_their_own_data(reader, load, tmp_path):
@@ -139,7 +139,7 @@ def test_caches_of_dead_jobs_are_removed_and_those_of_live_ones_are_not(reader, 
     assert remove_dead_jobs(cache) == []
 
 
-# ---- ends ---------------------------------------------------------------------------------------------------------------
+# ---- ends ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_killed_process_without_launcher_leaves_nothing(reader, tmp_path):

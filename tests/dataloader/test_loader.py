@@ -37,7 +37,7 @@ def indices(batches: Any) -> list[list[int]]:
     return [batch[0].tolist() for batch in batches]
 
 
-# ---- order -----------------------------------------------------------------------------------------------------------
+# ---- order ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_first_epoch_is_in_the_order_of_the_users_own_loader(load):
@@ -127,7 +127,7 @@ def test_a_batch_can_be_changed_in_place_and_nobody_sees_it(load):
     assert torch.equal(next(iter(first))[1], before)
 
 
-# ---- resuming ---------------------------------------------------------------------------------------------------------
+# ---- resuming ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_a_checkpoint_of_another_seed_makes_the_stream_anew(load):
     assert plain(next(iter(other))) == expected
 
 
-# ---- errors -----------------------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["builtin", "own", "key"])
@@ -292,7 +292,7 @@ def test_a_dataset_that_dies_is_an_error_at_its_batch(load):
     loader = load(part(sources.broken, 9, "kill"))
     batches = iter(loader)
     next(batches), next(batches)
-    with pytest.raises(ProducerError, match="batch 2 of epoch 0 .* has died three times, the last time by signal 9"):
+    with pytest.raises(ProducerError, match=r"batch 2 of epoch 0 .* has died three times, the last time by signal 9"):
         next(batches)
 
 
@@ -338,7 +338,7 @@ def test_batches_that_take_too_long_are_an_error_that_says_which(load):
         next(iter(loader))
 
 
-# ---- without a cache ---------------------------------------------------------------------------------------------------
+# ---- without a cache -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_without_a_cache_order_and_positions_are_the_same(load, source):
     assert plain(next(iter(direct)))[0] == plain(next(iter(cached)))[0]
 
 
-# ---- sharing ----------------------------------------------------------------------------------------------------------
+# ---- sharing -------------------------------------------------------------------------------------------------------
 
 
 def test_readers_of_one_stream_share_one_producer_and_one_copy(load, monkeypatch):

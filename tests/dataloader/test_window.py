@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from hyperpodrun.dataloader.window import Limits, Window
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hyperpodrun.dataloader.window import Limits, Window
 
 Position = tuple[int, int]
 

@@ -5,6 +5,7 @@ A rank goes on after the last batch that it wrote down. Arguments: a directory, 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -73,10 +74,8 @@ class Faults:
 def strike(pids: list[int], delay: float) -> None:
     time.sleep(delay)
     for pid in pids:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 def read(directory: Path, run: dict[str, Any], rank: int) -> None:

@@ -200,3 +200,15 @@ def test_a_script_that_trains_when_it_is_imported_is_told_so(script, tmp_path):
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     assert 'put what it does under `if __name__ == "__main__":`' in stderr
+
+
+def test_the_gpt_example_ends_with_the_same_digest_with_a_cache(run, tmp_path):
+    script = HERE.parents[1] / "examples" / "gpt" / "train.py"
+    options = ("--nproc-per-node=2", "--inprocess-restart", script, "--steps=24", "--layers=1", "--width=32")
+    cached = run(
+        *options, f"--mmap-cache={tmp_path / 'cache'}", "--inject=raise:rank=1,step=8", "--inject=kill:rank=0,step=16"
+    )
+    assert cached.returncode == 0, cached.output
+    assert len(cached.recoveries) == 2
+    assert cached.digest == run(*options).digest
+    assert not list((tmp_path / "cache").iterdir())

@@ -22,11 +22,18 @@ _PUBLIC = {
     "CudaHealthCheck": ".inprocess.health",
     "ParameterUpdateLock": ".inprocess.update_lock",
     "RestorePlan": ".protocol.plan",
+    "CacheResumeMMAPConfig": ".dataloader.config",
+    "MMAPDataLoader": ".dataloader.loader",
+    "MMAPDataModule": ".dataloader.lightning",
+    "PassthroughMMAPConfig": ".dataloader.config",
 }
 
 if TYPE_CHECKING:
     from .checkpointless.errors import RestoreError
     from .checkpointless.manager import CheckpointManager
+    from .dataloader.config import CacheResumeMMAPConfig, PassthroughMMAPConfig
+    from .dataloader.lightning import MMAPDataModule
+    from .dataloader.loader import MMAPDataLoader
     from .inprocess.call import HPCallWrapper
     from .inprocess.connection import HPAgentK8sAPIFactory
     from .inprocess.health import CudaHealthCheck, HealthCheck, HealthCheckError
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
     from .protocol.plan import RestorePlan
 
 __all__ = [
+    "CacheResumeMMAPConfig",
     "CheckpointManager",
     "CudaHealthCheck",
     "HPAgentK8sAPIFactory",
@@ -42,7 +50,10 @@ __all__ = [
     "HPWrapper",
     "HealthCheck",
     "HealthCheckError",
+    "MMAPDataLoader",
+    "MMAPDataModule",
     "ParameterUpdateLock",
+    "PassthroughMMAPConfig",
     "RestoreError",
     "RestorePlan",
 ]

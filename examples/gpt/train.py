@@ -9,17 +9,19 @@ the versions of Python (which brings the text) and torch; not on the launcher, n
 """
 
 import argparse
+import functools
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matmul; read when CUDA starts
 
 import torch
 import torch.distributed as dist
-from data import batch
+from data import Batches, loader
 from digest import digest
 from faults import FaultInjector, Injection
-from hyperpodrun import CheckpointManager, HPCallWrapper, HPWrapper
+from hyperpodrun import CacheResumeMMAPConfig, CheckpointManager, HPCallWrapper, HPWrapper, MMAPDataLoader
 from model import GPT
 from torch.nn import functional as F
 
@@ -48,10 +50,11 @@ def run_main(args: argparse.Namespace, job: Job, caller: HPCallWrapper | None = 
         print(f"resumed at step {first}", flush=True)
     ddp = manager.data_parallel(model, bucket_cap_mb=1)
     faults.begin(caller, rank)
+    data = batches(args, rank, first)
 
     for step in manager.steps(args.steps):
         faults.step = step
-        inputs, targets = batch(args.seed, step, rank, args.batch_size, args.block_size)
+        inputs, targets = next(data)
         optimizer.zero_grad()
         loss = F.cross_entropy(ddp(inputs.to(device)).flatten(0, 1), targets.to(device).flatten())
         loss.backward()
@@ -60,6 +63,16 @@ def run_main(args: argparse.Namespace, job: Job, caller: HPCallWrapper | None = 
         if rank == 0 and (step == 0 or (step + 1) % args.log_every == 0):
             print(f"step {step + 1} loss {loss.item():.4f}", flush=True)
         faults.reach("between")
+
+
+def batches(args: argparse.Namespace, rank: int, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Those from step `first` on; with --mmap-cache made ahead, by a process that outlives this one."""
+    arguments = (args.seed, args.steps, rank, args.batch_size, args.block_size)
+    if args.mmap_cache is None:
+        return map(Batches(*arguments).__getitem__, range(first, args.steps))
+    cached = MMAPDataLoader(functools.partial(loader, *arguments), CacheResumeMMAPConfig(cache_dir=args.mmap_cache))
+    cached.seek(first)
+    return iter(cached)
 
 
 def init_process_group(device: torch.device) -> None:
@@ -92,6 +105,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--mmap-cache", metavar="DIR", help="prepare batches in memory-mapped files there")
     parser.add_argument("--log-every", type=int, default=10, help="steps between two lines of loss")
     parser.add_argument(
         "--inject",

@@ -48,6 +48,7 @@ def worker_environment(
     store_address: tuple[str, int],
     agent_endpoint: str | None,
     state_directory: Path | None,
+    data_endpoint: str | None,
     job_token: str,
     error_file: str,
 ) -> dict[str, str]:
@@ -92,6 +93,9 @@ def worker_environment(
         environment[names.STATE_DIRECTORY] = str(state_directory)
     if agent_endpoint is not None:
         environment[names.AGENT_ENDPOINT] = agent_endpoint
+    environment.pop(names.DATA_ENDPOINT, None)
+    if data_endpoint is not None:
+        environment[names.DATA_ENDPOINT] = data_endpoint
     return environment
 
 

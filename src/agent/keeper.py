@@ -45,6 +45,29 @@ def kill_all(mark: bytes) -> None:
         pause = min(0.1, pause * 2)
 
 
+def remove_caches(directory: str, token: str) -> None:
+    """What the host of data producers has said is to go with the job: directories named after it, and no others."""
+    try:
+        with open(os.path.join(directory, "caches")) as file:
+            caches = file.read().splitlines()
+    except OSError:
+        return  # there are none
+    for cache in caches:
+        if os.path.basename(cache) != f"job-{token}":
+            continue
+        for parent, directories, files in os.walk(cache, topdown=False):
+            for name in (*files, *directories):
+                path = os.path.join(parent, name)
+                try:  # noqa: SIM105
+                    os.rmdir(path) if name in directories and not os.path.islink(path) else os.unlink(path)
+                except OSError:
+                    pass  # the next job that uses the cache directory will see to it
+        try:  # noqa: SIM105
+            os.rmdir(cache)
+        except OSError:
+            pass  # likewise
+
+
 def remove(directory: str) -> None:
     """A directory of the agent's, for sockets or state, if the agent could not do it."""
     try:
@@ -63,6 +86,7 @@ def main() -> None:
         pass
     kill_all(mark)
     for directory in sys.argv[2:]:
+        remove_caches(directory, mark.decode().partition("=")[2])
         remove(directory)
 
 

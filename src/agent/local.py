@@ -19,6 +19,7 @@ from ..protocol.plan import NO_EPOCH
 from ..rootless.listening import listen
 from .config import LaunchConfig
 from .console import Console
+from .data_host import DataHost
 from .directories import in_memory, make_private, temporary_for_sockets
 from .environment import epoch_environment, worker_environment
 from .logs import LogDirectory, Outputs
@@ -53,8 +54,9 @@ class LocalNode:
         if config.inprocess_restart:
             self._state_directory = make_private(in_memory(), "hyperpodrun-state-")
             self._directories.append(self._state_directory)
+        self._data = DataHost(self._runtime, self._token, console)
         self.workers = Workers(
-            config, console, self.logs, self._token, self._directories, self._on_exit, self._on_hook_exit
+            config, console, self.logs, self._token, self._directories, self._data, self._on_exit, self._on_hook_exit
         )
         self._epoch = NO_EPOCH
         """The last epoch that was started here."""
@@ -96,6 +98,7 @@ class LocalNode:
             from .channel import WorkerChannel
 
             self._channel = WorkerChannel(self._endpoint, self._console, self._on_message)
+        self._data.attach(loop, self._environment(0, 0, 0, 0, Outputs()))
         self.workers.attach(loop)
 
     def share_store(self, send: Callable[[int, StoreMessage], None], own: Callable[[], int]) -> Sharing:
@@ -150,6 +153,7 @@ class LocalNode:
             store_address=self._store_address,
             agent_endpoint=self._endpoint if self._config.inprocess_restart and not hook else None,
             state_directory=None if hook else self._state_directory,
+            data_endpoint=None if hook else self._data.endpoint,
             job_token=self._token,
             error_file=outputs.error_path,
         )

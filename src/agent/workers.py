@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from . import processes
 from .config import LaunchConfig
 from .console import Console
+from .data_host import DataHost
 from .environment import worker_command
 from .failures import Failures
 from .logs import LogDirectory, Outputs
@@ -50,6 +51,7 @@ class Workers:
         logs: LogDirectory,
         token: str,
         directories: Sequence[Path],
+        data: DataHost,
         on_exit: Callable[[Worker, int], None],
         on_hook_exit: Callable[[int], None],
     ) -> None:
@@ -58,6 +60,7 @@ class Workers:
         self._logs = logs
         self._token = token
         self._directories = directories
+        self._data = data
         self._on_worker_exit = on_exit
         self._on_hook_end = on_hook_exit
         self.failures = Failures()
@@ -157,6 +160,7 @@ class Workers:
         """Whatever happened, no process of the job stays."""
         self._closing = True
         self._standbys.close()
+        self._data.close()
         for worker in self:
             if worker.child is not None:
                 worker.child.signal_session(signal.SIGKILL)
@@ -197,8 +201,7 @@ class Workers:
         """What a dead worker left behind has become our child: it is killed, and taken away once it is dead."""
         own = {worker.child.pid for worker in self if worker.child is not None}
         own.add(self._keeper.pid)
-        if self._standbys.pid is not None:
-            own.add(self._standbys.pid)
+        own |= {pid for pid in (self._standbys.pid, self._data.pid) if pid is not None}
         if self._hook is not None:
             own.add(self._hook[0].pid)
         live = {f"{worker.local_rank}.{worker.incarnation}" for worker in self}

@@ -11,6 +11,9 @@ WORKER_IDENTITY = "HYPERPODRUN_WORKER"
 STATE_DIRECTORY = "HYPERPODRUN_STATE"
 """Set in workers: a directory in memory that belongs to the job on this node and outlives every worker."""
 
+DATA_ENDPOINT = "HYPERPODRUN_DATA"
+"""Set in workers: the path of the socket on which the host of the job's data producers is to be reached."""
+
 JOB_TOKEN = "HYPERPODRUN_JOB"
 """Set in every process of a job: marks the job's processes, also those that left their session."""
 

@@ -49,6 +49,25 @@ def test_recovery_compares_both_launchers(tmp_path: Path) -> None:
         assert row["median_s"] > 0
 
 
+def test_dataloader_compares_the_loaders(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    command = [sys.executable, str(BENCHMARKS / "dataloader.py"), "--quick", "--workloads=tiny"]
+    command += ["--loaders=torch,mmap", f"--json={path}"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "every run was verified" in ended.stdout
+    rows = json.loads(path.read_text())
+    assert [(row["loader"], row["resume_step"]) for row in rows] == [
+        ("DataLoader", 50),
+        ("MMAPDataLoader", 50),
+    ]
+    for row in rows:
+        assert (row["benchmark"], row["workload"]) == ("dataloader", "tiny")
+        assert row["first_batch_s"] > 0
+        assert row["batches_per_s"] > 0
+        assert row["cpu_s"] > 0
+
+
 def test_launch_compares_both_launchers(tmp_path: Path) -> None:
     rows = quick_rows("launch", tmp_path)
     assert [(row["launcher"], row["script"]) for row in rows] == [

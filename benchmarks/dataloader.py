@@ -1,0 +1,221 @@
+"""Batches per second, and the wait for the first one after a restart: MMAPDataLoader beside torch's loaders.
+
+    .venv/bin/python benchmarks/dataloader.py [--workloads tiny] [--json FILE]
+
+Each workload is read by torch's DataLoader (two persistent workers; resumes by skipping forward), by torchdata's
+StatefulDataLoader (resumes from its state dict) and by MMAPDataLoader over the same DataLoader (resumes by `seek`,
+after the process that read before was killed). All give the same batch for a step: their digests are compared, except
+StatefulDataLoader's, whose order is its own. Every measurement is a process of its own; the kinds take turns.
+
+`first_batch_s`: from the loader's construction, imports done, to batch `resume_step`. A resume that would take longer
+than --limit is not waited for: its row says null. `batches_per_s` and `cpu_s` (CPU seconds of all processes together
+per 1,000 batches) are of the steady state, where the reader does nothing else; they are in the rows of the first step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import harness
+
+KINDS = ("torch", "stateful", "mmap")
+NAMES = {"torch": "DataLoader", "stateful": "StatefulDataLoader", "mmap": "MMAPDataLoader"}
+STEADY = {"tiny": 4000, "text": 2000, "images": 200}
+WORKER = harness.BENCHMARKS / "dataloader_worker.py"
+
+
+class Runs:
+    """Starts the processes of one benchmark; those of one launch share a host, as under torchrun."""
+
+    def __init__(self, directory: Path, limit: float) -> None:
+        self._directory = directory
+        self._limit = limit
+        self._launches = 0
+
+    def environment(self) -> dict[str, str]:
+        self._launches += 1
+        return {
+            **os.environ,
+            **harness.WORKER_ENVIRONMENT,
+            "BENCHMARK_CACHE": str(self._directory / "cache"),
+            "HYPERPODRUN_BENCHMARK": f"{os.getpid()}-{self._launches}",
+            "MASTER_ADDR": "benchmark",
+            "MASTER_PORT": f"{os.getpid()}{self._launches}",
+            "RANK": "0",
+        }
+
+    def run(self, environment: dict[str, str], *arguments: str) -> dict[str, Any] | None:
+        """The row that a worker prints; None if it is over the limit. Raises RunFailed."""
+        process = subprocess.Popen(
+            [sys.executable, str(WORKER), *arguments],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        try:
+            stdout, stderr = process.communicate(timeout=self._limit + 60)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            return None
+        if process.returncode != 0:
+            raise harness.RunFailed(f"{arguments}: exit code {process.returncode}\n{stderr[-3000:]}")
+        row: dict[str, Any] = json.loads(stdout.strip().splitlines()[-1])
+        return row
+
+    @contextlib.contextmanager
+    def killed_reader(self, environment: dict[str, str], workload: str, step: int) -> Iterator[None]:
+        """A process that has read batch `step - 1` with ours, and was killed."""
+        process = subprocess.Popen(
+            [sys.executable, str(WORKER), "mmap", workload, "leave", str(max(0, step - 1))],
+            env=environment, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        keeper = subprocess.Popen(
+            [sys.executable, str(WORKER), "mmap", workload, "stay", "0"],
+            env=environment, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            assert process.stdout is not None
+            assert keeper.stdout is not None
+            for line in (process.stdout.readline(), keeper.stdout.readline()):
+                if line != "ready\n":
+                    raise harness.RunFailed(
+                        f"the reader of {workload} that is to be killed did not get ready: {line!r}"
+                    )
+            process.kill()
+            process.wait()
+            yield
+        finally:
+            for each in (process, keeper):  # the host, which holds their pipes, ends with the last of them
+                each.kill()
+            for each in (process, keeper):
+                each.communicate()
+
+    def first(self, kind: str, workload: str, step: int) -> dict[str, Any] | None:
+        environment = self.environment()
+        if kind == "mmap":
+            with self.killed_reader(environment, workload, step):
+                return self.run(environment, kind, workload, "first", str(step))
+        state: tuple[str, ...] = ()
+        if kind == "stateful" and step:
+            file = self._directory / f"{workload}-{step}.state"
+            if not file.exists() and self.run(environment, kind, workload, "save", str(step), str(file)) is None:
+                return None
+            state = (str(file),)
+        return self.run(environment, kind, workload, "first", str(step), *state)
+
+    def steady(self, kind: str, workload: str, batches: int) -> dict[str, Any]:
+        row = self.run(self.environment(), kind, workload, "steady", str(batches))
+        if row is None:
+            raise harness.RunFailed(f"{kind}, {workload}: {batches} batches took longer than the limit")
+        return row
+
+
+def measure(options: argparse.Namespace, runs: Runs, workload: str) -> list[dict[str, Any]]:
+    steady: dict[str, list[dict[str, Any]]] = {kind: [] for kind in options.loaders}
+    batches = STEADY[workload] // (10 if options.quick else 1)
+    for number in range(options.runs):
+        for kind in options.loaders:
+            steady[kind].append(runs.steady(kind, workload, batches))
+        harness.progress(f"{workload}: throughput, {number + 1} of {options.runs}")
+    rows = []
+    for step in options.steps:
+        first: dict[str, list[dict[str, Any] | None]] = {kind: [] for kind in options.loaders}
+        for number in range(options.runs):
+            for kind in options.loaders:
+                hopeless = first[kind][:1] == [None] or (number and step >= 10_000 and kind != "mmap")
+                if not hopeless:
+                    first[kind].append(runs.first(kind, workload, step))
+            harness.progress(f"{workload}: first batch at {step}, {number + 1} of {options.runs}")
+        verify(workload, step, first)
+        with_rates = step == options.steps[0]
+        rows += [row(kind, workload, step, first[kind], steady[kind] if with_rates else []) for kind in options.loaders]
+    return rows
+
+
+def verify(workload: str, step: int, first: dict[str, list[dict[str, Any] | None]]) -> None:
+    """The batch of a step is one and the same, whoever gave it and how often."""
+    for kind in first:
+        digests = {result["digest"] for result in first[kind] if result is not None}
+        if workload == "images":  # cropped at random: of its own in every kind; ours must still be one
+            wrong = kind == "mmap" and len(digests) > 1
+        elif kind == "stateful":
+            wrong = False
+        else:
+            wrong = len(digests | {r["digest"] for r in first.get("mmap", []) if r is not None}) > 1
+        if wrong:
+            raise harness.RunFailed(f"{workload}, step {step}: {NAMES[kind]} did not give the batch that it should")
+
+
+def row(
+    kind: str, workload: str, step: int, first: list[dict[str, Any] | None], steady: list[dict[str, Any]]
+) -> dict[str, Any]:
+    times = [result["first_batch_s"] for result in first if result is not None]
+    return {
+        "benchmark": "dataloader",
+        "loader": NAMES[kind],
+        "workload": workload,
+        "resume_step": step,
+        "first_batch_s": harness.median(times),
+        "batches_per_s": harness.median([result["batches_per_s"] for result in steady]),
+        "cpu_s": harness.median([result["cpu_s"] for result in steady]),
+        "memory_mb": harness.median([result["memory_mb"] for result in steady]),
+        "runs": times,
+    }
+
+
+def report(rows: list[dict[str, Any]], limit: float) -> str:
+    def number(value: float | None, digits: int) -> str:
+        return "" if value is None else f"{value:.{digits}f}"
+
+    lines = [
+        (
+            row["workload"],
+            row["loader"],
+            str(row["resume_step"]),
+            f"{row['first_batch_s'] * 1000:.2f}" if row["first_batch_s"] is not None else f"> {limit * 1000:.0f}",
+            number(row["batches_per_s"], 0),
+            number(row["cpu_s"], 2),
+            number(row["memory_mb"], 0),
+        )
+        for row in rows
+    ]
+    header = ("workload", "loader", "step", "first batch ms", "batches/s", "CPU s per 1,000", "memory MB")
+    return harness.table(header, lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=harness.positive, default=5, help="measurements of each kind (default: 5)")
+    parser.add_argument(
+        "--workloads", type=harness.comma_separated(harness.one_of(tuple(STEADY))), default=",".join(STEADY)
+    )
+    parser.add_argument("--loaders", type=harness.comma_separated(harness.one_of(KINDS)), default=",".join(KINDS))
+    parser.add_argument("--steps", type=harness.comma_separated(int), default="0,1000,100000")
+    parser.add_argument("--limit", type=float, default=240.0, help="seconds to wait for a resume (default: 240)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    parser.add_argument("--quick", action="store_true", help="one short run each: does it work at all?")
+    options = parser.parse_args()
+    if options.quick:
+        options.runs, options.steps = 1, [50]
+    print(harness.describe_machine())
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as directory:
+        runs = Runs(Path(directory), options.limit)
+        rows = [row for workload in options.workloads for row in measure(options, runs, workload)]
+    print(report(rows, options.limit))
+    print("every run was verified: the same batch for the same step")
+    harness.write_rows(options.json, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

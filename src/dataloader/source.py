@@ -1,0 +1,305 @@
+"""Where a stream's batches come from: what is done with the loader that the user's factory has made.
+
+A torch DataLoader over a map-style dataset is taken as a description: its sampler gives the indices of every batch, any
+batch can be made from its indices alone, in any process, and none has to be made to get to a later one (`MapSource`).
+torchdata's StatefulDataLoader is one too, if its dataset has no state. Any other loader is iterated as it is, in one
+process (`IterableSource`): an iterable dataset, a dataset with state, a subclass that iterates in its own way, any
+iterable. If it, or its dataset, has `state_dict` and `load_state_dict`, its state is kept with every batch, and
+iteration goes on from any of them; else what is before a position is made and thrown away.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import torch
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data._utils.collate import collate, default_collate, default_collate_fn_map
+
+from . import seeds, tree
+
+_FORKS = (None, "fork")
+
+
+def length_of(loader: Any) -> int | None:
+    """Batches per epoch; None where the loader does not know."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
+
+
+def is_map_style(loader: Any) -> bool:
+    """Whether any batch can be made from its indices."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return False
+    if type(loader).__iter__ is not DataLoader.__iter__ and not _is_torchdatas(loader):
+        return False
+    context = loader.multiprocessing_context
+    method = context if isinstance(context, str) or context is None else context.get_start_method()
+    return method in _FORKS
+
+
+def _is_torchdatas(loader: Any) -> bool:
+    """A StatefulDataLoader whose dataset has no state: what it would save is a position in the order of its sampler."""
+    torchdata = sys.modules.get("torchdata.stateful_dataloader")
+    return torchdata is not None and type(loader) is torchdata.StatefulDataLoader and not _has_state(loader.dataset)
+
+
+def _has_state(owner: Any) -> bool:
+    return callable(getattr(owner, "state_dict", None)) and callable(getattr(owner, "load_state_dict", None))
+
+
+def set_epoch(epoch: int, *owners: Any) -> None:
+    """Tells samplers and datasets that shuffle by epoch."""
+    for owner in owners:
+        method = getattr(owner, "set_epoch", None)
+        if callable(method):
+            method(epoch)
+
+
+class _Generators:
+    """The torch.Generator objects of a loader, with the seeds their owner gave them."""
+
+    def __init__(self, *owners: Any) -> None:
+        found: dict[int, tuple[torch.Generator, int]] = {}
+        for owner in owners:
+            generator = getattr(owner, "generator", None)
+            if isinstance(generator, torch.Generator):
+                found[id(generator)] = (generator, generator.initial_seed())
+        self._found = list(found.values())
+
+    def begin(self, epoch: int) -> None:
+        for generator, initial in self._found:
+            seeds.reseed_generator(generator, initial, epoch)
+
+
+class MapSource:
+    """The order of batches: their indices, from any position on, without touching the dataset."""
+
+    def __init__(self, loader: Any, seed: int) -> None:
+        self._loader = loader
+        self.seed = seed
+        self._batched = loader.batch_sampler is not None
+        self._sampler = loader.batch_sampler if self._batched else loader.sampler
+        self._generators = _Generators(loader, loader.sampler, loader.batch_sampler)
+        self._iterator: Iterator[Any] = iter(())
+        self._position: tuple[int, int] | None = None
+        self.skipped: tuple[int, float] | None = None
+        """(batches, seconds) of indices that the last call passed over, if it did."""
+
+    def indices(self, epoch: int, index: int) -> bytes | None:
+        """The dataset indices of a batch, packed; None: the epoch has no such batch."""
+        self.skipped = None
+        if self._position != (epoch, index):
+            started = time.monotonic()
+            self._iterator = self._iterate(epoch, index)
+            if index:
+                self.skipped = (index, time.monotonic() - started)
+        try:
+            found = next(self._iterator)
+        except StopIteration:
+            self._position = None
+            return None
+        self._position = (epoch, index + 1)
+        return pack_indices(list(found) if self._batched else found, self._batched)
+
+    def positioned(self, epoch: int, index: int) -> list[Any]:
+        """The rest of an epoch's order, for torch's own DataLoader."""
+        return list(self._iterate(epoch, index))
+
+    def length(self, epoch: int, beyond: int) -> int:
+        """Batches of an epoch that has no batch `beyond`."""
+        known = length_of(self._sampler)
+        if known is not None and known <= beyond:
+            return known
+        if self._position is None and beyond == 0:
+            return 0
+        return sum(1 for _ in self._iterate(epoch, 0))
+
+    def _iterate(self, epoch: int, index: int) -> Iterator[Any]:
+        """The epoch's batches of indices from `index` on."""
+        batch_sampler, sampler = self._loader.batch_sampler, self._loader.sampler
+        seeds.set_seed(seeds.derive(self.seed, epoch, seeds.ORDER))
+        set_epoch(epoch, *([sampler] if sampler is batch_sampler else [sampler, batch_sampler]))
+        self._generators.begin(epoch)
+        if self._loader.generator is not None:  # as DataLoader does before it draws the order
+            torch.empty((), dtype=torch.int64).random_(generator=self._loader.generator)
+        seek = getattr(self._sampler, "seek", None)
+        if callable(seek):
+            seek(index)
+            return iter(self._sampler)
+        if type(batch_sampler) is BatchSampler:
+            # Passing over indices one by one costs nothing to speak of; passing over lists of them would.
+            size = batch_sampler.batch_size
+            flat = _from(batch_sampler.sampler, index * size)
+            return iter(BatchSampler(_Once(flat), size, batch_sampler.drop_last))
+        return itertools.islice(iter(self._sampler), index, None)
+
+
+class _Once:
+    """An iterator as the sampler that BatchSampler wants."""
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self._iterator = iterator
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._iterator
+
+
+def _from(sampler: Any, index: int) -> Iterator[Any]:
+    """The sampler's indices from `index` on."""
+    if type(sampler) is SequentialSampler:
+        return iter(range(min(index, len(sampler)), len(sampler)))
+    if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(sampler.data_source):
+        return _permutation(sampler, index)
+    return itertools.islice(iter(sampler), index, None)
+
+
+def _permutation(sampler: RandomSampler, index: int) -> Iterator[int]:
+    """RandomSampler's own draw, without making a list of the part that is passed over."""
+    generator = sampler.generator
+    if generator is None:
+        generator = torch.Generator()
+        generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))
+    order = torch.randperm(len(sampler.data_source), generator=generator)
+    for begin in range(index, len(order), 1 << 16):
+        yield from order[begin : begin + (1 << 16)].tolist()
+
+
+class MapFetcher:
+    """Makes batches from indices: what a DataLoader worker does, in a process that may have no other."""
+
+    def __init__(self, loader: Any, seed: int) -> None:
+        self._dataset = loader.dataset
+        self._collate = _without_shared_memory if loader.collate_fn is default_collate else loader.collate_fn
+        self._seed = seed
+        self._epoch: int | None = None
+
+    def make(self, epoch: int, index: int, packed: bytes) -> Any:
+        """One batch. Raises what the dataset and the collate function raise."""
+        if epoch != self._epoch:
+            set_epoch(epoch, self._dataset)
+            self._epoch = epoch
+        seeds.set_seed(seeds.derive(self._seed, epoch, index))
+        indices, batched = unpack_indices(packed)
+        if not batched:
+            return self._collate(self._dataset[indices])
+        fetch_all = getattr(self._dataset, "__getitems__", None)
+        return self._collate(fetch_all(indices) if fetch_all else [self._dataset[i] for i in indices])
+
+
+def _stack(batch: Any, *, collate_fn_map: Any = None) -> torch.Tensor:
+    return torch.stack(batch, 0)
+
+
+_TO_PRIVATE_MEMORY = {**default_collate_fn_map, torch.Tensor: _stack}
+
+
+def _without_shared_memory(samples: Any) -> Any:
+    """torch's default_collate in a worker allocates shared memory, a file for each tensor; ours are written anyway."""
+    if any(isinstance(sample, torch.Tensor) and (sample.is_nested or sample.is_sparse) for sample in samples[:1]):
+        return default_collate(samples)
+    return collate(samples, collate_fn_map=_TO_PRIVATE_MEMORY)
+
+
+class IterableSource:
+    """Batches one after the other, from a loader that can only be iterated."""
+
+    def __init__(self, loader: Any, seed: int) -> None:
+        self._loader = loader
+        self.seed = seed
+        dataset = getattr(loader, "dataset", None)
+        sampler, batch_sampler = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
+        self._epoch_owners = [
+            owner for i, owner in enumerate((loader, dataset, sampler, batch_sampler))
+            if owner is not None and not any(owner is o for o in (loader, dataset, sampler)[:i])
+        ]  # fmt: skip
+        self._generators = _Generators(loader, sampler, batch_sampler)
+        self._stateful = self._who_has_state(loader, dataset)
+        self._iterator: Iterator[Any] | None = None
+        self._position: tuple[int, int] = (0, 0)
+        self.used = False
+        """Whether it has ever been iterated."""
+
+    @staticmethod
+    def _who_has_state(loader: Any, dataset: Any) -> Any:
+        for owner in (loader, dataset if getattr(loader, "num_workers", 0) == 0 else None):
+            if _has_state(owner):
+                return owner
+        return None
+
+    @property
+    def stateful(self) -> bool:
+        return self._stateful is not None
+
+    @property
+    def running(self) -> bool:
+        """Whether it is in an epoch; not so at first, at an epoch's end and after an error."""
+        return self._iterator is not None
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Of the batch that `next` makes."""
+        return self._position
+
+    def begin(self, epoch: int, index: int = 0, state: Any = None) -> None:
+        """An epoch anew; with `state`, from `index` on."""
+        seeds.set_seed(seeds.derive(self.seed, epoch, seeds.ORDER))
+        set_epoch(epoch, *self._epoch_owners)
+        self._generators.begin(epoch)
+        if state is not None:
+            self._stateful.load_state_dict(state)
+        self.used = True
+        self._iterator = iter(self._loader)
+        self._position = (epoch, index)
+
+    def next(self) -> Any:
+        """The next batch. Raises StopIteration at the end of the epoch, and what the loader raises."""
+        assert self._iterator is not None
+        epoch, index = self._position
+        seeds.set_seed(seeds.derive(self.seed, epoch, index))
+        iterator, self._iterator = self._iterator, None  # one that has raised is not to be asked again
+        batch = next(iterator)
+        self._iterator = iterator
+        self._position = (epoch, index + 1)
+        return batch
+
+    def state(self) -> Any:
+        """The source's state after the last batch; None where it has none."""
+        return None if self._stateful is None else self._stateful.state_dict()
+
+
+# ---- indices on their way ---------------------------------------------------------------------------------------
+
+_MANY, _ONE, _OTHER_MANY, _OTHER_ONE = b"I", b"i", b"O", b"o"
+
+
+def pack_indices(indices: Any, batched: bool) -> bytes:
+    """Indices as bytes: whole numbers fast, other plain keys (tuples, strings, ...) as `tree.py` does it."""
+    from array import array
+
+    try:
+        return (_MANY if batched else _ONE) + array("q", indices if batched else (indices,)).tobytes()
+    except (TypeError, OverflowError):
+        structure, tensors = tree.take_apart(indices)
+        data = msgspec.msgpack.encode((structure, [(str(t.dtype)[6:], t.tolist()) for t in tensors]))
+        return (_OTHER_MANY if batched else _OTHER_ONE) + data
+
+
+def unpack_indices(packed: bytes) -> tuple[Any, bool]:
+    """(indices, whether they are those of a batch or the index of one sample)."""
+    from array import array
+
+    kind = packed[:1]
+    if kind in (_MANY, _ONE):
+        numbers = array("q", packed[1:]).tolist()
+        return (numbers, True) if kind == _MANY else (numbers[0], False)
+    structure, values = msgspec.msgpack.decode(packed[1:], type=tuple[bytes, list[tuple[str, Any]]])
+    tensors = [torch.tensor(value, dtype=getattr(torch, dtype)) for dtype, value in values]
+    return tree.put_together(structure, tensors), kind == _OTHER_MANY

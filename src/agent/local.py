@@ -98,7 +98,7 @@ class LocalNode:
             from .channel import WorkerChannel
 
             self._channel = WorkerChannel(self._endpoint, self._console, self._on_message)
-        self._data.attach(loop, self._environment(0, 0, 0, 0, Outputs()))
+        self._data.attach(loop, self._environment(cmd.Seat(0, 0, 0), self._alone, 0, Outputs()))
         self.workers.attach(loop)
 
     def share_store(self, send: Callable[[int, StoreMessage], None], own: Callable[[], int]) -> Sharing:

@@ -236,7 +236,7 @@ def _compare(arguments: list[str], environment: dict[str, str]) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PET_", "OMP_"))}
     # Where the other nodes are, and by what they know each other, is no matter of options.
     known = {"HYPERPODRUN_JOB_SECRET": "a secret that is long enough"}
-    unknown_hosts = mock.patch("hyperpodrun.launcher.discovery.resolve", lambda host: [])
+    unknown_hosts = mock.patch("hyperpodrun.launcher.discovery.resolve", return_value=[])
     with mock.patch.dict(os.environ, {**clean, **environment, **known}, clear=True), unknown_hosts:
         try:
             theirs, their_command = torchruns(arguments)

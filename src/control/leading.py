@@ -1,19 +1,15 @@
-"""The controller's role: who is a member, what a majority has agreed on, and the job's commands to their nodes.
+"""The controller's role: who is a member, what a majority has agreed on, and when the job is taken over.
 
-The job itself is decided by `job.Job`, as on one node. This role gives it events from all nodes and sends its commands
-to them. It acts for the job only after a quorum has agreed on a membership in its own term.
+It acts for the job (`directing.py`) only after a quorum has agreed on a membership in its own term.
 """
 
 from __future__ import annotations
 
-from msgspec.structs import replace
-
 from . import commands as cmd
 from . import events as ev
-from .addressing import deliver
-from .following import Leaderless, number_in
+from .directing import Directing, Follower
+from .following import Leaderless
 from .job import Job
-from .link import Link
 from .members import Member, View, ViewChange, Views
 from .messages import (
     Acknowledge,
@@ -21,12 +17,9 @@ from .messages import (
     Claim,
     Ended,
     Hold,
-    JobMemory,
     Join,
     Lead,
     Leave,
-    Order,
-    Ordered,
     PeerMessage,
     Propose,
     Redirect,
@@ -39,25 +32,10 @@ from .messages import (
 )
 from .roles import Context, Role
 from .seeking import Forming, why_refused
-from .takeover import rebuild, remember, was_begun
-
-_LINGER_S = 5.0
-_Outgoing = tuple[Ordered, JobMemory | None]
+from .takeover import rebuild, was_begun
 
 
-class _Follower:
-    """A member as its controller sees it."""
-
-    def __init__(self, member: Member, now: float, attempt: int) -> None:
-        self.member = member
-        self.link: Link[_Outgoing, Tell] = Link()
-        self.heard = now
-        self.attempt = attempt
-        self.report: Report | None = None
-        self.needs_views = False
-
-
-class Leading(Role):
+class Leading(Directing):
     """One term. `views`: what this agent knew when it was elected."""
 
     def __init__(
@@ -70,8 +48,7 @@ class Leading(Role):
         reason: str = "",
         founding: dict[str, Join] | None = None,
     ) -> None:
-        super().__init__(context)
-        self.term = term
+        super().__init__(context, term)
         self._views = views
         self._founding = founding
         self._reason = reason
@@ -80,21 +57,12 @@ class Leading(Role):
         self._next_number = views.proposed.next_number
         self._epochs: dict[int, int] = {}
         """The highest epoch numbers that joining nodes have seen."""
-        self._followers: dict[int, _Follower] = {}
-        self._by_key: dict[str, _Follower] = {}
+        self._by_key: dict[str, Follower] = {}
         self._acknowledged: set[int] = set()
         self._serial = 0
-        self._moments = 0
-        self._told_memory: JobMemory | None = None
-        self._job: Job | None = None
-        self._job_due: float | None = None
-        self._pending: list[ev.Event] = []
-        self._busy = False
         self._next_beat = context.now + context.config.heartbeat_interval
         self._early: list[tuple[int, Tell]] = []
         """What followers have told after their reports and before the job was there."""
-        self._end: cmd.End | None = None
-        self._end_due = 0.0
         self._deadline = context.now + context.config.join_timeout
 
     # ---- the role ------------------------------------------------------------------------------------------------
@@ -104,7 +72,7 @@ class Leading(Role):
         for member in self._views.everybody().values():
             if member.key != context.config.key:
                 join = (self._founding or {}).get(member.key)
-                follower = _Follower(member, context.now, join.attempt if join else 0)
+                follower = Follower(member, context.now, join.attempt if join else 0)
                 follower.needs_views = self._founding is not None
                 if member.number in self._wanted:
                     self._followers[member.number] = follower
@@ -223,7 +191,7 @@ class Leading(Role):
                 return role
         number, self._next_number = self._next_number, self._next_number + 1
         member = Member(number, key, join.host, address, join.workers)
-        follower = _Follower(member, context.now, join.attempt)
+        follower = Follower(member, context.now, join.attempt)
         follower.needs_views = True
         self._followers[number] = self._by_key[key] = follower
         self._wanted[number] = member
@@ -232,7 +200,7 @@ class Leading(Role):
         context.send(address, Hold())
         return self._propose()
 
-    def _drop(self, follower: _Follower, reason: str) -> Role | None:
+    def _drop(self, follower: Follower, reason: str) -> Role | None:
         """A member is lost."""
         context, member = self.context, follower.member
         del self._followers[member.number]
@@ -271,23 +239,10 @@ class Leading(Role):
                     self._order(follower, Propose(ViewChange.between(base, proposed)), self._memory())
         return self._settle()
 
-    def _send_lead(self, follower: _Follower) -> None:
+    def _send_lead(self, follower: Follower) -> None:
         change = ViewChange.between(self._views.agreed, self._views.proposed)
         views = self._views if follower.needs_views else None
         self.context.send(follower.member.address, Lead(self.term, change, views, self._memory()))
-
-    def _news(self) -> JobMemory | None:
-        """What followers have told since the last command went out."""
-        memory = self._memory()
-        if memory is None or self._told_memory is None or replace(self._told_memory, at=memory.at) == memory:
-            return None
-        self._moments += 1
-        self._told_memory = replace(memory, at=(self.term, self._moments))
-        self.context.local.remember(self._told_memory)
-        return self._told_memory
-
-    def _memory(self) -> JobMemory | None:
-        return None if self._job is None else remember(self._job.state, (self.term, self._moments))
 
     def _settle(self) -> Role | None:
         """Has a quorum of both memberships acknowledged the proposal?"""
@@ -372,7 +327,7 @@ class Leading(Role):
                 role = self._told(follower, tell)
         return role
 
-    def _told(self, follower: _Follower, tell: Tell) -> Role | None:
+    def _told(self, follower: Follower, tell: Tell) -> Role | None:
         event, number = tell.event, follower.member.number
         if self._job is None and not isinstance(event, Report | Acknowledge | Leave):
             self._early.append((number, tell))
@@ -395,12 +350,6 @@ class Leading(Role):
                     return self._run(event)
         return None
 
-    def _holds(self, number: int, event: ev.WorkerEvent) -> bool:
-        """Whether this process is where the event comes from: no node speaks for another's."""
-        assert self._job is not None
-        slot = self._job.state.find(event.rank, event.incarnation)
-        return slot is not None and slot.node == number
-
     def _acknowledge(self, number: int, view: tuple[int, int]) -> Role | None:
         follower = self._followers[number]
         if view == self._views.proposed.id:
@@ -409,71 +358,6 @@ class Leading(Role):
             # It followed an earlier proposal, which it can only have been sent as a Lead.
             self._order(follower, Propose(ViewChange.between(self._views.agreed, self._views.proposed)), self._memory())
         return self._settle()
-
-    def _run(self, event: ev.Event | None) -> Role | None:
-        """The job's answer to an event, and to those that its own commands bring about here."""
-        if event is not None:
-            self._pending.append(event)
-        if self._busy or self._job is None:
-            return None
-        self._busy = True
-        moved = self._job.state.dues_moved
-        changed = isinstance(event, ev.TimePassed)
-        while self._pending:
-            commands = self._job.handle(self._pending.pop(0), self.context.now)
-            changed |= bool(commands)
-            self._carry_out(commands)
-        if changed or self._job.state.dues_moved != moved:
-            self._job_due = self._job.next_deadline()
-        self._busy = False
-        return self._finish_ending()
-
-    def _carry_out(self, commands: list[cmd.Command]) -> None:
-        assert self._job is not None
-        if not commands:
-            return
-        context = self.context
-        self._moments += 1
-        memory = remember(self._job.state, (self.term, self._moments))
-        context.local.remember(memory)
-        self._told_memory = memory
-        for command in commands:
-            if isinstance(command, cmd.End):
-                self._end = command
-                self._end_due = context.now + _LINGER_S
-            carries_memory = not isinstance(command, cmd.Spawn | cmd.Kill)
-            for number, addressed in deliver(self._job.state, command, [context.number or 0, *self._followers]):
-                if number == context.number:
-                    self._carry_out_here(addressed)
-                elif number in self._followers:
-                    self._order(self._followers[number], addressed, memory if carries_memory else None)
-
-    def _carry_out_here(self, command: cmd.Command) -> None:
-        context = self.context
-        if isinstance(command, cmd.End):
-            return
-        context.execute(command, (self.term, self._moments))
-        number = number_in(command)
-        if number is not None and context.number is not None:
-            self._pending.append(ev.Opened(context.number, number))
-
-    def _finish_ending(self, *, at_once: bool = False) -> Role | None:
-        """The end is told to everybody first."""
-        if self._end is not None and (at_once or all(f.link.all_confirmed for f in self._followers.values())):
-            self.context.actions.append(Ended(self._end))
-        return None
-
-    # ---- words ---------------------------------------------------------------------------------------------------
-
-    def _order(self, follower: _Follower, command: Ordered, memory: JobMemory | None) -> None:
-        serial = follower.link.send((command, memory), self.context.now)
-        received = follower.link.received
-        self.context.send(follower.member.address, Order(self.term, serial, received, command, memory))
-
-    def _resend(self, follower: _Follower) -> None:
-        for serial, (command, memory) in follower.link.overdue(self.context.now):
-            order = Order(self.term, serial, follower.link.received, command, memory)
-            self.context.send(follower.member.address, order)
 
     def _beat(self) -> None:
         context = self.context

@@ -81,3 +81,38 @@ def test_launch_compares_both_launchers(tmp_path: Path) -> None:
         assert (row["benchmark"], row["world_size"]) == ("launch", 2)
         assert row["median_s"] > 0
         assert row["rss_mb"] > 1
+
+
+def test_control_counts_what_a_recovery_costs(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    command = [sys.executable, str(BENCHMARKS / "control.py"), "--quick", f"--json={path}"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    rows = json.loads(path.read_text())
+    assert [row["agents"] for row in rows] == [10, 100]
+    for row in rows:
+        assert row["benchmark"] == "control"
+        assert {"agents", "messages", "bytes", "cpu_s", "virtual_s"} <= set(row)
+        assert 0 < row["messages"] <= 12 * row["agents"], "in proportion to the agents"
+        assert 0 < row["bytes"] < 4000 * row["agents"]
+
+
+def test_rendezvous_compares_both_launchers_or_says_why_not(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "rendezvous.py"),
+        "--quick",
+        "--launchers=hyperpodrun",
+        f"--json={path}",
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    rows = json.loads(path.read_text())
+    if "skipped: " in ended.stdout:
+        assert rows == []
+        return
+    (row,) = rows
+    assert (row["benchmark"], row["launcher"], row["agents"], row["failed"]) == ("rendezvous", "hyperpodrun", 2, 0)
+    assert row["first_line_s"] > 0
+    assert row["recovery_s"] > 0

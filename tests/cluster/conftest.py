@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from namespaces import Namespaces, why_not  # noqa: E402
 
 REASON = why_not()
-GPT = [str(ROOT / "examples" / "gpt" / "train.py"), "--layers=1", "--width=32", "--log-every=1"]
+TRAIN = str(Path(__file__).parent / "workers" / "train.py")
 
 
 class Job:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import GPT, Job
+from conftest import TRAIN, Job
 
 WAITS = """
 import os, pathlib, time
@@ -66,9 +66,9 @@ def test_one_of_a_pair_does_not_go_on_alone(cluster: Callable[..., Job], tmp_pat
 @pytest.mark.parametrize("lost", [0, 1], ids=["the leader is lost", "the follower is lost"])
 def test_one_of_a_pair_goes_on_alone_where_it_may(cluster: Callable[..., Job], lost: int) -> None:
     job = cluster(2, "--nnodes=1:2", "--min-nodes=1", "--inprocess-restart", QUICK.format(join=2))
-    job.start(0, 1, script=[*GPT, "--steps=200"])
-    job.wait_for("^step 5 ")
+    job.start(0, 1, script=[TRAIN, "80"])
+    job.wait_for("^step 5$")
     job.namespaces.kill_everything(lost)
     assert job.wait(1 - lost) == [0], job.everything()
-    assert job.recoveries(1 - lost)[0]["scope"] == "in-process"
+    assert job.recoveries(1 - lost)[0]["scope"] == "in-process", job.everything()
     assert "digest" in job.everything()

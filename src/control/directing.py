@@ -1,0 +1,134 @@
+"""A controller at its job: events from all nodes go in, commands go to the nodes that they concern.
+
+The job itself is decided by `job.Job`, as on one node. Who the nodes are is `leading.py`'s.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from . import commands as cmd
+from . import events as ev
+from .addressing import deliver
+from .following import number_in
+from .job import Job
+from .link import Link
+from .members import Member
+from .messages import Ended, JobMemory, Order, Ordered, Report, Tell
+from .roles import Context, Role
+from .takeover import remember
+
+_LINGER_S = 5.0
+_Outgoing = tuple[Ordered, JobMemory | None]
+
+
+class Follower:
+    """A member as its controller sees it."""
+
+    def __init__(self, member: Member, now: float, attempt: int) -> None:
+        self.member = member
+        self.link: Link[_Outgoing, Tell] = Link()
+        self.heard = now
+        self.attempt = attempt
+        self.report: Report | None = None
+        self.needs_views = False
+
+
+class Directing(Role):
+    """The part of a controller that has a job and followers."""
+
+    def __init__(self, context: Context, term: int) -> None:
+        super().__init__(context)
+        self.term = term
+        self._followers: dict[int, Follower] = {}
+        self._job: Job | None = None
+        self._job_due: float | None = None
+        self._pending: list[ev.Event] = []
+        self._busy = False
+        self._moments = 0
+        """Counts what was decided, so that of two memories the newer is known."""
+        self._told_memory: JobMemory | None = None
+        self._end: cmd.End | None = None
+        self._end_due = 0.0
+
+    def _run(self, event: ev.Event | None) -> Role | None:
+        """The job's answer to an event, and to those that its own commands bring about here."""
+        if event is not None:
+            self._pending.append(event)
+        if self._busy or self._job is None:
+            return None
+        self._busy = True
+        moved = self._job.state.dues_moved
+        changed = isinstance(event, ev.TimePassed)
+        while self._pending:
+            commands = self._job.handle(self._pending.pop(0), self.context.now)
+            changed |= bool(commands)
+            self._carry_out(commands)
+        if changed or self._job.state.dues_moved != moved:
+            self._job_due = self._job.next_deadline()
+        self._busy = False
+        return self._finish_ending()
+
+    def _carry_out(self, commands: list[cmd.Command]) -> None:
+        assert self._job is not None
+        if not commands:
+            return
+        context = self.context
+        self._moments += 1
+        memory = remember(self._job.state, (self.term, self._moments))
+        context.local.remember(memory)
+        self._told_memory = memory
+        for command in commands:
+            if isinstance(command, cmd.End):
+                self._end = command
+                self._end_due = context.now + _LINGER_S
+            carries_memory = not isinstance(command, cmd.Spawn | cmd.Kill)
+            for number, addressed in deliver(self._job.state, command, [context.number or 0, *self._followers]):
+                if number == context.number:
+                    self._carry_out_here(addressed)
+                elif number in self._followers:
+                    self._order(self._followers[number], addressed, memory if carries_memory else None)
+
+    def _carry_out_here(self, command: cmd.Command) -> None:
+        context = self.context
+        if isinstance(command, cmd.End):
+            return
+        context.execute(command, (self.term, self._moments))
+        number = number_in(command)
+        if number is not None and context.number is not None:
+            self._pending.append(ev.Opened(context.number, number))
+
+    def _finish_ending(self, *, at_once: bool = False) -> Role | None:
+        """The end is told to everybody first."""
+        if self._end is not None and (at_once or all(f.link.all_confirmed for f in self._followers.values())):
+            self.context.actions.append(Ended(self._end))
+        return None
+
+    def _memory(self) -> JobMemory | None:
+        return None if self._job is None else remember(self._job.state, (self.term, self._moments))
+
+    def _news(self) -> JobMemory | None:
+        """What followers have told since the last command went out."""
+        memory = self._memory()
+        if memory is None or self._told_memory is None or replace(self._told_memory, at=memory.at) == memory:
+            return None
+        self._moments += 1
+        self._told_memory = replace(memory, at=(self.term, self._moments))
+        self.context.local.remember(self._told_memory)
+        return self._told_memory
+
+    def _holds(self, number: int, event: ev.WorkerEvent) -> bool:
+        """Whether this process is where the event comes from: no node speaks for another's."""
+        assert self._job is not None
+        slot = self._job.state.find(event.rank, event.incarnation)
+        return slot is not None and slot.node == number
+
+    def _order(self, follower: Follower, command: Ordered, memory: JobMemory | None) -> None:
+        serial = follower.link.send((command, memory), self.context.now)
+        received = follower.link.received
+        self.context.send(follower.member.address, Order(self.term, serial, received, command, memory))
+
+    def _resend(self, follower: Follower) -> None:
+        for serial, (command, memory) in follower.link.overdue(self.context.now):
+            order = Order(self.term, serial, follower.link.received, command, memory)
+            self.context.send(follower.member.address, order)

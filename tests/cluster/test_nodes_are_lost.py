@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 
 import pytest
-from conftest import TRAIN, Job
+from cluster_jobs import TRAIN, Job
 
-STEPS = 60
+STEPS = 30
 SCRIPT = [TRAIN, str(STEPS)]
 OPTIONS = ("--nnodes=3", "--inprocess-restart", "--rdzv-conf=heartbeat_interval=0.5,heartbeat_limit=2,join_timeout=60")
 DIGESTS: dict[int, str] = {}
@@ -84,9 +84,9 @@ def test_the_job_goes_on(cluster: Callable[..., Job], strike: Callable[[Job], se
 @pytest.mark.timeout(150)
 def test_a_node_that_was_cut_off_stops_says_why_and_comes_back(cluster: Callable[..., Job]) -> None:
     """Cut and healed: the spare has its place by then, and it becomes the spare."""
-    expected = undisturbed(cluster, steps=150)
+    expected = undisturbed(cluster, steps=120)
     job = cluster(4, *OPTIONS)
-    script = [TRAIN, "150"]
+    script = [TRAIN, "120"]
     job.start(0, 1, 2, script=script)
     job.wait_for("leads term=1 nodes=3", node=0)
     job.start(SPARE, script=script)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import TRAIN, Job
+from cluster_jobs import TRAIN, Job
 
 WAITS = """
 import os, pathlib, time

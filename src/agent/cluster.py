@@ -84,8 +84,7 @@ class ClusterHead:
             self._console.log("ephemeral-ports", message=warning)
         own = None if cluster.own_seed is None else cluster.seeds[cluster.own_seed]
         is_seed = own is not None and parse_address(own)[1] == port
-        address = own if is_seed and cluster.address is None else format_address(cluster.address or "", port)
-        assert address is not None
+        address = own if own is not None and is_seed and cluster.as_seed else format_address(cluster.address, port)
         self._node = Node(self._node_config(key, address, is_seed=is_seed))
         self._transport.start(address, self._on_message, self._on_closed)
         self._console.debug("agent-listens", address=address, key=key)

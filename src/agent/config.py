@@ -42,11 +42,13 @@ class Cluster:
     """How this node is called in messages."""
     bind: str
     """The numeric address on which this agent listens, or `*`."""
-    address: str | None
-    """The host that it offers to others; None: that of the seed that it is."""
+    address: str
+    """The host that it offers to others."""
     own_seed: int | None
     """Which of the seeds this machine is."""
     first_port: int
+    as_seed: bool = True
+    """At the endpoint it offers the name by which the others have found it: one agent, one address, one connection."""
     order: int = -1
     secret: bytes | None = field(default=None, repr=False)
     """None: insecure, or on one machine only."""

@@ -31,7 +31,7 @@ def make(nbytes: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     """A model and its optimizer: half of the bytes are parameters, half are momentum."""
     count = max(1, nbytes // 2 // LAYER_BYTES)
     size = nbytes // 2 // count // 4
-    model = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(size)) for _ in range(count)])
+    model = torch.nn.ParameterList([torch.nn.Parameter(torch.ones(size)) for _ in range(count)])
     return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
 

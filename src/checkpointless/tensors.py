@@ -6,6 +6,7 @@ sharded parameters (DTensor) only this rank's local part is meant, everywhere.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 
 from .errors import RestoreError
 from .provider import Skeleton, TensorSpec
+
+_version = operator.attrgetter("_version")
 
 
 class TorchState:
@@ -91,7 +94,7 @@ class TorchState:
 
     def versions(self) -> int:
         """A number that changes with every change of a parameter in place."""
-        return sum(parameter._version for parameter in self.parameters.values())
+        return sum(map(_version, self.parameters.values()))
 
     def _check_parameters(self, wanted: Mapping[str, tuple[str, tuple[int, ...], str]]) -> None:
         for name, value in self.parameters.items():

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from .errors import ChecksumError, RestoreError
 from .provider import Skeleton
 
 _IN_FLIGHT = 4
+_READ_BYTES = 32 << 20
 _MAX_HEADER = 1 << 30
 _READ, _STREAM = 1, 2
 
@@ -133,15 +135,33 @@ def _read_memory(header: dict[str, Any], memory: Memory) -> bool:
     addresses = header["addresses"]
     if len(addresses) != len(memory.rows) or not _all_on_cpu(memory):
         return False
+    pieces = [
+        (int(address) + begin, row.data_ptr() + begin, min(_READ_BYTES, row.numel() - begin))
+        for address, row in zip(addresses, memory.rows.values(), strict=True)
+        for begin in range(0, row.numel(), _READ_BYTES)
+    ]
     try:
-        for address, row in zip(addresses, memory.rows.values(), strict=True):
-            if row.numel():
-                remote_memory.read(int(header["pid"]), int(address), row.data_ptr(), row.numel())
+        # New memory is made page by page as it is filled: that is work for more than one core. Leaving the block, also
+        # by an interrupt, waits for the readers: none may write into a tensor that somebody has begun to use again.
+        with ThreadPoolExecutor(_readers(), thread_name_prefix="hyperpodrun-restore") as readers:
+            reads = [readers.submit(remote_memory.read, int(header["pid"]), *piece) for piece in pieces]
+            try:
+                for read in reads:
+                    read.result()
+            except BaseException:
+                readers.shutdown(wait=True, cancel_futures=True)
+                raise
     except PermissionError:
         return False
     except OSError as error:
         raise RestoreError(f"the memory of process {header['pid']} cannot be read: {error}") from error
     return True
+
+
+def _readers() -> int:
+    """Threads that read at once: the cores this rank may take for itself."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(4, len(os.sched_getaffinity(0)) * 2 // ranks))
 
 
 def _send_buckets(link: Link, to: int, memory: Memory, buckets: Sequence[Bucket]) -> None:

@@ -61,7 +61,10 @@ class Agent:
         restore_signals = self._catch_signals()
         try:
             self._node.prepare()
-            self._head.begin()
+            try:
+                self._head.begin()
+            except OSError as error:
+                self._conclude(cmd.End(cmd.EXIT_FAILED, f"cannot start the workers: {error}"))
             if self._end is None:
                 import asyncio
 
@@ -172,6 +175,7 @@ class Agent:
         self._head.close()
         self._tell_failure()
         logs = self._node.logs
+        logs.close()
         if self._end is not None and self._end.exit_code == 0 and not logs.recoveries.exists():
             logs.discard()
         self.console.close()

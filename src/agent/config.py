@@ -106,6 +106,8 @@ class LaunchConfig:
     stderr_filters: tuple[str, ...] = ()
     line_prefix: str | None = None
     """Template of the prefix of teed lines: `${role_name}`, `${rank}`, `${local_rank}`."""
+    logs_specs: str | None = None
+    """Entry point of a class that decides where output goes, instead of the layout of `logs.py`."""
     event_log: str = "null"
     virtual_local_rank: bool = False
     numa_binding: str | None = None

@@ -13,11 +13,14 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from .config import LaunchConfig
 from .console import Console, Filtered, _Stream
 from .directories import make_private, temporary
+
+if TYPE_CHECKING:
+    from .logs_specs import Destinations, LogsSpecs
 
 STDOUT, STDERR = 1, 2
 
@@ -42,6 +45,21 @@ class Outputs:
         self._to_close.clear()
 
 
+def _append_to(path: str) -> BinaryIO:
+    return open(path, "ab", buffering=0)
+
+
+@dataclass
+class _Where:
+    """Where the streams of one process go: a file, `/dev/null`, or nothing for the console."""
+
+    error_file: str
+    paths: dict[str, str] = field(default_factory=dict)
+    teed: set[str] = field(default_factory=set)
+    """Those that are shown on the console as well."""
+    filtered: dict[str, str] = field(default_factory=dict)
+
+
 class LogDirectory:
     """The directory of one launch and the files in it."""
 
@@ -56,37 +74,74 @@ class LogDirectory:
         prefix = "hyperpodrun_logs_" if base is None else f"{config.run_id.replace('/', '_')}_"
         self.path = make_private(base or temporary(), prefix)
         self.recoveries = (base or self.path) / "recoveries.jsonl"
+        self._specs: LogsSpecs | None = None
+        if config.logs_specs is not None:
+            from .logs_specs import LogsSpecs
+
+            self._specs = LogsSpecs(config)
 
     def open(self, kind: str, local_rank: int, rank: int | None = None) -> Outputs:
-        """The outputs of a process about to start. `kind`: `attempt_<n>`, `pre_train`, `post_train`."""
-        directory = self._new_directory(kind, local_rank)
-        outputs = Outputs(error_file=directory / "error.json")
-        outputs.error_path = "" if self._nowhere else str(outputs.error_file)
-        teed = 0 if self._nowhere else self._config.tee.streams(local_rank)
-        redirected = 0 if self._nowhere else self._config.redirects.streams(local_rank) | teed
-        shown = self._config.shows(local_rank)
+        """The outputs of a process about to start. `kind`: `attempt_<n>`, `pre_train`, `post_train`.
+
+        Raises LogsSpecsError when the user's class does not say where they go.
+        """
+        where = self._where(kind, local_rank)
+        outputs = Outputs(error_file=Path(where.error_file))
+        outputs.error_path = "" if self._nowhere else where.error_file
         for bit, name, target in ((STDOUT, "stdout", sys.stdout), (STDERR, "stderr", sys.stderr)):
+            path = where.paths[name]
+            if not path:
+                continue
             end: BinaryIO | int
-            if redirected & bit:
-                path = directory / f"{name}.log"
-                outputs.files[name] = str(path)
-                file = path.open("ab", buffering=0)
-                end = file
-                if teed & bit and shown:
-                    read_end, end = os.pipe()
-                    filtered = self._filtered(directory.parent, name)
-                    prefix = self._prefix(local_rank, local_rank if rank is None else rank)
-                    outputs._streams.append(self._console.tee(read_end, file, target.buffer, prefix, filtered))
-            elif not shown and not self._nowhere:
+            if path == os.devnull:
                 end = os.open(os.devnull, os.O_WRONLY)
             else:
-                continue
+                outputs.files[name] = path
+                end = file = _append_to(path)
+                if name in where.teed:
+                    read_end, end = os.pipe()
+                    filtered = self._filtered(where.filtered[name], name)
+                    prefix = self._prefix(local_rank, local_rank if rank is None else rank)
+                    outputs._streams.append(self._console.tee(read_end, file, target.buffer, prefix, filtered))
             outputs._to_close.append(end)
             if bit == STDOUT:
                 outputs.stdout = end
             else:
                 outputs.stderr = end
         return outputs
+
+    def _where(self, kind: str, local_rank: int) -> _Where:
+        """Where the streams of a process go."""
+        if self._specs is not None and kind.startswith("attempt_"):
+            return self._as_specified(self._specs.attempt(int(kind.removeprefix("attempt_"))), local_rank)
+        directory = self._new_directory(kind, local_rank)
+        teed = 0 if self._nowhere else self._config.tee.streams(local_rank)
+        redirected = 0 if self._nowhere else self._config.redirects.streams(local_rank) | teed
+        shown = self._config.shows(local_rank)
+        where = _Where(str(directory / "error.json"))
+        for bit, name in ((STDOUT, "stdout"), (STDERR, "stderr")):
+            hidden = os.devnull if not shown and not self._nowhere else ""
+            where.paths[name] = str(directory / f"{name}.log") if redirected & bit else hidden
+            if teed & bit and shown:
+                where.teed.add(name)
+            where.filtered[name] = str(directory.parent / f"filtered_{name}.log")
+        return where
+
+    @staticmethod
+    def _as_specified(wanted: Destinations, local_rank: int) -> _Where:
+        where = _Where(wanted.error_file(local_rank))
+        for name in ("stdout", "stderr"):
+            where.paths[name] = wanted.path(name, local_rank)
+            if wanted.teed(name, local_rank):
+                where.teed.add(name)
+            where.filtered[name] = wanted.filtered(name)
+        for path in (where.error_file, *where.paths.values()):
+            if path not in (
+                "",
+                os.devnull,
+            ):  # that its directory is there is the class's business, but no reason to fail
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+        return where
 
     def _prefix(self, local_rank: int, rank: int) -> str:
         """What teed lines begin with."""
@@ -95,17 +150,22 @@ class LogDirectory:
         names = {"role_name": self._config.role, "rank": rank, "local_rank": local_rank}
         return Template(self._config.line_prefix).safe_substitute(names)
 
-    def _filtered(self, attempt: Path, name: str) -> Filtered | None:
+    def _filtered(self, path: str, name: str) -> Filtered | None:
         """The file of the attempt for teed lines that contain one of the launch's texts."""
         texts = self._config.stdout_filters if name == "stdout" else self._config.stderr_filters
         if not texts:
             return None
-        return Filtered(attempt / f"filtered_{name}.log", tuple(text.encode() for text in texts))
+        return Filtered(Path(path), tuple(text.encode() for text in texts))
 
     def ended(self, outputs: Outputs) -> None:
         """The process is gone."""
         for stream in outputs._streams:
             self._console.end(stream)
+
+    def close(self) -> None:
+        """No process will be started any more."""
+        if self._specs is not None:
+            self._specs.close()
 
     def discard(self) -> None:
         """Removes a directory that nobody asked for."""

@@ -91,9 +91,7 @@ def build_config(options: dict[str, Any]) -> LaunchConfig:
     if options["max_inprocess_restarts"] is not None and not options["inprocess_restart"]:
         raise click.UsageError("--max-inprocess-restarts needs --inprocess-restart")
     if options["logs_specs"] is not None:
-        raise click.UsageError(
-            "--logs-specs: such a class needs torch in the launcher; hyperpodrun has --log-dir, --redirects and --tee"
-        )
+        _check_logs_specs(options["logs_specs"])
     rendezvous, run_id = meeting_point(options)
     cluster = None
     if options["nnodes"][1] > 1 and not options["standalone"]:
@@ -128,6 +126,7 @@ def build_config(options: dict[str, Any]) -> LaunchConfig:
         pre_train=_hook(options, "pre_train"),
         post_train=_hook(options, "post_train"),
         log_dir=_log_dir(options["log_dir"]),
+        logs_specs=options["logs_specs"],
         redirects=options["redirects"],
         tee=options["tee"],
         console_ranks=options["local_ranks_filter"],
@@ -155,6 +154,13 @@ def _log_dir(value: str | None) -> Path | None:
     if os.path.isfile(value):
         raise click.UsageError(f"--log-dir {value} is a file")
     return Path(value).absolute()
+
+
+def _check_logs_specs(name: str) -> None:
+    from importlib import metadata
+
+    if not list(metadata.entry_points().select(group="torchrun.logs_specs", name=name)):
+        raise click.UsageError(f"--logs-specs: no installed package has an entry point torchrun.logs_specs:{name}")
 
 
 def _shutdown_timeout(value: float | None) -> float:

@@ -44,7 +44,7 @@ def run_main(args: argparse.Namespace, job: Job, caller: HPCallWrapper | None = 
     device, model, optimizer, scheduler, faults = job
     init_process_group(device)
     rank = dist.get_rank()
-    torch.manual_seed(args.seed + rank)  # dropout differs from rank to rank
+    torch.manual_seed(args.seed)  # one seed for all: any rank's generators can stand in for those of a lost node
     first = manager.restore()
     if rank == 0 and first:
         print(f"resumed at step {first}", flush=True)

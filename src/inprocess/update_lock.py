@@ -56,9 +56,8 @@ class ParameterUpdateLock:
         self.steps = steps
 
     def restored(self, steps: int | None = None) -> None:
-        """The state is whole (again)."""
+        """The state is whole (again). Also from inside an update: that goes on, and its section with it."""
         self._torn = False
-        self._depth = 0
         if steps is not None:
             self.steps = steps
 

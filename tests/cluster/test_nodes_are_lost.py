@@ -7,25 +7,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from cluster_jobs import TRAIN, Job
 
-STEPS = 30
-SCRIPT = [TRAIN, str(STEPS)]
+GPT = str(Path(__file__).parents[2] / "examples" / "gpt" / "train.py")
+SMALL = ["--layers=2", "--width=64", "--batch-size=2", "--block-size=32"]
+SCRIPT = [GPT, "--steps=40", "--log-every=1", *SMALL]
+LONG = [TRAIN, "120"]
 OPTIONS = ("--nnodes=3", "--inprocess-restart", "--rdzv-conf=heartbeat_interval=0.5,heartbeat_limit=2,join_timeout=60")
-DIGESTS: dict[int, str] = {}
+DIGESTS: dict[str, str] = {}
 SPARE = 3
 
 
-def undisturbed(cluster: Callable[..., Job], steps: int = STEPS) -> str:
+def undisturbed(cluster: Callable[..., Job], script: list[str]) -> str:
     """The digest of six ranks without a fault: on one node, where it is the same."""
-    if steps not in DIGESTS:
+    if script[0] not in DIGESTS:
         job = cluster(1, "--inprocess-restart")
-        job.start(0, script=[TRAIN, str(steps)], options=("--standalone", "--nproc-per-node=6"))
+        job.start(0, script=script, options=("--standalone", "--nproc-per-node=6"))
         assert job.wait(0) == [0], job.everything()
-        DIGESTS[steps] = job.digest()
-    return DIGESTS[steps]
+        DIGESTS[script[0]] = job.digest()
+    return DIGESTS[script[0]]
 
 
 def kill_worker(job: Job) -> set[int]:
@@ -60,13 +63,13 @@ def kill_the_leader_in_a_recovery(job: Job) -> set[int]:
     "strike", [kill_worker, kill_agent, cut_silently, kill_the_leaders_node, kill_the_leader_in_a_recovery]
 )
 def test_the_job_goes_on(cluster: Callable[..., Job], strike: Callable[[Job], set[int]]) -> None:
-    expected = undisturbed(cluster)
+    expected = undisturbed(cluster, SCRIPT)
     job = cluster(4, *OPTIONS)
     job.start(0, 1, 2, script=SCRIPT)
     job.wait_for("leads term=1 nodes=3", node=0)
     job.start(SPARE, script=SCRIPT)
     job.wait_for("node-joins", node=0)
-    job.wait_for(r"^step 5$", node=0)
+    job.wait_for(r"^step 5 ", node=0)
     lost = strike(job)
     alive = {0, 1, 2, SPARE} - lost
     assert job.wait(*alive) == [0] * len(alive), job.everything()
@@ -84,9 +87,9 @@ def test_the_job_goes_on(cluster: Callable[..., Job], strike: Callable[[Job], se
 @pytest.mark.timeout(150)
 def test_a_node_that_was_cut_off_stops_says_why_and_comes_back(cluster: Callable[..., Job]) -> None:
     """Cut and healed: the spare has its place by then, and it becomes the spare."""
-    expected = undisturbed(cluster, steps=120)
+    expected = undisturbed(cluster, LONG)
     job = cluster(4, *OPTIONS)
-    script = [TRAIN, "120"]
+    script = LONG
     job.start(0, 1, 2, script=script)
     job.wait_for("leads term=1 nodes=3", node=0)
     job.start(SPARE, script=script)

@@ -7,6 +7,8 @@ import threading
 from abc import ABC, abstractmethod
 from typing import Any
 
+from .nccl import overdue_aborts
+
 
 class HealthCheckError(RuntimeError):
     """This process is not fit: it ends, and the agent puts a new one in its place."""
@@ -23,7 +25,11 @@ class CudaHealthCheck(HealthCheck):
     """The GPU answers: `torch.cuda.synchronize()` returns within `timeout` seconds and without an error.
 
     Passes where CUDA is not in use. A kernel that hangs, and an error that sticks to the context (an illegal address,
-    a device-side assert), make the process unfit: no restart in process can mend them.
+    a device-side assert), make the process unfit: no restart in process can mend them. So does an NCCL communicator
+    that should have been aborted by now and is not.
+
+    It is also the moment from which on nothing of the failed epoch runs on the device: the kernels of aborted
+    collectives end some milliseconds after the abort has begun.
     """
 
     def __init__(self, timeout: float = 30.0) -> None:
@@ -33,8 +39,11 @@ class CudaHealthCheck(HealthCheck):
 
     def __call__(self, caller: Any) -> None:
         torch = sys.modules.get("torch")
-        if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        if torch is None or not torch.cuda.is_initialized():
             return
+        overdue = overdue_aborts()
+        if overdue:
+            raise HealthCheckError(f"the NCCL abort of epoch {overdue[0]} has not returned")
         device = torch.cuda.current_device()
         errors: list[BaseException] = []
 
@@ -44,10 +53,16 @@ class CudaHealthCheck(HealthCheck):
             except BaseException as error:
                 errors.append(error)
 
+        # On a thread of its own: nothing can end a synchronize() that waits for a kernel that never ends.
         thread = threading.Thread(target=synchronize, name="hyperpodrun-cuda-check", daemon=True)
         thread.start()
         thread.join(self.timeout)
         if thread.is_alive():
-            raise HealthCheckError(f"CUDA device {device} did not finish its work within {self.timeout} s")
+            raise HealthCheckError(f"CUDA device {device} did not finish its work within {self.timeout:g} s")
         if errors:
-            raise HealthCheckError(f"CUDA device {device} is in error: {errors[0]}") from errors[0]
+            raise HealthCheckError(f"CUDA device {device} is in error: {_first_line(errors[0])}") from errors[0]
+
+
+def _first_line(error: BaseException) -> str:
+    """CUDA's errors are followed by a page of advice on debugging."""
+    return str(error).partition("\n")[0]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -15,15 +16,17 @@ from typing import Any
 
 from ..protocol import messages
 from ..protocol.plan import Holding
-from .abort import release_process_groups
 from .call import HPCallWrapper
 from .faults import describe, is_consequence
 from .finalize import Finalize
-from .health import HealthCheck
+from .groups import release_process_groups
+from .health import HealthCheck, HealthCheckError
 from .interrupt import Interrupted
 from .log import log
 from .monitor import AbortPolicy
+from .nccl import surviving_errors
 from .session import Session
+from .torch_modes import TorchModes
 
 _UNBOUNDED_ABORT_S = 3600.0
 
@@ -53,19 +56,24 @@ class ReentryLoop:
 
     def run(self, function: Callable[[HPCallWrapper], Any]) -> Any:
         """The function's value in the epoch in which it returned on every rank."""
-        while True:
-            caller = self._assemble()
-            self._session.inside = True
-            try:
-                returned, value = self._run_epoch(function, caller)
-            finally:
-                self._session.inside = False
-            if returned and self._session.monitor.complete(self._epoch):
-                if isinstance(value, SystemExit):
-                    raise value
-                return value
-            del value
-            self._unwind(caller)
+        modes = TorchModes.now()
+        with surviving_errors():
+            while True:
+                caller = self._assemble()
+                self._session.inside = True
+                try:
+                    returned, value = self._run_epoch(function, caller)
+                finally:
+                    self._session.inside = False
+                if returned and self._session.monitor.complete(self._epoch):
+                    break
+                del value
+                self._unwind(caller)
+                if modes is not None:
+                    modes.restore()
+        if isinstance(value, SystemExit):
+            raise value
+        return value
 
     def _assemble(self) -> HPCallWrapper:
         session, monitor = self._session, self._session.monitor
@@ -162,7 +170,12 @@ class ReentryLoop:
         if self._hooks.finalize is not None:
             self._hooks.finalize(caller)
         if self._hooks.health_check is not None:
-            self._hooks.health_check(caller)
+            try:
+                self._hooks.health_check(caller)
+            except HealthCheckError as error:
+                log("unfit", epoch=self._epoch, reason=str(error), action="exit")
+                _leave_device()
+                raise
         self._unwound_ns = time.monotonic_ns()
         if self._hooks.check_memory_status:
             _log_memory(self._epoch)
@@ -185,6 +198,15 @@ class ReentryLoop:
             file.write(json.dumps(row) + "\n")
 
 
+def _leave_device() -> None:
+    """Ends the process at once if it uses CUDA: an ordinary end waits, in destructors, for the device's work."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+
 def _forget_frames(error: BaseException) -> None:
     """Lets go of what user code held in its local variables: DDP wrappers, work handles, data loader iterators."""
     seen: set[int] = set()
@@ -204,10 +226,8 @@ def _log_memory(epoch: int) -> None:
     import psutil
 
     fields: dict[str, object] = {"rss_mb": psutil.Process().memory_info().rss >> 20}
-    import sys
-
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch is not None and torch.cuda.is_initialized():
         fields["cuda_allocated_mb"] = torch.cuda.memory_allocated() >> 20
         fields["cuda_reserved_mb"] = torch.cuda.memory_reserved() >> 20
     log("memory", epoch=epoch, **fields)

@@ -7,14 +7,18 @@ communicators, and interrupts the main thread. The main thread meets it in `arri
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
+import traceback
 from dataclasses import dataclass
 
 from ..protocol import messages
 from ..protocol.plan import NO_EPOCH
-from .abort import Abort, AbortState, waits_in_gloo
+from . import nccl
+from .abort import Abort, AbortState
 from .connection import AgentConnection
+from .gloo import waits_in_gloo
 from .interrupt import InterruptGate
 from .log import log
 
@@ -24,6 +28,8 @@ _STUCK_AFTER_S = 0.25
 """After that long a wait inside gloo, whose sockets are shut, has no end."""
 _FORCE_AFTER_S = 2.0
 """After that long user code is taken to have put the exception away."""
+_WATCH_NCCL_EVERY_S = 1.0
+"""torch's NCCL watchdog tells nobody what it has found, it can only be asked; what it looks for takes minutes."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class Monitor:
         self._policy: AbortPolicy | None = None
         self._insist_at: float | None = None
         self._force_at = self._stuck_at = 0.0
+        self._watch_at: float | None = None
+        """When to ask NCCL's watchdogs next; None while no epoch runs."""
         self._closing = False
         self.stale = 0
         """Messages of earlier epochs, which changed nothing."""
@@ -117,19 +125,13 @@ class Monitor:
     def _run(self) -> None:
         try:
             while not self._closing:
-                timeout = None if self._insist_at is None else max(0.0, self._insist_at - time.monotonic())
-                for message in self._connection.exchange(timeout):
+                for message in self._connection.exchange(self._patience()):
                     self._receive(message)
                 now = time.monotonic()
                 if self._insist_at is not None and now >= self._insist_at:
-                    if now >= self._stuck_at and waits_in_gloo():
-                        log("gloo-stuck", epoch=self._epoch, action="exit")
-                        os._exit(1)  # it waits for a message that gloo has lost; the agent replaces the process
-                    force = now >= self._force_at
-                    if force:
-                        self._force_at = now + _FORCE_AFTER_S
-                    self._insist_at = now + _INSIST_EVERY_S
-                    self._gate.insist(force=force)
+                    self._insist(now)
+                if self._watch_at is not None and now >= self._watch_at:
+                    self._watch_nccl(now)
         except BaseException as error:
             with self._changed:
                 self._failure = error
@@ -137,6 +139,40 @@ class Monitor:
             log("monitor-failed", error=repr(error))
         finally:
             self._connection.close()
+
+    def _patience(self) -> float | None:
+        """Seconds until there is something to do although no message comes."""
+        due = [at for at in (self._insist_at, self._watch_at) if at is not None]
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _insist(self, now: float) -> None:
+        """The main thread has been asked to leave user code and has not come yet."""
+        if now >= self._stuck_at and waits_in_gloo():
+            log("gloo-stuck", epoch=self._epoch, action="exit")
+            os._exit(1)  # it waits for a message that gloo has lost; the agent replaces the process
+        force = now >= self._force_at
+        if force:
+            self._force_at = now + _FORCE_AFTER_S
+        self._insist_at = now + _INSIST_EVERY_S
+        self._gate.insist(force=force)
+
+    def _watch_nccl(self, now: float) -> None:
+        """A collective that is overdue is a fault: the main thread waits for it and cannot say so itself."""
+        self._watch_at = now + _WATCH_NCCL_EVERY_S
+        found = nccl.errors()
+        if not found:
+            return
+        self._watch_at = None
+        timed_out = any("(TIMEOUT)" in sentence for sentence in found)
+        self._connection.send(
+            messages.Fault(
+                self._epoch,
+                messages.shorten("; ".join(found), 500),
+                messages.shorten(_main_thread_stack()),
+                not timed_out,  # whoever kept the others waiting will not tell; whoever broke a connection will
+                time.monotonic_ns(),
+            )
+        )
 
     def _receive(self, message: messages.AgentMessage) -> None:
         match message:
@@ -149,6 +185,7 @@ class Monitor:
                     self._notice = None
                     self.notified_ns = self.aborted_ns = 0
                     self._start = message
+                    self._watch_at = time.monotonic() + _WATCH_NCCL_EVERY_S
                     self._changed.notify_all()
             case messages.Finish():
                 with self._changed:
@@ -165,6 +202,7 @@ class Monitor:
             self._notice = notice
             self.notified_ns = time.monotonic_ns()
             policy = self._policy
+            self._watch_at = None
             self._changed.notify_all()
         assert policy is not None  # there is no epoch without an arrival
         deadline = time.monotonic() + policy.timeout
@@ -184,3 +222,9 @@ class Monitor:
             self._stuck_at = time.monotonic() + _STUCK_AFTER_S
             self._changed.notify_all()
         self._gate.request()
+
+
+def _main_thread_stack() -> str:
+    """Where the main thread is, as a traceback shows it."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    return "" if frame is None else "".join(["Main thread, most recent call last:\n", *traceback.format_stack(frame)])

@@ -10,10 +10,12 @@ import time
 
 from ..protocol import messages
 from ..protocol.plan import NO_EPOCH
-from .abort import release_connections
 from .connection import AgentConnection
+from .cuda_graphs import GraphWatch
+from .gloo import release_connections
 from .interrupt import InterruptGate
 from .monitor import Monitor
+from .nccl import wait_for_aborts
 from .rendezvous import RootlessRendezvous
 from .update_lock import OptimizerHooks, ParameterUpdateLock
 
@@ -32,6 +34,7 @@ class Session:
         self.rendezvous = RootlessRendezvous()
         self.monitor = Monitor(connection, self.gate)
         self.reaper = Reaper()
+        self.graphs = GraphWatch()
         self.calls = 0
         self.inside = False
         """Whether the main thread is in a wrapped function."""
@@ -45,12 +48,14 @@ class Session:
         self.monitor.send(messages.Attach(os.getpid(), abort_timeout))
         # A process that ends while a thread is in a group's destructor is aborted by the C++ runtime.
         atexit.register(self.reaper.join, _LONGEST_DESTRUCTION_S)
+        atexit.register(wait_for_aborts, _LONGEST_DESTRUCTION_S)
         atexit.register(self.monitor.close)
 
     def prepare(self) -> None:
         """What needs torch; the caller's script has imported it, or will at once."""
         self.rendezvous.install()
         self._hooks.install()
+        self.graphs.install()
         # What exists now, modules above all, is there to stay: the collections after a fault need not look at it. It
         # is not collected first, that takes 100 ms and finds nothing.
         gc.freeze()
@@ -58,7 +63,7 @@ class Session:
     def enter(self, start: messages.Start) -> None:
         """An epoch begins: its environment, its store keys, its state of restore."""
         os.environ.update(start.environ)
-        self.epoch = start.epoch
+        self.epoch = self.graphs.epoch = start.epoch
         release_connections()
         self.rendezvous.enter(start.epoch)
         self.restore_begin_ns = self.restore_end_ns = 0

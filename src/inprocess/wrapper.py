@@ -14,11 +14,12 @@ import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from .abort import Abort, default_abort
+from .abort import Abort
 from .call import HPCallWrapper
 from .connection import AgentConnection, HPAgentK8sAPIFactory
 from .finalize import Finalize
-from .health import HealthCheck
+from .groups import default_abort
+from .health import CudaHealthCheck, HealthCheck
 from .loop import _UNBOUNDED_ABORT_S, Hooks, ReentryLoop
 from .monitor import AbortPolicy
 from .session import current_session, has_session
@@ -33,7 +34,8 @@ class HPWrapper:
     """Decorator for the re-executable code block (RCB), the function that is entered anew after a fault.
 
     Args:
-        health_check: asked after every fault whether this process may go on; an error replaces the process.
+        health_check: asked after every fault whether this process may go on; an error replaces the process. Default
+            `CudaHealthCheck()`, which costs nothing where CUDA is not in use.
         hp_api_factory: makes the connection to the agent.
         abort_timeout: seconds in which the communicators must be broken and user code left; a process that takes
             longer is replaced. None: only the launcher's --inprocess-timeout counts.
@@ -75,7 +77,7 @@ class HPWrapper:
                 wait_for_section=not early_abort_communicator,
             ),
             finalize=finalize,
-            health_check=health_check,
+            health_check=health_check or CudaHealthCheck(),
             checkpoint_manager=checkpoint_manager,
             trace_file_path=trace_file_path,
             check_memory_status=check_memory_status,

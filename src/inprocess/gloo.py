@@ -1,0 +1,109 @@
+"""gloo's connections, broken at the right end and kept open for as long as it takes.
+
+gloo does not implement `abort()`, but `shutdown(2)` on its connected sockets frees a blocked collective in about a
+millisecond; on its listening socket it would terminate the process.
+
+Gloo forgets a send that fails with EPIPE before it has seen the end of the stream, and a message that is cut in the
+middle: whoever waits for one waits until the group's timeout (seen with many small all-reduces, in one of four
+faults). So only the reading side is shut, after what is on its way has arrived, and the connection is kept open, by a
+descriptor of our own, until every rank is out. A peer that dies closes it all the same: `waits_in_gloo` tells.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import platform
+import socket
+import stat
+import sys
+import termios
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .abort import Abort, AbortState
+
+_LONGEST_ARRIVAL_S = 0.05
+_FUTEX = {"x86_64": "202", "aarch64": "98"}.get(platform.machine(), "")
+
+_held: list[socket.socket] = []
+"""The connections of a failed epoch, until the next one starts."""
+
+
+class AbortGloo(Abort):
+    """Ends the streams of the epoch's gloo groups: of connected sockets with a published listener at either end."""
+
+    def __call__(self, state: AbortState) -> None:
+        if not state.gloo_listeners:
+            return
+        sockets = [
+            found
+            for name in os.listdir("/proc/self/fd")
+            if (found := _connected(int(name), state.gloo_listeners)) is not None
+        ]
+        _held.extend(sockets)
+        _let_arrive(sockets)
+        for found in sockets:
+            with contextlib.suppress(OSError):  # the peer is gone, and with it the connection
+                found.shutdown(socket.SHUT_RD)
+
+
+def release_connections() -> None:
+    """Closes what `AbortGloo` has kept open, once every rank has left the epoch it belonged to."""
+    while _held:
+        _held.pop().close()
+
+
+def waits_in_gloo() -> bool:
+    """Whether the main thread or one of gloo's is in a wait that only gloo could end: a futex with a deadline.
+
+    To be asked when the sockets have been shut for a while and the main thread has not followed its signals.
+    """
+    for name in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError):
+            is_main = int(name) == os.getpid()
+            if is_main or Path(f"/proc/self/task/{name}/comm").read_text().startswith("pt_gloo_runloop"):
+                number, *arguments = Path(f"/proc/self/task/{name}/syscall").read_text().split()
+                if number == _FUTEX and int(arguments[3], 16):
+                    return True
+    return False
+
+
+def _connected(fd: int, listeners: frozenset[tuple[str, int]]) -> socket.socket | None:
+    """A descriptor of our own for a connected socket with one of these ends; None if `fd` is anything else.
+
+    Of our own because another thread may close and reuse the number at any moment.
+    """
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            return None
+        duplicate = socket.socket(fileno=os.dup(fd))
+    except OSError:
+        return None
+    try:
+        if duplicate.family in (socket.AF_INET, socket.AF_INET6) and duplicate.type == socket.SOCK_STREAM:
+            ends = (duplicate.getpeername()[:2], duplicate.getsockname()[:2])  # OSError: not connected, so not ours
+            if any(end in listeners for end in ends):
+                return duplicate
+    except OSError:
+        pass
+    duplicate.close()
+    return None
+
+
+def _let_arrive(sockets: Sequence[socket.socket]) -> None:
+    """Waits, for a moment at most, until nothing is on its way on these sockets; mostly that is so at once."""
+    deadline = time.monotonic() + _LONGEST_ARRIVAL_S
+    while any(_in_flight(found) for found in sockets) and time.monotonic() < deadline:
+        time.sleep(0.0005)
+
+
+def _in_flight(found: socket.socket) -> bool:
+    """Bytes that were received and not read, or written and not acknowledged."""
+    try:
+        counts = [fcntl.ioctl(found, request, bytes(4)) for request in (termios.FIONREAD, termios.TIOCOUTQ)]
+    except OSError:
+        return False
+    return any(int.from_bytes(count, sys.byteorder) for count in counts)

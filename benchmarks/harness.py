@@ -61,10 +61,9 @@ class RunFailed(Exception):
 def command(launcher: str, world_size: int, options: Sequence[str], script: str, *arguments: str) -> list[str]:
     """The command line of a launcher beside this interpreter, for a script of this directory."""
     path = Path(sys.executable).with_name(launcher)
-    if not path.exists():
-        raise SystemExit(f"there is no {path}: run scripts/setup, and this with the python it made")
+    module = {"hyperpodrun": "hyperpodrun", "torchrun": "torch.distributed.run"}[launcher]
     return [
-        str(path),
+        *([str(path)] if path.exists() else [sys.executable, "-m", module]),
         "--standalone",
         f"--nproc-per-node={world_size}",
         *options,

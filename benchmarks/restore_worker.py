@@ -6,12 +6,16 @@ import argparse
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from hyperpodrun import CheckpointManager, HPCallWrapper, HPWrapper
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "gpt"))
+from train import init_process_group, pick_device
 
 LAYER_BYTES = 4 << 20
 
@@ -27,11 +31,11 @@ class Journal:
             file.write(json.dumps({"rank": dist.get_rank(), **fields}) + "\n")
 
 
-def make(nbytes: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+def make(nbytes: int, device: torch.device) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     """A model and its optimizer: half of the bytes are parameters, half are momentum."""
     count = max(1, nbytes // 2 // LAYER_BYTES)
     size = nbytes // 2 // count // 4
-    model = torch.nn.ParameterList([torch.nn.Parameter(torch.ones(size)) for _ in range(count)])
+    model = torch.nn.ParameterList([torch.nn.Parameter(torch.ones(size, device=device)) for _ in range(count)])
     return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
 
@@ -55,7 +59,7 @@ def forget_peak() -> None:
 
 
 def train(args: argparse.Namespace, journal: Journal, manager: CheckpointManager, caller: HPCallWrapper) -> None:
-    dist.init_process_group("gloo")
+    init_process_group(args.device, timeout=60)
     rank = dist.get_rank()
     lost = dist.get_world_size() - 1
     model, optimizer = args.objects
@@ -67,6 +71,7 @@ def train(args: argparse.Namespace, journal: Journal, manager: CheckpointManager
     forget_peak()
     begin = time.perf_counter()
     manager.restore()
+    finish(args.device)
     seconds = time.perf_counter() - begin
     if caller.epoch:
         took_part = caller.plan is not None and (caller.plan.sent_by(rank) or caller.plan.source_of(rank))
@@ -83,7 +88,29 @@ def train(args: argparse.Namespace, journal: Journal, manager: CheckpointManager
         dist.barrier()
         with manager.update():
             first = False  # nothing is trained here; but a job that makes no progress is ended
-    compare(args, journal, lost)
+    if args.broadcast:
+        broadcast(args, journal)
+    else:
+        compare(args, journal, lost)
+
+
+def finish(device: torch.device) -> None:
+    """What has been queued on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def broadcast(args: argparse.Namespace, journal: Journal) -> None:
+    """The same bytes by a broadcast of the group's own."""
+    row = torch.zeros(args.bytes, dtype=torch.uint8, device=args.device)
+    for run in range(args.runs + 1):  # the first one warms up
+        dist.barrier()
+        finish(args.device)
+        begin = time.perf_counter()
+        dist.broadcast(row, 0)
+        finish(args.device)
+        if run and dist.get_rank():
+            journal.write(path="broadcast", seconds=time.perf_counter() - begin)
 
 
 def compare(args: argparse.Namespace, journal: Journal, lost: int) -> None:
@@ -154,9 +181,12 @@ def main() -> None:
     parser.add_argument("--bytes", type=int, default=0)
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--checksum", action="store_true")
+    parser.add_argument("--broadcast", action="store_true", help="beside a broadcast instead of gloo and disk")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: this rank's GPU, and NCCL")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    args.objects = make(args.bytes) if args.bytes else None
+    args.device = pick_device() if args.device == "cuda" else torch.device("cpu")
+    args.objects = make(args.bytes, args.device) if args.bytes else None
     manager = CheckpointManager(enable_checksum=args.checksum)
     body = train if args.bytes else steady
 

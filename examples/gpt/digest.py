@@ -10,7 +10,8 @@ import torch.distributed as dist
 def digest(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> str:
     """SHA-256 over what every rank ends with, the same on all ranks."""
     own = hashlib.sha256()
-    for tensor in [*model.state_dict().values(), *optimizer_tensors(optimizer), torch.get_rng_state()]:
+    generators = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])]
+    for tensor in [*model.state_dict().values(), *optimizer_tensors(optimizer), *generators]:
         own.update(as_bytes(tensor))
     row = torch.frombuffer(bytearray(own.digest()), dtype=torch.uint8).to(next(model.parameters()).device)
     rows = [torch.empty_like(row) for _ in range(dist.get_world_size())]

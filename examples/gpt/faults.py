@@ -18,6 +18,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections import Counter
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ import torch
 from hyperpodrun import HPCallWrapper
 from model import GPT
 
-KINDS = ("raise", "kill", "segv", "exit")
+KINDS = ("raise", "kill", "segv", "exit", "hang", "assert")
 PLACES = {"forward": 0, "backward": 1, "optimizer": 2, "between": 2}  # name: the point within a step
 _SYNTAX = re.compile(rf"({'|'.join(KINDS)}):rank=(\d+),step=(\d+)(?:,where=({'|'.join(PLACES)}))?")
 
@@ -65,6 +66,11 @@ class Injection:
         if self.kind == "segv":
             faulthandler.disable()
             ctypes.string_at(0)
+        while self.kind == "hang":  # and the others wait in their next collective
+            time.sleep(1)
+        if self.kind == "assert":  # on a GPU a kernel's assertion: the process can use CUDA no more
+            table = torch.zeros(1, device="cuda" if torch.cuda.is_available() else "cpu")
+            table[torch.tensor([self.rank + 9], device=table.device)].sum().item()
         os._exit(3)
 
 
@@ -82,15 +88,24 @@ class FaultInjector:
         keys = sorted({key for key, _ in keyed})
         self.events = [(keys.index(key), injection) for key, injection in keyed]
 
-    def attach(self, model: GPT, optimizer: torch.optim.Optimizer) -> None:
-        """Reach into the step. Without injections nothing is hooked."""
-        if self.events:
+    def attach(self, model: GPT, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Reach into the step. Without injections nothing is hooked. `module`: the model as it is called."""
+        if not self.events:
+            return
+        if module is model:
             middle = model.blocks[len(model.blocks) // 2]
             middle.register_forward_pre_hook(lambda *_: self.reach("forward"))
             # The first block's gradients come late: the later layers' buckets are being reduced.
             model.blocks[0].qkv.weight.register_hook(lambda _: self.reach("backward"))
-            # Runs when the parameters have changed, before hyperpodrun's own hook takes the step for complete.
-            optimizer.register_step_post_hook(lambda *_: self.reach("optimizer"))
+        else:  # compiled: hooks inside would make other kernels of it, and other roundings
+            module.register_forward_pre_hook(lambda *_: self.reach("forward"))
+            module.register_forward_hook(lambda *args: self._watch_backward(args[-1]))
+        # Runs when the parameters have changed, before hyperpodrun's own hook takes the step for complete.
+        optimizer.register_step_post_hook(lambda *_: self.reach("optimizer"))
+
+    def _watch_backward(self, output: torch.Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(lambda _: self.reach("backward"))
 
     def begin(self, caller: HPCallWrapper | None, rank: int) -> None:
         """An epoch starts. torchrun's restarts are epochs too."""

@@ -12,6 +12,7 @@ import argparse
 import functools
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import NamedTuple
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matmul; read when CUDA starts
@@ -32,7 +33,7 @@ class Job(NamedTuple):
     """What lives as long as the process."""
 
     device: torch.device
-    model: GPT
+    module: torch.nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     faults: FaultInjector
@@ -41,14 +42,14 @@ class Job(NamedTuple):
 @HPWrapper(checkpoint_manager=manager)
 def run_main(args: argparse.Namespace, job: Job, caller: HPCallWrapper | None = None) -> None:
     """The part that is entered again after a fault: process group and DDP are made anew, the rest lives on."""
-    device, model, optimizer, scheduler, faults = job
-    init_process_group(device)
+    device, module, optimizer, scheduler, faults = job
+    init_process_group(device, args.timeout)
     rank = dist.get_rank()
     torch.manual_seed(args.seed)  # one seed for all: any rank's generators can stand in for those of a lost node
     first = manager.restore()
     if rank == 0 and first:
         print(f"resumed at step {first}", flush=True)
-    ddp = manager.data_parallel(model, bucket_cap_mb=1)
+    ddp = manager.data_parallel(module, bucket_cap_mb=1)
     faults.begin(caller, rank)
     data = batches(args, rank, first)
 
@@ -56,7 +57,8 @@ def run_main(args: argparse.Namespace, job: Job, caller: HPCallWrapper | None = 
         faults.step = step
         inputs, targets = next(data)
         optimizer.zero_grad()
-        loss = F.cross_entropy(ddp(inputs.to(device)).flatten(0, 1), targets.to(device).flatten())
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
+            loss = F.cross_entropy(ddp(inputs.to(device)).flatten(0, 1), targets.to(device).flatten())
         loss.backward()
         optimizer.step()
         scheduler.step()
@@ -75,11 +77,11 @@ def batches(args: argparse.Namespace, rank: int, first: int) -> Iterator[tuple[t
     return iter(cached)
 
 
-def init_process_group(device: torch.device) -> None:
+def init_process_group(device: torch.device, timeout: float) -> None:
     """Join the job; plain `python` is a job of one rank."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     if "RANK" in os.environ:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 
@@ -89,9 +91,22 @@ def pick_device() -> torch.device:
     if not torch.cuda.is_available():
         torch.set_num_threads(1)  # a sum split over threads rounds differently
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    ranks, count = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if ranks > count:  # several ranks on one GPU: NCCL refuses unless it takes them for different hosts
+        os.environ.setdefault("NCCL_HOSTID", f"rank-{os.environ['RANK']}")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % count)
     torch.cuda.set_device(device)
     return device
+
+
+def be_deterministic() -> None:
+    """The same bits in every run."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a search for bugs, 7 % of a step
+    # Of the fused kernels of attention only flash has a backward pass that adds in a fixed order.
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def parse_args() -> argparse.Namespace:
@@ -105,6 +120,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16, keep the weights in float32")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the model")
+    parser.add_argument(
+        "--timeout", type=float, default=600, metavar="SECONDS", help="a collective that takes longer is a fault"
+    )
     parser.add_argument("--mmap-cache", metavar="DIR", help="prepare batches in memory-mapped files there")
     parser.add_argument("--log-every", type=int, default=10, help="steps between two lines of loss")
     parser.add_argument(
@@ -125,17 +145,17 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Build the model, train, print the digest."""
     args = parse_args()
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a search for bugs, 7 % of a step
+    be_deterministic()
     device = pick_device()
     torch.manual_seed(args.seed)
     model = GPT(args.layers, args.width, args.heads, args.block_size).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, fused=True)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
+    module: torch.nn.Module = torch.compile(model) if args.compile else model  # once: it outlives every restart
     faults = FaultInjector(args.inject)
-    faults.attach(model, optimizer)
+    faults.attach(model, module, optimizer)
     manager.register(model=model, optimizer=optimizer, scheduler=scheduler)
-    run_main(args, Job(device, model, optimizer, scheduler, faults))
+    run_main(args, Job(device, module, optimizer, scheduler, faults))
     result = digest(model, optimizer)
     if dist.get_rank() == 0:
         print(f"digest {result}", flush=True)

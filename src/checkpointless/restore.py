@@ -63,6 +63,8 @@ class Restorer:
         """
         if plan is None or plan.origin is Origin.START:
             return self._begin()
+        if plan.transfers:
+            Link().connect()
         match plan.origin:
             case Origin.MEMORY:
                 return self._from_memory(plan)

@@ -38,6 +38,7 @@ class Link:
         self._devices = {kind: self._supports(kind) for kind in ("cpu", "cuda")}
         if not any(self._devices.values()):
             raise RestoreError("the process group can send neither CPU nor CUDA tensors")
+        self._nccl = self._devices["cuda"] and self._group._get_backend(torch.device("cuda")).name() == "nccl"
 
     def wire_device(self, kind: str) -> torch.device:
         """Where bytes of a device must be to travel: there if the group can, else on the other one."""
@@ -45,30 +46,43 @@ class Link:
             return torch.device(kind)
         return torch.device("cpu" if self._devices["cpu"] else "cuda")
 
+    def connect(self) -> None:
+        """To be called on all ranks of the group before any of them sends: with NCCL the communicator of the whole
+        group must exist, or every pair would make one of its own."""
+        if self._nccl:
+            dist.all_reduce(torch.zeros(1, device="cuda"), group=self._group)
+
     def send_bytes(self, data: bytes, to: int) -> None:
         device = self.wire_device("cpu")
-        dist.send(torch.tensor([len(data)], dtype=torch.int64, device=device), to, self._group)
+        self.isend(torch.tensor([len(data)], dtype=torch.int64, device=device), to).wait()
         if data:
-            dist.send(torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device), to, self._group)
+            self.isend(torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device), to).wait()
 
     def receive_bytes(self, source: int) -> bytes:
         device = self.wire_device("cpu")
         size = torch.zeros(1, dtype=torch.int64, device=device)
-        dist.recv(size, source, self._group)
+        self.irecv(size, source).wait()
         length = int(size.item())
         if not 0 <= length <= _MAX_HEADER:
             raise RestoreError(f"rank {source} announces {length} bytes, more than {_MAX_HEADER}")
         if not length:
             return b""
         row = torch.empty(length, dtype=torch.uint8, device=device)
-        dist.recv(row, source, self._group)
+        self.irecv(row, source).wait()
         return row.cpu().numpy().tobytes()
 
     def isend(self, row: torch.Tensor, to: int) -> Any:
-        return dist.isend(row, to, self._group)
+        return self._begin(dist.isend, row, to)
 
     def irecv(self, row: torch.Tensor, source: int) -> Any:
-        return dist.irecv(row, source, self._group)
+        return self._begin(dist.irecv, row, source)
+
+    def _begin(self, operation: Any, row: torch.Tensor, peer: int) -> Any:
+        if not (self._nccl and row.is_cuda):
+            return operation(row, peer, self._group)
+        # NCCL sends single operations through a communicator of the two ranks alone, batches through the group's.
+        (work,) = dist.batch_isend_irecv([dist.P2POp(operation, row, peer, self._group)])
+        return work
 
     def _supports(self, kind: str) -> bool:
         try:

@@ -21,6 +21,7 @@ from . import processes
 from .config import LaunchConfig
 from .console import Console
 from .environment import OMP_NOTICE
+from .gpus import GpuWatch
 from .local import LocalNode
 from .sole import SoleHead
 
@@ -39,6 +40,7 @@ class Agent:
         self._config = config
         self.console = Console()
         self._node = LocalNode(config, self.console, self._dispatch)
+        self._gpus = GpuWatch(self.console, self._node.workers, self._dispatch, self._leave)
         self._head: SoleHead | ClusterHead = self._make_head()
         self._end: cmd.End | None = None
         self._early_signals: list[int] = []
@@ -95,6 +97,7 @@ class Agent:
             await self._head.serve(self._loop)
         except OSError as error:
             self._conclude(cmd.End(cmd.EXIT_FAILED, str(error)))
+        self._gpus.start(self._loop)
         self._set_timer()
         for early in self._early_signals:
             self._on_signal(early)
@@ -142,6 +145,11 @@ class Agent:
         self.console.log("signal", name=signal.Signals(signum).name)
         self._dispatch(ev.StopRequested(signum))
 
+    def _leave(self, reason: str) -> None:
+        """This node cannot go on; on the others the job does, if it may."""
+        if self._end is None:
+            self._conclude(cmd.End(cmd.EXIT_FAILED, reason))
+
     def _on_bug(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """An error of our own in a callback: a job whose supervisor has missed something is ended, not left to hang."""
         import traceback
@@ -171,6 +179,7 @@ class Agent:
 
     def _clean_up(self) -> None:
         """Whatever happened, nothing of the job stays."""
+        self._gpus.close()
         self._node.close()
         self._head.close()
         self._tell_failure()

@@ -38,7 +38,7 @@ class Link:
         self._devices = {kind: self._supports(kind) for kind in ("cpu", "cuda")}
         if not any(self._devices.values()):
             raise RestoreError("the process group can send neither CPU nor CUDA tensors")
-        self._nccl = self._devices["cuda"] and self._group._get_backend(torch.device("cuda")).name() == "nccl"
+        self._nccl = self._devices["cuda"] and bool(self._group._get_backend(torch.device("cuda")).name() == "nccl")
 
     def wire_device(self, kind: str) -> torch.device:
         """Where bytes of a device must be to travel: there if the group can, else on the other one."""

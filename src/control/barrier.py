@@ -142,10 +142,12 @@ def overdue(job: JobState, now: float) -> list[Command]:
     for slot in late:
         if slot.state is SlotState.KILLED:
             return fail(job, causes.of_unkillable(slot), now)
-    commands: list[Command] = []
-    for slot in late:
-        slot.overdue = f"did not reach the barrier in time (it was {slot.state.value})"
-        slot.state = SlotState.KILLED
-        slot.due = now + job.config.kill_timeout
-        commands.append(Kill(slot.rank, slot.incarnation, slot.overdue, slot.node or 0, slot.local_rank))
-    return commands
+    return [kill(job, slot, f"did not reach the barrier in time (it was {slot.state.value})", now) for slot in late]
+
+
+def kill(job: JobState, slot: Slot, reason: str, now: float) -> Command:
+    """The process is to go; its rank is given to a new one when it is gone."""
+    slot.killed_for = reason
+    slot.state = SlotState.KILLED
+    slot.due = now + job.config.kill_timeout
+    return Kill(slot.rank, slot.incarnation, reason, slot.node or 0, slot.local_rank)

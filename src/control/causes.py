@@ -18,13 +18,18 @@ def of_error(event: ev.Faulted) -> Cause:
 
 def of_exit(slot: Slot, exit_code: int) -> Cause:
     """The process of a rank ended. To be asked before the slot is told so."""
-    if slot.overdue:
-        return Cause("overdue", slot.rank, slot.overdue, exit_code=exit_code)
+    if slot.killed_for:
+        return Cause("overdue", slot.rank, slot.killed_for, exit_code=exit_code)
     summary = describe_exit(exit_code)
     if exit_code == 0:
         waiting = slot.state is SlotState.WAITING
         summary += " at the barrier" if waiting else " before the wrapped function was over"
     return Cause("death", slot.rank, summary, exit_code=exit_code)
+
+
+def of_condemned(event: ev.Condemned) -> Cause:
+    """Its node has found the process unfit."""
+    return Cause("hardware", event.rank, event.reason)
 
 
 def of_missing(ended: int, waiting: Sequence[int]) -> Cause:
@@ -42,7 +47,7 @@ def of_different_calls(calls: Sequence[int]) -> Cause:
 
 def of_unkillable(slot: Slot) -> Cause:
     """A process that was killed for being overdue is still there."""
-    return Cause("overdue", slot.rank, f"{slot.overdue} and could not be killed")
+    return Cause("overdue", slot.rank, f"{slot.killed_for} and could not be killed")
 
 
 def of_left_behind(ranks: Sequence[int]) -> Cause:

@@ -22,8 +22,8 @@ class Cause(msgspec.Struct, frozen=True):
     """Why something happened to the job. `exit_code`: of the process that ended, negative for a signal."""
 
     kind: str
-    """`exception`, `death`, `overdue`, `mismatch` (the ranks run different code), `lost state`, `hook`, `signal`,
-    `node` (one is lost) or `growth` (one has joined)."""
+    """`exception`, `death`, `overdue`, `hardware` (a GPU is in error), `mismatch` (the ranks run different code),
+    `lost state`, `hook`, `signal`, `node` (one is lost) or `growth` (one has joined)."""
     rank: int | None
     summary: str
     traceback: str = ""

@@ -78,6 +78,12 @@ class Exited(WorkerEvent, frozen=True):
     exit_code: int
 
 
+class Condemned(WorkerEvent, frozen=True):
+    """The node has seen that this process cannot go on, though it lives: its GPU is in error."""
+
+    reason: str
+
+
 class NodeJoined(msgspec.Struct, frozen=True):
     """A node has become a member: a spare that can hold `workers` ranks."""
 
@@ -130,6 +136,7 @@ Event: TypeAlias = (
     | Stepped
     | Completed
     | Exited
+    | Condemned
     | NodeJoined
     | NodeLost
     | NodesAgreed

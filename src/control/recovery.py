@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from . import causes
 from . import events as ev
-from .barrier import arrived, expect_the_others
+from .barrier import arrived, expect_the_others, kill
 from .commands import EXIT_STALLED, Cause, Command, FailEpoch
 from .launch import conclude, spawn
 from .placement import expect_nodes, fill_holes
@@ -47,6 +47,14 @@ def arrived_unannounced(job: JobState, event: ev.Arrived, now: float) -> list[Co
     return commands
 
 
+def condemned(job: JobState, event: ev.Condemned, now: float) -> list[Command]:
+    """Better now than when the others have waited for it in vain: the process will not get well."""
+    commands = start_recovery(job, causes.of_condemned(event), now)
+    if job.phase is Phase.RECOVERING:
+        commands += condemned_too(job, event, now)
+    return commands
+
+
 def start_recovery(job: JobState, cause: Cause, now: float, *, charged: bool = True) -> list[Command]:
     """Everybody to the barrier. `charged`: it is a fault, and costs what a fault costs."""
     beyond = _charge(job, job.epoch, cause, now) if charged else None
@@ -74,6 +82,12 @@ def died_too(job: JobState, event: ev.Exited, now: float) -> list[Command]:
     if job.finished_calls:
         return replace_all(job, cause, now)
     return replace_processes(job, [event.rank], cause, now)
+
+
+def condemned_too(job: JobState, event: ev.Condemned, now: float) -> list[Command]:
+    """It is killed wherever it is; its end is dealt with as any other."""
+    slot = job.slots[event.rank]
+    return [] if slot.state is SlotState.KILLED else [kill(job, slot, event.reason, now)]
 
 
 def exited_outside(job: JobState, event: ev.Exited, now: float) -> list[Command]:

@@ -55,7 +55,7 @@ class SlotState(enum.Enum):
     BETWEEN = "between wrapped functions"
     """Past a wrapped function that returned everywhere."""
     KILLED = "killed"
-    """Sent SIGKILL because it was overdue; what it still says does not count, its end has yet to be seen."""
+    """Sent SIGKILL; what it still says does not count, and its end has yet to be seen."""
     EXITED = "exited"
     """Gone, with exit code 0, as it should be."""
     LOST = "lost"
@@ -133,7 +133,7 @@ class Slot(msgspec.Struct):
     """Ranks that this same process had in larger worlds."""
     due: float | None = None
     """When this process must have reached the barrier, or be gone if it was killed."""
-    overdue: str = ""
+    killed_for: str = ""
     """Why this process was killed, once it has been."""
 
     @property

@@ -60,6 +60,7 @@ TRANSITIONS: dict[tuple[Phase, type[ev.Event]], Transition] = {
     (Phase.ASSEMBLING, ev.Attached): barrier.attached,
     (Phase.ASSEMBLING, ev.Arrived): barrier.arrived,
     (Phase.ASSEMBLING, ev.Exited): recovery.exited_outside,
+    (Phase.ASSEMBLING, ev.Condemned): recovery.condemned_too,
     (Phase.ASSEMBLING, ev.TimePassed): nodes.time_passed,
     (Phase.ASSEMBLING, ev.StopRequested): stopping.stop_requested,
     #
@@ -68,6 +69,7 @@ TRANSITIONS: dict[tuple[Phase, type[ev.Event]], Transition] = {
     (Phase.RUNNING, ev.Completed): barrier.completed,
     (Phase.RUNNING, ev.Faulted): recovery.raised,
     (Phase.RUNNING, ev.Exited): recovery.died,
+    (Phase.RUNNING, ev.Condemned): recovery.condemned,
     (Phase.RUNNING, ev.Arrived): recovery.arrived_unannounced,
     (Phase.RUNNING, ev.StopRequested): stopping.stop_requested,
     #
@@ -77,6 +79,7 @@ TRANSITIONS: dict[tuple[Phase, type[ev.Event]], Transition] = {
     (Phase.RECOVERING, ev.Stepped): recovery.stepped,
     (Phase.RECOVERING, ev.Faulted): recovery.raised_too,
     (Phase.RECOVERING, ev.Exited): recovery.died_too,
+    (Phase.RECOVERING, ev.Condemned): recovery.condemned_too,
     (Phase.RECOVERING, ev.TimePassed): nodes.time_passed,
     (Phase.RECOVERING, ev.StopRequested): stopping.stop_requested,
     #

@@ -31,6 +31,7 @@ What they say is about their present process and its epoch, unless the line says
     WHO step 21                         the first optimizer step of the epoch is done
     WHO complete                        the wrapped function returned
     WHO exit 3 / WHO killed by signal 9
+    WHO condemned TEXT                  the node has found the process unfit
     time passes 60                      seconds; every deadline on the way is kept
     signal 15                           somebody stops the launcher
     state                               show phase, epochs, slots
@@ -59,7 +60,7 @@ _VERBS = {
     for name in ("attach", "arrive", "register", "raise", "feel", "step", "complete", "exit")
     for s in ("", "s")
 }
-_VERBS |= {"attaches": "attach", "killed": "killed"}
+_VERBS |= {"attaches": "attach", "killed": "killed", "condemned": "condemned"}
 
 
 class ScenarioError(Exception):
@@ -299,5 +300,6 @@ _EVENTS: dict[str, Callable[[Job, int, int, int, str], ev.Event]] = {
     "feel": lambda job, rank, process, epoch, rest: ev.Faulted(rank, process, epoch, rest, "", consequence=True),
     "step": lambda job, rank, process, epoch, rest: ev.Stepped(rank, process, epoch, int(rest)),
     "complete": lambda job, rank, process, epoch, rest: ev.Completed(rank, process, epoch),
+    "condemned": lambda job, rank, process, epoch, rest: ev.Condemned(rank, process, rest),
     "exit": lambda job, rank, process, epoch, rest: ev.Exited(rank, process, int(rest)),
 }

@@ -35,10 +35,11 @@ class Link:
 
     def __init__(self, group: Any = None) -> None:
         self._group: Any = group if group is not None else dist.group.WORLD
-        self._devices = {kind: self._supports(kind) for kind in ("cpu", "cuda")}
+        backends = {kind: self._backend(kind) for kind in ("cpu", "cuda")}
+        self._devices = {kind: name is not None for kind, name in backends.items()}
+        self._nccl = backends["cuda"] == "nccl"
         if not any(self._devices.values()):
             raise RestoreError("the process group can send neither CPU nor CUDA tensors")
-        self._nccl = self._devices["cuda"] and bool(self._group._get_backend(torch.device("cuda")).name() == "nccl")
 
     def wire_device(self, kind: str) -> torch.device:
         """Where bytes of a device must be to travel: there if the group can, else on the other one."""
@@ -84,11 +85,12 @@ class Link:
         (work,) = dist.batch_isend_irecv([dist.P2POp(operation, row, peer, self._group)])
         return work
 
-    def _supports(self, kind: str) -> bool:
+    def _backend(self, kind: str) -> str | None:
+        """The name of the backend that moves tensors of this device type."""
         try:
-            return self._group._get_backend(torch.device(kind)) is not None
+            return str(self._group._get_backend(torch.device(kind)).name())
         except (RuntimeError, AttributeError):
-            return False
+            return None
 
 
 def send(link: Link, to: int, header: dict[str, Any], memory: Memory, *, checksum: bool) -> None:

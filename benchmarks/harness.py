@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import hyperpodrun
 import psutil
 
 LAUNCHERS = ("hyperpodrun", "torchrun")
@@ -240,7 +241,7 @@ def describe_machine() -> str:
     load = os.getloadavg()[0]
     return (
         f"{len(os.sched_getaffinity(0))} cores, load {load:.1f} at the start, "
-        f"Python {platform.python_version()}, torch {version('torch')}, hyperpodrun {version('hyperpodrun')}"
+        f"Python {platform.python_version()}, torch {version('torch')}, hyperpodrun {hyperpodrun.__version__}"
     )
 
 

@@ -32,8 +32,8 @@ class Caller(Protocol):
 
     def leave_update(self) -> None: ...
 
-    def check_interrupt(self) -> None:
-        """Leaves user code now if the epoch has failed."""
+    def finish_gradients(self) -> None:
+        """Waits until what is about to change the parameters is there; leaves user code if the epoch has failed."""
 
 
 class NoCaller:
@@ -60,5 +60,5 @@ class NoCaller:
     def leave_update(self) -> None:
         pass
 
-    def check_interrupt(self) -> None:
+    def finish_gradients(self) -> None:
         pass

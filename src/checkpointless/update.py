@@ -10,8 +10,6 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-import torch
-
 from .caller import Caller, NoCaller
 from .journal import Journal
 from .notes import Note
@@ -114,7 +112,7 @@ class Update:
         """An optimizer is about to change parameters."""
         if not self._watching or self._tracker.updating:
             return
-        _finish_gradients(self.caller)  # may leave the step: nothing has changed yet
+        self.caller.finish_gradients()  # may leave the step: nothing has changed yet
         self._tracker.opens()
         self.caller.enter_update()
         self._in_section = True
@@ -187,11 +185,3 @@ class Update:
         assert self._registry is not None
         note, versions = self._seen
         return versions != self._registry.state.versions() or self._registry.notes.changed(note)
-
-
-def _finish_gradients(caller: Caller) -> None:
-    """The host must not run ahead of the collectives: kernels that are queued behind an aborted all-reduce would
-    update the parameters with whatever it has left behind."""
-    if torch.cuda.is_initialized():
-        torch.cuda.current_stream().synchronize()
-        caller.check_interrupt()

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from ..protocol import messages
 from ..protocol.plan import RestorePlan
-from .interrupt import Interrupted
 
 if TYPE_CHECKING:
     from .session import Session
@@ -73,10 +72,10 @@ class HPCallWrapper:
         if self._session is not None:
             self._session.lock.__exit__(None, None, None)
 
-    def check_interrupt(self) -> None:
-        """Leaves user code at once when the epoch has failed: what a collective has just given may be garbage."""
-        if self._session is not None and self._session.monitor.faulted(self.epoch):
-            raise Interrupted("the epoch has failed on another rank")
+    def finish_gradients(self) -> None:
+        """To be called before parameters are changed without a torch optimizer: see `Session.finish_gradients`."""
+        if self._session is not None:
+            self._session.finish_gradients()
 
     @contextlib.contextmanager
     def atomic(self) -> Iterator[None]:

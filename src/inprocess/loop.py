@@ -22,7 +22,7 @@ from .finalize import Finalize
 from .groups import release_process_groups
 from .health import HealthCheck, HealthCheckError
 from .interrupt import Interrupted
-from .log import log
+from .log import debug, log
 from .monitor import AbortPolicy
 from .nccl import surviving_errors
 from .session import Session
@@ -159,16 +159,20 @@ class ReentryLoop:
     def _unwind(self, caller: HPCallWrapper) -> None:
         """User code is left and the communicators are broken: drop what belongs to the epoch, ask if we are fit."""
         session = self._session
+        laps = _Laps()
         session.lock.force_release()
         self._await_abort()
+        laps.end("abort")
         remains = release_process_groups()
         gc.collect()
         session.reaper.drop(remains)
+        laps.end("forget")
         on_restart = getattr(self._hooks.checkpoint_manager, "on_restart", None)
         if on_restart is not None:
             on_restart(caller)
         if self._hooks.finalize is not None:
             self._hooks.finalize(caller)
+        laps.end("finalize")
         if self._hooks.health_check is not None:
             try:
                 self._hooks.health_check(caller)
@@ -176,7 +180,9 @@ class ReentryLoop:
                 log("unfit", epoch=self._epoch, reason=str(error), action="exit")
                 _leave_device()
                 raise
+        laps.end("health")
         self._unwound_ns = time.monotonic_ns()
+        debug("unwound", epoch=self._epoch, **laps.milliseconds)
         if self._hooks.check_memory_status:
             _log_memory(self._epoch)
         if self._hooks.trace_file_path:
@@ -196,6 +202,19 @@ class ReentryLoop:
 
         with open(path, "a") as file:
             file.write(json.dumps(row) + "\n")
+
+
+class _Laps:
+    """Where the time of an unwinding goes, for the log at level debug."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self.milliseconds: dict[str, object] = {}
+
+    def end(self, name: str) -> None:
+        now = time.monotonic()
+        self.milliseconds[f"{name}_ms"] = round((now - self._last) * 1e3, 1)
+        self._last = now
 
 
 def _leave_device() -> None:

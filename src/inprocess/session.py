@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import sys
 import threading
 import time
 
@@ -13,7 +14,7 @@ from ..protocol.plan import NO_EPOCH
 from .connection import AgentConnection
 from .cuda_graphs import GraphWatch
 from .gloo import release_connections
-from .interrupt import InterruptGate
+from .interrupt import Interrupted, InterruptGate
 from .monitor import Monitor
 from .nccl import wait_for_aborts
 from .rendezvous import RootlessRendezvous
@@ -44,7 +45,7 @@ class Session:
         self.restore_begin_ns = 0
         self.restore_end_ns = 0
         self._step_seen = NO_EPOCH
-        self._hooks = OptimizerHooks(self.lock, self.optimizer_stepped)
+        self._hooks = OptimizerHooks(self.lock, self.finish_gradients, self.optimizer_stepped)
         self.monitor.send(messages.Attach(os.getpid(), abort_timeout))
         # A process that ends while a thread is in a group's destructor is aborted by the C++ runtime.
         atexit.register(self.reaper.join, _LONGEST_DESTRUCTION_S)
@@ -74,6 +75,19 @@ class Session:
             self.lock.restored(0)
         elif int(start.environ["RANK"]) in start.plan.receivers:
             self.lock.begin_restore(start.plan.target_step)
+
+    def finish_gradients(self) -> None:
+        """Parameters are about to change. Raises Interrupted when the epoch has failed.
+
+        On a GPU the host must not run ahead of the collectives: kernels that are queued behind an aborted all-reduce
+        would update the parameters with whatever it has left behind. And the wait is no part of the update: who waits
+        for gradients that will never come has changed nothing.
+        """
+        torch = sys.modules["torch"]
+        if torch.cuda.is_initialized():
+            torch.cuda.current_stream().synchronize()
+            if self.monitor.faulted(self.epoch):
+                raise Interrupted("the epoch has failed on another rank")
 
     def optimizer_stepped(self) -> None:
         """An optimizer has stepped. Where a CheckpointManager counts, that is not yet a completed step."""

@@ -6,6 +6,7 @@ optimizer hooks hold it around every `step()` of every optimizer, and an interru
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -65,8 +66,10 @@ class ParameterUpdateLock:
 class OptimizerHooks:
     """Puts the lock around every step of every torch optimizer, and tells when one has completed."""
 
-    def __init__(self, lock: ParameterUpdateLock, on_step: Any) -> None:
+    def __init__(self, lock: ParameterUpdateLock, before_update: Callable[[], None], on_step: Any) -> None:
+        """`before_update` is called while nothing has changed yet, and may raise."""
         self._lock = lock
+        self._before_update = before_update
         self._on_step = on_step
         self._handles: list[Any] = []
 
@@ -85,6 +88,7 @@ class OptimizerHooks:
         self._handles.clear()
 
     def _before(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        self._before_update()
         self._lock.__enter__()
 
     def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:

@@ -14,9 +14,10 @@ SMALL = ("--layers", "2", "--width", "64", "--batch-size", "2", "--block-size", 
 PLACES = ("forward", "backward", "optimizer", "between")
 
 
-def gpt(run, ranks: int, steps: int, *injections: str):
+def gpt(run, ranks: int, steps: int, *injections: str, options: tuple[str, ...] = ()):
     inject = [word for injection in injections for word in ("--inject", injection)]
-    return run(f"--nproc-per-node={ranks}", "--inprocess-restart", GPT, "--steps", str(steps), *SMALL, *inject)
+    launcher = (f"--nproc-per-node={ranks}", "--inprocess-restart")
+    return run(*launcher, GPT, "--steps", str(steps), *SMALL, *options, *inject)
 
 
 _undisturbed: dict[tuple[int, int], str] = {}
@@ -74,3 +75,36 @@ def test_several_ranks_lost_at_once_are_one_fault(run):
     assert sum(row["scope"] == "respawn" for row in finished.recoveries) >= 1
     assert {rank for row in finished.recoveries for rank in row["respawned"]} == {0, 2}
     assert finished.digest == digest_without_faults(run, 4, 40)
+
+
+def test_a_rank_that_hangs_while_the_others_wait_for_it_costs_no_process(run):
+    finished = gpt(run, 2, 24, "hang:rank=1,step=6", options=("--timeout", "3"))
+    assert_recovered(finished, [(0, set())])  # the one who waits is the one who can say so
+    assert finished.digest == digest_without_faults(run, 2, 24)
+
+
+def test_every_entry_finds_torch_and_its_nccl_settings_as_the_first_one_did(run, script):
+    finished = run("--nproc-per-node=2", "--inprocess-restart", script("""
+import os
+import torch
+import torch.distributed as dist
+from hyperpodrun import HPCallWrapper, HPWrapper
+
+@HPWrapper()
+def main(caller: HPCallWrapper):
+    dist.init_process_group("gloo")
+    dist.barrier()
+    caller.step_completed()
+    found = torch.is_grad_enabled(), os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"]
+    os.write(1, f"{caller.epoch} {found}\\n".encode())
+    torch.no_grad().__enter__()
+    if caller.epoch < 2:
+        dist.barrier()
+        raise RuntimeError("boom")
+
+main()
+os.write(1, f"after {os.environ['TORCH_NCCL_ASYNC_ERROR_HANDLING']}\\n".encode())
+"""))  # fmt: skip
+    assert finished.returncode == 0, finished.output
+    inside = [f"{epoch} (True, '0')" for epoch in range(3)]
+    assert sorted(finished.stdout.splitlines()) == sorted([*inside, "after 1"] * 2), finished.output

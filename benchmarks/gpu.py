@@ -2,17 +2,18 @@
 
     python benchmarks/gpu.py [--faults 10] [--restarts 50] [--restore-mb 8000] [--ranks 4] [--json FILE]
 
-Ranks share the GPUs there are; with fewer GPUs than ranks, several are on one, which makes steps slow and is all right
-for what is measured here. Three tables: from a fault to the next step on the last rank, exceptions and SIGKILL, with
-torch.compile and without; what fifty restarts in process leave behind; and how fast a lost rank has 8 GB of state
-again, beside a broadcast of the same bytes. On a machine without a GPU it runs on the CPU with gloo, to see whether
-the benchmark works.
+All ranks are on the first GPU, which makes steps slow and is all right for what is measured here: from a fault to the
+next step on the last rank, exceptions and SIGKILL, with torch.compile and without; what fifty restarts in process leave
+behind; and how fast a lost rank has 8 GB of state again, beside a broadcast of the same bytes. Where there are several
+GPUs, recovery is measured also with a rank on each. On a machine without a GPU it runs on the CPU with gloo, to see
+whether the benchmark works.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import sys
@@ -25,6 +26,7 @@ import harness
 from harness import RunFailed
 
 DEADLINE_S = 280.0
+ONE_GPU = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]}
 FLAT = ("fds", "threads", "allocated_mb", "reserved_mb", "device_used_mb")
 """What must not grow from restart to restart."""
 
@@ -32,7 +34,10 @@ FLAT = ("fds", "threads", "allocated_mb", "reserved_mb", "device_used_mb")
 class Job:
     """One launch of `gpu_worker.py`: its faults, what came after them, and the launcher's own report."""
 
-    def __init__(self, launcher: str, ranks: int, fault: str, faults: int, *, compiled: bool = False) -> None:
+    def __init__(
+        self, launcher: str, ranks: int, fault: str, faults: int, *, compiled: bool = False, spread: bool = False
+    ) -> None:
+        """`spread`: over all GPUs, else on the first one."""
         directory = Path(tempfile.mkdtemp(prefix="gpu-"))
         options = ["--inprocess-restart"] if launcher == "hyperpodrun" else [f"--max-restarts={faults}"]
         arguments = [f"--directory={directory}", f"--fault={fault}", f"--faults={faults}"]
@@ -41,7 +46,8 @@ class Job:
         options += [f"--log-dir={directory / 'logs'}"]
         try:
             line = harness.command(launcher, ranks, options, "gpu_worker.py", *arguments)
-            finished = harness.run(line, directory, deadline_s=DEADLINE_S)
+            environment = {} if spread else ONE_GPU
+            finished = harness.run(line, directory, deadline_s=DEADLINE_S, environment=environment)
             harness.require_success(finished)
             self.output = finished.output
             self._facts: dict[str, dict[int, dict[int, Any]]] = defaultdict(lambda: defaultdict(dict))
@@ -82,30 +88,46 @@ class Job:
 
 
 def recovery(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for every launcher, fault and mode."""
-    rows: list[dict[str, Any]] = []
-    for compiled in (False, True):
-        for fault in ("raise", "kill"):
-            for launcher in harness.LAUNCHERS:
-                if launcher == "torchrun" and compiled:
-                    continue  # it would only compile anew as well
-                faults = args.faults if launcher == "hyperpodrun" else min(args.faults, args.torchrun_faults)
-                name = f"{launcher}, {fault}, {'compiled' if compiled else 'eager'}"
-                row: dict[str, Any] = {
-                    "benchmark": "gpu", "part": "recovery", "launcher": launcher, "fault": fault,
-                    "compiled": compiled, "world_size": args.ranks, "median_s": None, "runs": [],
-                }  # fmt: skip
-                try:
-                    job = Job(launcher, args.ranks, fault, faults, compiled=compiled)
-                    row["runs"] = job.recovery_seconds()
-                    row["median_s"] = statistics.median(row["runs"])
-                    row["phases_ms"], row["error_lines"] = job.phases_ms(), job.error_lines()
-                    harness.progress(f"{name}: {row['median_s']:.3f} s")
-                except RunFailed as error:
-                    row["error"] = str(error)
-                    harness.progress(f"{name}: FAILED: {error}")
-                rows.append(row)
+    """A row for every launcher, fault and mode. torchrun is not asked to compile: it would do all of it anew."""
+    few = min(args.faults, args.few_faults)
+    rows = []
+    for fault in ("raise", "kill"):
+        rows.append(recovery_of("hyperpodrun", args.ranks, fault, args.faults))
+        rows.append(recovery_of("torchrun", args.ranks, fault, few))
+    rows.append(recovery_of("hyperpodrun", args.ranks, "raise", args.faults, compiled=True))
+    rows.append(recovery_of("hyperpodrun", args.ranks, "kill", few, compiled=True))
     return rows
+
+
+def recovery_on_several(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The same with a rank on each GPU."""
+    few = min(args.faults, args.few_faults)
+    rows = []
+    for fault in ("raise", "kill"):
+        rows.append(recovery_of("hyperpodrun", args.gpus, fault, args.faults, spread=True))
+        rows.append(recovery_of("torchrun", args.gpus, fault, few, spread=True))
+    return rows
+
+
+def recovery_of(
+    launcher: str, ranks: int, fault: str, faults: int, *, compiled: bool = False, spread: bool = False
+) -> dict[str, Any]:
+    """One launcher's row."""
+    name = f"{launcher}, {fault}, {'compiled' if compiled else 'eager'}, {ranks} ranks"
+    row: dict[str, Any] = {
+        "benchmark": "gpu", "part": "several GPUs" if spread else "recovery", "launcher": launcher, "fault": fault,
+        "compiled": compiled, "world_size": ranks, "median_s": None, "runs": [],
+    }  # fmt: skip
+    try:
+        job = Job(launcher, ranks, fault, faults, compiled=compiled, spread=spread)
+        row["runs"] = job.recovery_seconds()
+        row["median_s"] = statistics.median(row["runs"])
+        row["phases_ms"], row["error_lines"] = job.phases_ms(), job.error_lines()
+        harness.progress(f"{name}: {row['median_s']:.3f} s")
+    except RunFailed as error:
+        row["error"] = str(error)
+        harness.progress(f"{name}: FAILED: {error}")
+    return row
 
 
 def restarts(args: argparse.Namespace) -> dict[str, Any]:
@@ -132,7 +154,7 @@ def restore(args: argparse.Namespace) -> list[dict[str, Any]]:
         arguments = [f"--directory={directory}", f"--bytes={args.restore_mb * 1_000_000}", f"--device={args.device}"]
         arguments += ["--runs=3", "--broadcast"]
         line = harness.command("hyperpodrun", 2, ["--inprocess-restart"], "restore_worker.py", *arguments)
-        finished = harness.run(line, directory, deadline_s=DEADLINE_S)
+        finished = harness.run(line, directory, deadline_s=DEADLINE_S, environment=ONE_GPU)
         harness.require_success(finished)
         facts = [json.loads(text) for text in (directory / "facts.jsonl").read_text().splitlines()]
     except RunFailed as error:
@@ -198,20 +220,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Recovery on GPUs beside torchrun.")
     parser.add_argument("--ranks", type=harness.positive, default=4)
     parser.add_argument("--faults", type=harness.positive, default=10, help="faults of each kind (default: 10)")
-    parser.add_argument("--torchrun-faults", type=harness.positive, default=3, help="of torchrun's (default: 3)")
+    parser.add_argument("--few-faults", type=harness.positive, default=3, help="where each takes long (default: 3)")
     parser.add_argument("--restarts", type=harness.positive, default=50, help="restarts in one process (default: 50)")
     parser.add_argument("--restore-mb", type=harness.positive, default=8000, help="state to restore (default: 8000)")
-    parser.add_argument("--parts", type=harness.comma_separated(str), default="recovery,restarts,restore")
+    parser.add_argument("--parts", type=harness.comma_separated(str), default="recovery,restarts,restore,several")
     parser.add_argument("--quick", action="store_true", help="a few faults and little state: does it work at all?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     args = parser.parse_args()
     if args.quick:
-        args.faults, args.torchrun_faults, args.restarts, args.restore_mb = 2, 1, 6, 100
+        args.faults, args.few_faults, args.restarts, args.restore_mb = 2, 1, 6, 100
     import torch
 
-    args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    args.device, args.gpus = ("cuda" if torch.cuda.is_available() else "cpu"), torch.cuda.device_count()
     where = torch.cuda.get_device_name() if args.device == "cuda" else "no GPU: gloo on the CPU"
-    print(f"gpu: {where}, {torch.cuda.device_count()} GPU(s), {args.ranks} ranks, {harness.describe_machine()}\n")
+    print(f"gpu: {where}, {args.gpus} GPU(s), {args.ranks} ranks, {harness.describe_machine()}\n")
     rows: list[dict[str, Any]] = []
     if "recovery" in args.parts:
         rows += recovery(args)
@@ -223,6 +245,14 @@ def main() -> int:
         restored = restore(args)
         rows += restored
         print_restore(restored)
+    if "several" in args.parts:
+        print("\na rank on each of several GPUs")
+        if args.gpus > 1:
+            several = recovery_on_several(args)
+            rows += several
+            print_recovery(several)
+        else:
+            print("left out: there are not several GPUs here")
     harness.write_rows(args.json, rows)
     failed = sum("error" in row for row in rows)
     print(f"\n{failed} part(s) failed" if failed else "\nevery part ran to its end")

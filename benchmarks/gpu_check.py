@@ -73,7 +73,7 @@ def main() -> int:
     if lines:
         print(harness.table(["test", "outcome", "s"], lines))
     if count == 1:
-        print("left out: ranks on several GPUs (NVLink, peer-to-peer copies), as this machine has one")
+        print("left out: a rank on each of several GPUs, as this machine has one")
     machine = {"part": "machine", "gpu": torch.cuda.get_device_name(), "gpus": count, "torch": torch.__version__}
     harness.write_rows(args.json, [machine, *rows])
     failed = sum(row["outcome"] == "failed" for row in tests)

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 STEPS_BETWEEN = 4
 """Steps of an attempt before its fault."""
-LAYERS, WIDTH, HEADS, BLOCK_SIZE, BATCH_SIZE = (8, 512, 8, 256, 8) if torch.cuda.is_available() else (2, 64, 2, 32, 2)
-"""About 25 million weights; on a CPU as few as will do to see that everything works."""
+LAYERS, WIDTH, HEADS, BLOCK_SIZE, BATCH_SIZE = 4, 128, 4, 64, 4
+"""Those of the example."""
 
 
 class Training:
@@ -120,15 +120,15 @@ def main() -> None:
     parser.add_argument("--faults", type=int, required=True)
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
-    training, journal = Training(compiled=args.compile), Journal(args.directory)
+    journal = Journal(args.directory)
     if args.inprocess:
         from hyperpodrun import CheckpointManager, HPWrapper
 
-        manager = CheckpointManager()
+        training, manager = Training(compiled=args.compile), CheckpointManager()
         manager.register(model=training.model, optimizer=training.optimizer)
         HPWrapper(checkpoint_manager=manager)(train)(args, training, journal, manager)
     else:
-        train(args, training, journal, None)
+        train(args, Training(compiled=args.compile), journal, None)
     dist.destroy_process_group()
 
 

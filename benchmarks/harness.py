@@ -78,13 +78,14 @@ def run(
     directory: Path,
     deadline_s: float = DEADLINE_S,
     meanwhile: Callable[[], None] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Finished:
     """Runs a launcher in a session of its own to its end. Its output goes to a file in `directory`.
 
-    `meanwhile` is called every few milliseconds.
+    `meanwhile` is called every few milliseconds. `environment`: more variables than this process's own.
     """
     path = directory / "output.txt"
-    environment = {**os.environ, **WORKER_ENVIRONMENT}
+    environment = {**os.environ, **WORKER_ENVIRONMENT, **(environment or {})}
     # torch was compiled when it was installed; the project's own modules must be let keep their bytecode, too.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     with path.open("wb") as output:

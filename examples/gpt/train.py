@@ -49,7 +49,7 @@ def run_main(args: argparse.Namespace, job: Job, caller: HPCallWrapper | None = 
     first = manager.restore()
     if rank == 0 and first:
         print(f"resumed at step {first}", flush=True)
-    ddp = manager.data_parallel(module, bucket_cap_mb=1)
+    ddp = manager.data_parallel(module)
     faults.begin(caller, rank)
     data = batches(args, rank, first)
 

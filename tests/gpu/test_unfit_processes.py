@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.usefixtures("one_gpu")
+
 HEAD = """
 import os, sys, time
 sys.path.insert(0, {gpt!r})
@@ -21,8 +27,6 @@ def step(caller):
 
 
 def job(run, script, body: str, *options: str):
-    from pathlib import Path
-
     gpt = str(Path(__file__).parents[2] / "examples" / "gpt")
     return run("--nproc-per-node=2", "--inprocess-restart", *options, script(HEAD.format(gpt=gpt) + body))
 

@@ -98,7 +98,7 @@ def test_a_source_killed_while_it_imports_or_forks_costs_no_rank(launch, delay):
     Path("go").touch()
     finished = job.wait(60)
     assert finished.returncode == 0, finished.output
-    assert finished.stdout == "done\n" * 3
+    assert finished.stdout.count("done") == 3
     assert marked(mark) == []
 
 
@@ -112,7 +112,7 @@ def test_a_source_killed_again_and_again_is_given_up(launch):
     Path("go").touch()
     finished = job.wait(60)
     assert finished.returncode == 0, finished.output
-    assert finished.stdout == "done\n" * 2
+    assert finished.stdout.count("done") == 2
     assert finished.stderr.count("standby-off") == 1, finished.output
 
 
@@ -128,7 +128,7 @@ def test_a_warm_source_that_dies_is_replaced_and_workers_do_not_notice(launch):
     finished = job.wait(60)
     assert finished.returncode == 0, finished.output
     assert second != first
-    assert finished.stdout == "done\n" * 2
+    assert finished.stdout.count("done") == 2
     assert finished.stderr.count("hyperpodrun: forked") == 4, finished.output
 
 
@@ -141,7 +141,7 @@ def test_a_stopped_source_holds_nobody_up_for_long(launch):
     Path("go").touch()
     finished = job.wait(100)
     assert finished.returncode == 0, finished.output
-    assert finished.stdout == "done\n" * 2
+    assert finished.stdout.count("done") == 2
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.2, 1.0, None])

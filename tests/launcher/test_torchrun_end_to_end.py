@@ -19,8 +19,8 @@ import json, os, sys
 rank = int(os.environ["RANK"])
 with open(f"{sys.argv[1]}.{rank}", "w") as file:
     json.dump({"environment": dict(os.environ), "argv": sys.argv, "name": __name__}, file)
-print("out", rank, flush=True)
-print("err", rank, file=sys.stderr, flush=True)
+sys.stdout.write(f"out {rank}\\n")  # in one piece: torchrun's --tee shows what there is, also half a line
+sys.stderr.write(f"err {rank}\\n")
 """
 NAMES = """RANK LOCAL_RANK GROUP_RANK ROLE_RANK ROLE_NAME LOCAL_WORLD_SIZE WORLD_SIZE GROUP_WORLD_SIZE ROLE_WORLD_SIZE
 MASTER_ADDR MASTER_PORT TORCHELASTIC_RESTART_COUNT TORCHELASTIC_MAX_RESTARTS TORCHELASTIC_RUN_ID

@@ -27,9 +27,14 @@ class Filtered:
         self._texts = texts
 
     def write(self, lines: list[bytes], prefix: bytes) -> None:
+        """Raises OSError."""
         chosen = [prefix + line + b"\n" for line in lines if any(text in line for text in self._texts)]
         if chosen:
-            self._file.write(b"".join(chosen))
+            _write_file(self._file, b"".join(chosen))
+
+    @property
+    def name(self) -> str:
+        return str(self._file.name)
 
     def close(self) -> None:
         self._file.close()
@@ -41,7 +46,7 @@ class _Stream:
     def __init__(self, fd: int, file: BinaryIO, target: BinaryIO, prefix: bytes, filtered: Filtered | None) -> None:
         self.filtered = filtered
         self.fd = fd
-        self.file = file
+        self.file: BinaryIO | None = file
         self.target = target
         self.prefix = prefix
         self.partial = b""
@@ -134,33 +139,56 @@ class Console:
         if not data:
             self._finish(stream)
             return False
-        stream.file.write(data)
+        if stream.file is not None:
+            try:
+                _write_file(stream.file, data)
+            except OSError as error:  # a full disk: the worker must not wait for a reader that has gone
+                self._lost(stream.file, error)
+                stream.file = None
         lines = (stream.partial + data).split(b"\n")
         stream.partial = lines.pop()
         if len(stream.partial) > _CHUNK:  # a progress bar without newlines must not grow for ever
             lines.append(stream.partial)
             stream.partial = b""
-        _show(stream, lines)
+        self._show(stream, lines)
         return True
 
     def _finish(self, stream: _Stream) -> None:
         if stream.drained.is_set():
             return
         if stream.partial:
-            _show(stream, [stream.partial])
+            self._show(stream, [stream.partial])
         self._selector.unregister(stream.fd)
         os.close(stream.fd)
-        stream.file.close()
+        if stream.file is not None:
+            stream.file.close()
         if stream.filtered is not None:
             stream.filtered.close()
         stream.drained.set()
 
-
-def _show(stream: _Stream, lines: list[bytes]) -> None:
-    if lines:
+    def _show(self, stream: _Stream, lines: list[bytes]) -> None:
+        if not lines:
+            return
         _write_all(stream.target, b"".join(stream.prefix + line + b"\n" for line in lines))
         if stream.filtered is not None:
-            stream.filtered.write(lines, stream.prefix)
+            try:
+                stream.filtered.write(lines, stream.prefix)
+            except OSError as error:
+                self._lost(stream.filtered, error)
+                stream.filtered = None
+
+    def _lost(self, file: BinaryIO | Filtered, error: OSError) -> None:
+        """What is written from now on is on the console only."""
+        self.log("log-file-lost", path=file.name, reason=error.strerror)
+        with contextlib.suppress(OSError):
+            file.close()
+
+
+def _write_file(file: BinaryIO, data: bytes) -> None:
+    """All of it: an unbuffered file takes what there is room for, and only then fails. Raises OSError."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def _write_all(target: BinaryIO, data: bytes) -> None:

@@ -133,7 +133,7 @@ class LocalNode:
     # ---- what the job wants --------------------------------------------------------------------------------------
 
     def execute(self, command: cmd.Command) -> None:
-        """Carries out one command. Raises OSError when a process cannot be started."""
+        """Carries out one command. Raises CannotStart when a process cannot be started."""
         self._executors[type(command)](command)
 
     def _spawn(self, command: cmd.Spawn) -> None:
@@ -309,5 +309,8 @@ class LocalNode:
         from .recovery_report import line
 
         self._console.log("recovery", **line(recovery))
-        with self.logs.recoveries.open("ab") as file:
-            file.write(recovery.as_json())
+        try:
+            with self.logs.recoveries.open("ab") as file:
+                file.write(recovery.as_json())
+        except OSError as error:  # a full disk must not end a job that has just recovered
+            self._console.log("recovery-not-written", path=self.logs.recoveries, reason=error.strerror)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,6 +73,8 @@ class Workers:
         self._by_local_rank: dict[int, Worker] = {}
         self._hook: tuple[processes.Child, Outputs] | None = None
         self._standbys = Standbys(config, console)
+        self._strangers = frozenset(processes.children())
+        """Children of whoever runs this agent in its process; they are none of the job's business."""
         self._keeper = processes.Keeper(token, directories)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
@@ -98,7 +101,8 @@ class Workers:
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """The event loop runs now: what has happened before is seen at once."""
         self._loop = loop
-        loop.add_signal_handler(signal.SIGCHLD, self.reap_orphans)
+        if threading.current_thread() is threading.main_thread():  # elsewhere they wait for the end of a worker
+            loop.add_signal_handler(signal.SIGCHLD, self.reap_orphans)
         self._standbys.attach(loop)
         for worker in self:
             self._watch(worker)
@@ -165,6 +169,10 @@ class Workers:
             if worker.child is not None:
                 worker.child.signal_session(signal.SIGKILL)
         self._keeper.dismiss()
+        for worker in self:
+            if worker.child is not None:
+                worker.child.kill()  # the keeper has seen to it: here it is taken away
+        self.reap_orphans()
 
     # ---- ends ----------------------------------------------------------------------------------------------------
 
@@ -206,7 +214,7 @@ class Workers:
             own.add(self._hook[0].pid)
         live = {f"{worker.local_rank}.{worker.incarnation}" for worker in self}
         for pid in processes.children():
-            if pid in own:
+            if pid in own or pid in self._strangers or processes.in_own_session(pid):
                 continue
             with contextlib.suppress(ChildProcessError):
                 if os.waitpid(pid, os.WNOHANG)[0] == pid:

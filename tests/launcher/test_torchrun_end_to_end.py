@@ -307,3 +307,51 @@ def test_omp_num_threads_is_1_for_several_workers_with_a_notice_and_left_alone_o
     assert run(worker).stdout == "unset\n"
     given = run("--nproc-per-node=2", worker, OMP_NUM_THREADS="3")
     assert (given.stdout, given.stderr) == ("3\n3\n", "")
+
+
+def test_main_leaves_the_program_around_it_as_it_was(script):
+    """On a thread, as Spark and Ray call it, where no signal can be handled; beside other children of the program."""
+    program = f"""
+import ctypes, os, signal, subprocess, threading
+from hyperpodrun.launcher import ChildFailedError, main
+
+def launch(code):
+    try:
+        main(["--nproc-per-node=2", {str(script("import sys; sys.exit(int(sys.argv[1]))"))!r}, code])
+    except ChildFailedError as error:
+        codes.append(error.get_first_failure()[1].exitcode)
+
+codes = []
+others = [subprocess.Popen(["sh", "-c", "exit 5"], start_new_session=own_session) for own_session in (True, False)]
+signal.signal(signal.SIGCHLD, lambda *_: None)
+installed = signal.getsignal(signal.SIGCHLD)
+thread = threading.Thread(target=launch, args=("3",))
+thread.start()
+others.append(subprocess.Popen(["sh", "-c", "exit 5"]))
+thread.join()
+launch("4")
+assert codes == [3, 4], codes
+assert [other.wait() for other in others] == [5, 5, 5]
+assert signal.getsignal(signal.SIGCHLD) is installed
+subreaper = ctypes.c_int()
+ctypes.CDLL(None).prctl(37, ctypes.byref(subreaper))
+assert subreaper.value == 0
+try:
+    left = os.waitpid(-1, os.WNOHANG)
+    raise AssertionError(left)
+except ChildProcessError:
+    pass
+"""
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr.count("no-signals") == 1
+
+
+def test_dollars_in_arguments_are_replaced_in_forked_and_in_new_processes(run, script):
+    worker = script("import os, sys, torch; os.write(1, f'{sys.argv[1:]}\\n'.encode())")
+    same = run("--nproc-per-node=2", worker, "a$$b", "$HOME", LOGLEVEL="DEBUG", HYPERPODRUN_STANDBY="1")
+    assert same.stdout == "['a$b', '$HOME']\n" * 2
+    assert same.stderr.count("hyperpodrun: forked") == 2, same.output
+    own = run("--nproc-per-node=2", worker, "${local_rank}", LOGLEVEL="DEBUG", HYPERPODRUN_STANDBY="1")
+    assert sorted(own.stdout.splitlines()) == ["['0']", "['1']"]
+    assert own.stderr.count("each rank has a command of its own") == 1, own.output

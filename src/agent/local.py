@@ -280,7 +280,8 @@ class LocalNode:
 
     @property
     def _alone(self) -> cmd.Layout:
-        return cmd.Layout(self._config.nproc_per_node, 1, 0, self._config.nproc_per_node)
+        workers = self._config.nproc_per_node
+        return cmd.Layout(workers, 1, 0, workers, 0, workers)
 
     @property
     def _store_address(self) -> tuple[str, int]:

@@ -140,7 +140,7 @@ class LocalNode:
         seat = cmd.Seat(command.rank, command.local_rank, command.incarnation)
         outputs = self.logs.open(f"attempt_{command.epoch}", seat.local_rank, seat.rank)
         environment = self._environment(seat, command.layout, command.epoch, outputs)
-        self.workers.spawn(Worker(seat.rank, seat.local_rank, seat.incarnation, outputs), command.epoch, environment)
+        self.workers.spawn(Worker(seat.rank, seat.local_rank, seat.incarnation, outputs), environment)
 
     def _environment(
         self, seat: cmd.Seat, layout: cmd.Layout, epoch: int, outputs: Outputs, *, hook: bool = False

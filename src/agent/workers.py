@@ -110,7 +110,7 @@ class Workers:
             loop.add_reader(self._hook[0].pidfd, self._on_hook_exit)
         self.reap_orphans()  # whose SIGCHLD came before its handler
 
-    def spawn(self, worker: Worker, epoch: int, environment: Mapping[str, str]) -> None:
+    def spawn(self, worker: Worker, environment: Mapping[str, str]) -> None:
         """Starts the process of `worker`, which takes its local rank."""
         self._by_local_rank[worker.local_rank] = worker
 
@@ -118,7 +118,7 @@ class Workers:
             worker.outputs.started()
             worker.child = child
             self.pids[worker.rank] = child.pid
-            self.events.started(worker.rank, child.pid, epoch)
+            self.events.started(child.pid, worker.local_rank, environment)
             if self._loop is not None:
                 self._watch(worker)
             if self.on_started is not None:
@@ -191,7 +191,7 @@ class Workers:
         if exit_code != 0:
             child.signal_session(signal.SIGKILL)
         failed = self.failures.ended(worker.rank, child.pid, exit_code, worker.outputs.error_file)
-        self.events.ended(worker.rank, child.pid, exit_code, failed=failed)
+        self.events.ended(child.pid, exit_code, failed=failed)
         self._on_worker_exit(worker, exit_code)
         self.reap_orphans()
 

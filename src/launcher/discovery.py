@@ -96,6 +96,7 @@ def find_cluster(options: dict[str, Any], endpoint: str, settings: Mapping[str, 
         raise click.UsageError(f"--local-addr {local}: nobody knows this host")
     on_one_machine = all(found and all(is_loopback(address) for address in found) for found in resolved)
     known = scheduler(os.environ)
+    interval, limit = _heartbeats(settings)
     order = int(settings.get("rank", "-1"))
     if order <= 0 and known is not None:  # 0 is also what --node-rank is when nobody gives it
         order = known.order
@@ -111,8 +112,8 @@ def find_cluster(options: dict[str, Any], endpoint: str, settings: Mapping[str, 
         secret=_secret(options, insecure=options["insecure"] or on_one_machine),
         interface=interface_of(numeric),
         min_quorum=options["min_nodes"],
-        heartbeat_interval=_seconds(settings, "heartbeat_interval", 1.0),
-        heartbeat_limit=_seconds(settings, "heartbeat_limit", 5.0),
+        heartbeat_interval=interval,
+        heartbeat_limit=limit,
         join_timeout=_seconds(settings, "join_timeout", _seconds(settings, "timeout", 600.0)),
         last_call_timeout=_seconds(settings, "last_call_timeout", 30.0),
     )
@@ -174,6 +175,21 @@ def _seconds(settings: Mapping[str, str], name: str, default: float) -> float:
     if not 0 < seconds < float("inf"):
         raise click.UsageError(f"--rdzv-conf {name}={text} is not a number of seconds")
     return seconds
+
+
+def _heartbeats(settings: Mapping[str, str]) -> tuple[float, float]:
+    """Interval and limit; in torchrun's words so many beats in a row that do not come."""
+    interval, limit = 1.0, 5.0
+    if "keep_alive_interval" in settings or "keep_alive_max_attempt" in settings:
+        interval = _seconds(settings, "keep_alive_interval", 5.0)
+        limit = interval * _seconds(settings, "keep_alive_max_attempt", 3.0)
+    interval = _seconds(settings, "heartbeat_interval", interval)
+    limit = _seconds(settings, "heartbeat_limit", limit)
+    if limit <= interval:
+        raise click.UsageError(
+            f"--rdzv-conf: a heartbeat every {interval:g} s and a limit of {limit:g} s would lose every node"
+        )
+    return interval, limit
 
 
 def _secret(options: dict[str, Any], *, insecure: bool) -> bytes | None:

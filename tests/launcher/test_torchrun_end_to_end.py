@@ -295,12 +295,23 @@ os.write(1, f"{text}\\n".encode())
     assert refused.returncode == 2
 
 
-def test_events_go_to_the_console_when_asked_for(run, script):
-    finished = run("--event-log-handler=console", script("pass"))
-    events = [json.loads(line) for line in finished.stderr.splitlines() if line.startswith("{")]
-    assert [(event["source"], event["metadata"]["state"]) for event in events] == [
-        ("WORKER", "START"), ("WORKER", "SUCCEEDED"), ("AGENT", "SUCCEEDED")
-    ]  # fmt: skip
+def test_events_go_to_the_console_when_asked_for(script):
+    worker = script("pass")
+    names = ("state", "global_rank", "group_rank", "group_world_size", "role", "rdzv_backend", "local_rank",
+             "role_rank", "role_world_size", "agent_restarts", "raw_error")  # fmt: skip
+    told = {}
+    for module in ("torch.distributed.run", "hyperpodrun"):
+        finished = launch(module, "--event-log-handler=console", "--nproc-per-node=2", "--role=trainer", str(worker))
+        told[module] = []
+        for line in finished.stderr.splitlines():
+            if "torchelastic.worker.status" in line:
+                event = json.loads(line)
+                facts = event["metadata"] | json.loads(event["metadata"]["metadata"])
+                told[module].append((event["source"], *(str(facts.get(name)) for name in names)))
+    # torchrun has two more, of its rendezvous.
+    theirs = [event for event in told["torch.distributed.run"] if event[1] in ("START", "SUCCEEDED")]
+    assert sorted(told["hyperpodrun"]) == sorted(theirs)
+    assert told["hyperpodrun"][-1][:2] == ("AGENT", "SUCCEEDED")
 
 
 def test_log_dir_dev_null_writes_no_file(tmp_path, script):

@@ -9,7 +9,6 @@ is never reused or wiped. `--log-dir /dev/null` means no files at all.
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from .config import LaunchConfig
 from .console import Console, Filtered, _Stream
 from .directories import make_private, temporary
+from .printer import standard_stream
 from .processes import CannotStart
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class LogDirectory:
         where = self._where(kind, local_rank)
         outputs = Outputs(error_file=Path(where.error_file))
         outputs.error_path = "" if self._nowhere else where.error_file
-        for bit, name, target in ((STDOUT, "stdout", sys.stdout), (STDERR, "stderr", sys.stderr)):
+        for bit, name in ((STDOUT, "stdout"), (STDERR, "stderr")):
             path = where.paths[name]
             if not path:
                 continue
@@ -111,7 +111,7 @@ class LogDirectory:
                     read_end, end = os.pipe()
                     filtered = self._filtered(where.filtered[name], name)
                     prefix = self._prefix(local_rank, rank)
-                    outputs._streams.append(self._console.tee(read_end, file, target.buffer, prefix, filtered))
+                    outputs._streams.append(self._console.tee(read_end, file, standard_stream(name), prefix, filtered))
             outputs._to_close.append(end)
             if bit == STDOUT:
                 outputs.stdout = end

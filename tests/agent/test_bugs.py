@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import os
 import signal
 import subprocess
 import sys
-
-import pytest
-from hyperpodrun.agent.console import Console, Filtered
 
 
 def test_an_internal_error_ends_the_job_and_its_processes(tmp_path):
@@ -50,24 +45,3 @@ def test_a_failed_job_is_one_also_where_the_launcher_was_started_to_ignore_its_c
     finished = launch.wait(30)
     assert finished.returncode == 1, finished.output
     assert "exited with code 3" in finished.stderr
-
-
-@pytest.mark.parametrize("lost", ["file", "filtered"])
-def test_a_full_disk_costs_the_log_file_and_never_the_worker(tmp_path, capfdbinary, lost):
-    """/dev/full takes nothing."""
-    read_end, write_end = os.pipe()
-    paths = {"file": tmp_path / "stdout.log", "filtered": tmp_path / "filtered.log"}
-    paths[lost].symlink_to("/dev/full")
-    shown = io.BytesIO()
-    console = Console()
-    filtered = Filtered(paths["filtered"], (b"line",))
-    stream = console.tee(read_end, paths["file"].open("ab", buffering=0), shown, "[0]:", filtered)
-    written = b"".join(b"line %d\n" % number for number in range(50_000))  # more than a pipe holds
-    with open(write_end, "wb") as pipe:
-        pipe.write(written)
-    console.end(stream)
-    console.close()
-    assert shown.getvalue() == b"".join(b"[0]:" + line for line in written.splitlines(keepends=True))
-    assert capfdbinary.readouterr().err.count(b"log-file-lost") == 1
-    kept = "filtered" if lost == "file" else "file"
-    assert paths[kept].read_bytes() == (written if kept == "file" else shown.getvalue())

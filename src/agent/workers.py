@@ -165,13 +165,14 @@ class Workers:
         self._closing = True
         self._standbys.close()
         self._data.close()
-        for worker in self:
-            if worker.child is not None:
-                worker.child.signal_session(signal.SIGKILL)
+        left = [worker.child for worker in self if worker.child is not None]
+        if self._hook is not None:
+            left.append(self._hook[0])
+        for child in left:
+            child.signal_session(signal.SIGKILL)
         self._keeper.dismiss()
-        for worker in self:
-            if worker.child is not None:
-                worker.child.kill()  # the keeper has seen to it: here it is taken away
+        for child in left:
+            child.kill()  # the keeper has seen to it: here it is taken away
         self.reap_orphans()
 
     # ---- ends ----------------------------------------------------------------------------------------------------

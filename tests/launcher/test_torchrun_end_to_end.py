@@ -84,26 +84,6 @@ def test_the_same_worker_sees_and_leaves_the_same(tmp_path, free_port, script, o
     assert seen["hyperpodrun"] == seen["torch.distributed.run"]
 
 
-@pytest.mark.parametrize("module", ["torch.distributed.run", "hyperpodrun"])
-def test_roles_that_differ_between_nodes_count_their_own_ranks(tmp_path, free_port, script, module):
-    names = ("WORLD_SIZE", "GROUP_WORLD_SIZE", "LOCAL_WORLD_SIZE", "ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE")
-    worker = script(
-        f"import os, sys\nopen(f'told.{{os.getpid()}}', 'w').write(' '.join(os.environ[name] for name in {names!r}))"
-    )
-    options = ["--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=roles"]
-    nodes = [
-        subprocess.Popen([sys.executable, "-m", module, *options, f"--role={role}", f"--nproc-per-node={n}", worker])
-        for role, n in (("trainer", 2), ("reader", 1))
-    ]
-    try:
-        assert [node.wait(90) for node in nodes] == [0, 0]
-    finally:
-        for node in nodes:
-            node.kill()
-    told = sorted(path.read_text() for path in tmp_path.glob("told.*"))
-    assert told == ["3 2 1 reader 0 1", "3 2 2 trainer 0 2", "3 2 2 trainer 1 2"]
-
-
 def test_the_store_listens_on_the_port_that_was_asked_for(run, script, free_port):
     worker = script(
         "import os, socket; socket.create_connection((os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT'])))"

@@ -82,6 +82,7 @@ def _expand_ranges(text: str) -> list[str]:
 
 def find_cluster(options: dict[str, Any], endpoint: str, settings: Mapping[str, str], run_id: str) -> Cluster:
     """How this agent finds the others. Raises click.UsageError."""
+    settings = _in_our_words(settings)
     base = _port_base()
     seeds = tuple(_seed(item, base) for item in endpoint.split(",") if item.strip())
     if not seeds:
@@ -96,10 +97,10 @@ def find_cluster(options: dict[str, Any], endpoint: str, settings: Mapping[str, 
         raise click.UsageError(f"--local-addr {local}: nobody knows this host")
     on_one_machine = all(found and all(is_loopback(address) for address in found) for found in resolved)
     known = scheduler(os.environ)
-    interval, limit = _heartbeats(settings)
-    order = int(settings.get("rank", "-1"))
+    order = _rank(settings)
     if order <= 0 and known is not None:  # 0 is also what --node-rank is when nobody gives it
         order = known.order
+    interval, limit = _heartbeats(settings)
     return Cluster(
         seeds=seeds,
         host=socket.gethostname(),
@@ -124,6 +125,15 @@ def _is_here(seed: str, addresses: list[str]) -> bool:
     if any(is_local(address) for address in addresses):
         return True
     return not addresses and parse_address(seed)[0].partition(".")[0] == socket.gethostname().partition(".")[0]
+
+
+def _in_our_words(settings: Mapping[str, str]) -> Mapping[str, str]:
+    """torchrun loses a node when `keep_alive_max_attempt` beats in a row, one each `keep_alive_interval`, do not come."""
+    if not {"keep_alive_interval", "keep_alive_max_attempt"} & set(settings):
+        return settings
+    interval = _seconds(settings, "keep_alive_interval", 5.0)
+    limit = interval * _seconds(settings, "keep_alive_max_attempt", 3.0)
+    return {"heartbeat_interval": str(interval), "heartbeat_limit": str(limit), **settings}
 
 
 def _seed(endpoint: str, base: int) -> str:
@@ -178,18 +188,23 @@ def _seconds(settings: Mapping[str, str], name: str, default: float) -> float:
 
 
 def _heartbeats(settings: Mapping[str, str]) -> tuple[float, float]:
-    """Interval and limit; in torchrun's words so many beats in a row that do not come."""
-    interval, limit = 1.0, 5.0
-    if "keep_alive_interval" in settings or "keep_alive_max_attempt" in settings:
-        interval = _seconds(settings, "keep_alive_interval", 5.0)
-        limit = interval * _seconds(settings, "keep_alive_max_attempt", 3.0)
-    interval = _seconds(settings, "heartbeat_interval", interval)
-    limit = _seconds(settings, "heartbeat_limit", limit)
-    if limit <= interval:
+    """(interval, limit). Who is silent for less than two intervals has perhaps lost one message."""
+    interval = _seconds(settings, "heartbeat_interval", 1.0)
+    limit = _seconds(settings, "heartbeat_limit", 5.0)
+    if limit < 2 * interval:
         raise click.UsageError(
-            f"--rdzv-conf: a heartbeat every {interval:g} s and a limit of {limit:g} s would lose every node"
+            f"--rdzv-conf heartbeat_limit={limit:g} is less than twice the heartbeat_interval={interval:g}: "
+            "every node would soon be taken for lost"
         )
     return interval, limit
+
+
+def _rank(settings: Mapping[str, str]) -> int:
+    """Where this node wants to stand; -1: in the order of arrival."""
+    text = settings.get("rank", "-1")
+    if not re.fullmatch(r"-1|[0-9]{1,6}", text):
+        raise click.UsageError(f"--rdzv-conf rank={text} is not a node's rank")
+    return int(text)
 
 
 def _secret(options: dict[str, Any], *, insecure: bool) -> bytes | None:

@@ -128,7 +128,7 @@ def _is_here(seed: str, addresses: list[str]) -> bool:
 
 
 def _in_our_words(settings: Mapping[str, str]) -> Mapping[str, str]:
-    """torchrun loses a node when `keep_alive_max_attempt` beats in a row, one each `keep_alive_interval`, do not come."""
+    """torchrun forgets a node when `keep_alive_max_attempt` beats, one each `keep_alive_interval`, do not come."""
     if not {"keep_alive_interval", "keep_alive_max_attempt"} & set(settings):
         return settings
     interval = _seconds(settings, "keep_alive_interval", 5.0)

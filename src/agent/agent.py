@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from typing import TYPE_CHECKING, Any
 
 from ..control import commands as cmd
@@ -47,6 +48,7 @@ class Agent:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended: asyncio.Event | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._hears_signals = threading.current_thread() is threading.main_thread()
 
     def _make_head(self) -> SoleHead | ClusterHead:
         if self._config.cluster is None:
@@ -56,8 +58,13 @@ class Agent:
         return ClusterHead(self._config, self.console, self._node, self._conclude, self._dispatch)
 
     def run(self) -> cmd.End:
-        """Blocks until the job is over and nothing of it is left."""
-        processes.become_subreaper()
+        """Blocks until the job is over and nothing of it is left. On another thread than the main one no signals."""
+        with processes.subreaper():
+            self._run()
+        assert self._end is not None
+        return self._end
+
+    def _run(self) -> None:
         if self._config.nproc_per_node > 1 and "OMP_NUM_THREADS" not in os.environ:
             self.console.write(OMP_NOTICE)
         restore_signals = self._catch_signals()
@@ -74,8 +81,6 @@ class Agent:
         finally:
             restore_signals()
             self._clean_up()
-        assert self._end is not None
-        return self._end
 
     def failures(self, cause: Cause | None) -> dict[int, ProcessFailure]:
         """Which workers failed, by rank, once the job has ended with `cause`."""
@@ -89,7 +94,7 @@ class Agent:
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         self._loop.set_exception_handler(self._on_bug)
-        for signum in self._config.signals:
+        for signum in self._config.signals if self._hears_signals else ():
             if signal.getsignal(signum) != signal.SIG_IGN:
                 self._loop.add_signal_handler(signum, self._on_signal, signum)
         await self._node.serve(self._loop)
@@ -126,14 +131,18 @@ class Agent:
 
     def _catch_signals(self) -> Any:
         """Until the loop runs, stop signals are kept; a signal the launcher was started to ignore stays ignored."""
-        before = {signum: signal.getsignal(signum) for signum in self._config.signals}
+        if not self._hears_signals:
+            self.console.log("no-signals", reason="not on the main thread, where Python handles them")
+            return lambda: None
+        before = {signum: signal.getsignal(signum) for signum in (*self._config.signals, signal.SIGCHLD)}
 
         def keep(signum: int, frame: object) -> None:
             self._early_signals.append(signum)
 
-        for signum, handler in before.items():
-            if handler != signal.SIG_IGN:
+        for signum in self._config.signals:
+            if before[signum] != signal.SIG_IGN:
                 signal.signal(signum, keep)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, the kernel forgets exit codes
 
         def restore() -> None:
             for signum, handler in before.items():
@@ -156,6 +165,9 @@ class Agent:
 
         error = context.get("exception")
         if self._end is not None:  # the consequences of the first one
+            return
+        if isinstance(error, processes.CannotStart):  # no bug: a full disk, no more processes, a program that is gone
+            self._conclude(cmd.End(cmd.EXIT_FAILED, f"cannot go on: {error}"))
             return
         if error is not None:
             self.console.write("".join(traceback.format_exception(type(error), error, error.__traceback__)))

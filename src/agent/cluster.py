@@ -103,6 +103,7 @@ class ClusterHead:
             founder=is_seed and cluster.own_seed == 0,
             deputy=(cluster.own_seed or 0) * cluster.heartbeat_limit if is_seed and cluster.own_seed else None,
             order=cluster.order,
+            role=self._config.role,
             min_quorum=cluster.min_quorum,
             heartbeat_interval=cluster.heartbeat_interval,
             heartbeat_limit=cluster.heartbeat_limit,

@@ -1,7 +1,7 @@
 """The launcher's own output: log lines and the teed streams of workers.
 
-Owns: the one thread that writes to the console and the pipes of teed workers. A terminal that does not drain (Ctrl-S,
-a full pipe) stops this thread, never the agent's event loop.
+Owns: the pipes of teed workers and the thread that copies them to their files. What is shown goes through a
+`Printer`: a terminal that does not drain stops neither the agent's event loop nor a worker for long.
 Called by: `logs.py` to tee a stream, everybody to log.
 """
 
@@ -10,13 +10,15 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
-import sys
 import threading
 from collections import deque
 from pathlib import Path
 from typing import BinaryIO
 
+from .printer import Printer, standard_stream
+
 _CHUNK = 1 << 16
+_LARGEST_PIPE = 1 << 20
 
 
 class Filtered:
@@ -27,9 +29,14 @@ class Filtered:
         self._texts = texts
 
     def write(self, lines: list[bytes], prefix: bytes) -> None:
+        """Raises OSError."""
         chosen = [prefix + line + b"\n" for line in lines if any(text in line for text in self._texts)]
         if chosen:
-            self._file.write(b"".join(chosen))
+            _write_file(self._file, b"".join(chosen))
+
+    @property
+    def name(self) -> str:
+        return str(self._file.name)
 
     def close(self) -> None:
         self._file.close()
@@ -41,19 +48,20 @@ class _Stream:
     def __init__(self, fd: int, file: BinaryIO, target: BinaryIO, prefix: bytes, filtered: Filtered | None) -> None:
         self.filtered = filtered
         self.fd = fd
-        self.file = file
+        self.file: BinaryIO | None = file
         self.target = target
         self.prefix = prefix
         self.partial = b""
-        self.drained = threading.Event()
-        self.ending = False
+        self.hidden = 0
+        """Lines that a stuck console has not been given."""
+        self.finished = False
 
 
 class Console:
-    """Writes lines to the launcher's stdout and stderr from a thread of its own."""
+    """Writes lines to the launcher's stdout and stderr, and copies the output of workers."""
 
-    def __init__(self) -> None:
-        self._lines: deque[tuple[BinaryIO, bytes]] = deque()
+    def __init__(self, printer: Printer | None = None) -> None:
+        self._printer = printer or Printer()
         self._ended: deque[_Stream] = deque()
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = os.pipe()
@@ -75,8 +83,7 @@ class Console:
 
     def write(self, text: str) -> None:
         """Text for stderr, as it is."""
-        self._lines.append((sys.stderr.buffer, text.encode(errors="backslashreplace")))
-        self._wake()
+        self._printer.put(standard_stream("stderr"), text.encode(errors="backslashreplace"))
 
     def tee(self, fd: int, file: BinaryIO, target: BinaryIO, prefix: str, filtered: Filtered | None = None) -> _Stream:
         """Copies what arrives on `fd` to `file` as it is, and line by line with `prefix` to `target` and `filtered`."""
@@ -93,14 +100,19 @@ class Console:
 
     def close(self, timeout: float = 30.0) -> None:
         """Writes out everything. `timeout` bounds a console that does not take it."""
-        self._closing = True
-        self._wake()
         if self._thread is not None:
+            self._closing = True
+            self._wake()
             self._thread.join(timeout)
+        self._printer.close(timeout)
+        if self._thread is None or not self._thread.is_alive():
+            self._selector.close()
+            os.close(self._wake_read)
+            os.close(self._wake_write)
 
     def _wake(self) -> None:
-        if self._thread is None:  # started late: a launch that says nothing needs no thread
-            self._thread = threading.Thread(target=self._run, name="hyperpodrun-console", daemon=True)
+        if self._thread is None:  # started late: a launch without --tee needs no thread
+            self._thread = threading.Thread(target=self._run, name="hyperpodrun-tee", daemon=True)
             self._thread.start()
         with contextlib.suppress(BlockingIOError):
             os.write(self._wake_write, b"x")
@@ -115,17 +127,16 @@ class Console:
                     self._copy(key.data)
             while self._ended:
                 stream = self._ended.popleft()
-                while self._copy(stream):
-                    pass
+                for _ in range(_LARGEST_PIPE // _CHUNK):  # whoever else writes into it can do so for ever
+                    if not self._copy(stream):
+                        break
                 self._finish(stream)
-            while self._lines:
-                _write_all(*self._lines.popleft())
-            if self._closing and not self._lines and not self._ended:
+            if self._closing and not self._ended:
                 return
 
     def _copy(self, stream: _Stream) -> bool:
         """Copies one chunk; False when there is none at the moment or ever again."""
-        if stream.drained.is_set():
+        if stream.finished:
             return False
         try:
             data = os.read(stream.fd, _CHUNK)
@@ -134,41 +145,68 @@ class Console:
         if not data:
             self._finish(stream)
             return False
-        stream.file.write(data)
+        if stream.file is not None:
+            try:
+                _write_file(stream.file, data)
+            except OSError as error:  # a full disk: the worker must not wait for a reader that has gone
+                self._lost(stream.file, error)
+                stream.file = None
         lines = (stream.partial + data).split(b"\n")
         stream.partial = lines.pop()
         if len(stream.partial) > _CHUNK:  # a progress bar without newlines must not grow for ever
             lines.append(stream.partial)
             stream.partial = b""
-        _show(stream, lines)
+        self._show(stream, lines)
         return True
 
     def _finish(self, stream: _Stream) -> None:
-        if stream.drained.is_set():
+        if stream.finished:
             return
         if stream.partial:
-            _show(stream, [stream.partial])
+            self._show(stream, [stream.partial])
+        self._tell_hidden(stream)
         self._selector.unregister(stream.fd)
         os.close(stream.fd)
-        stream.file.close()
+        if stream.file is not None:
+            stream.file.close()
         if stream.filtered is not None:
             stream.filtered.close()
-        stream.drained.set()
+        stream.finished = True
 
-
-def _show(stream: _Stream, lines: list[bytes]) -> None:
-    if lines:
-        _write_all(stream.target, b"".join(stream.prefix + line + b"\n" for line in lines))
+    def _show(self, stream: _Stream, lines: list[bytes]) -> None:
+        if not lines:
+            return
+        if self._printer.has_room():
+            self._tell_hidden(stream)
+            self._printer.put(stream.target, b"".join(stream.prefix + line + b"\n" for line in lines))
+        else:
+            stream.hidden += len(lines)
         if stream.filtered is not None:
-            stream.filtered.write(lines, stream.prefix)
+            try:
+                stream.filtered.write(lines, stream.prefix)
+            except OSError as error:
+                self._lost(stream.filtered, error)
+                stream.filtered = None
+
+    def _tell_hidden(self, stream: _Stream) -> None:
+        if stream.hidden:
+            where = "" if stream.file is None else f"; they are in {stream.file.name}"
+            text = f"hyperpodrun: {stream.hidden} lines are not shown, as the console did not take them{where}\n"
+            self._printer.put(stream.target, stream.prefix + text.encode())
+            stream.hidden = 0
+
+    def _lost(self, file: BinaryIO | Filtered, error: OSError) -> None:
+        """What is written from now on is on the console only."""
+        self.log("log-file-lost", path=file.name, reason=error.strerror)
+        with contextlib.suppress(OSError):
+            file.close()
 
 
-def _write_all(target: BinaryIO, data: bytes) -> None:
-    try:
-        target.write(data)
-        target.flush()
-    except (OSError, ValueError):
-        pass  # the console is gone (closed terminal, broken pipe): training must not end because of it
+def _write_file(file: BinaryIO, data: bytes) -> None:
+    """All of it: an unbuffered file takes what there is room for, and only then fails. Raises OSError."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def _quote(value: object) -> str:

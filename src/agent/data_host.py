@@ -62,8 +62,7 @@ class DataHost:
         """The job is over."""
         self._close_listener()
         if self._child is not None:
-            self._child.signal_session(signal.SIGKILL)
-            self._child.reap()
+            self._child.kill()
             self._child = None
 
     def _close_listener(self) -> None:

@@ -29,11 +29,11 @@ def epoch_environment(config: LaunchConfig, seat: Seat, layout: Layout, epoch: i
         "RANK": str(seat.rank),
         "LOCAL_RANK": "0" if config.virtual_local_rank else str(seat.local_rank),
         "GROUP_RANK": str(layout.node_rank),
-        "ROLE_RANK": str(seat.rank),
+        "ROLE_RANK": str(layout.role_rank + seat.local_rank),
         "WORLD_SIZE": str(layout.world_size),
         "LOCAL_WORLD_SIZE": str(layout.local_world_size),
         "GROUP_WORLD_SIZE": str(layout.nodes),
-        "ROLE_WORLD_SIZE": str(layout.world_size),
+        "ROLE_WORLD_SIZE": str(layout.role_world_size),
         "JOB_RESTART_COUNT": str(epoch),
         "TORCHELASTIC_RESTART_COUNT": str(epoch),
     }

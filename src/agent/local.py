@@ -133,14 +133,14 @@ class LocalNode:
     # ---- what the job wants --------------------------------------------------------------------------------------
 
     def execute(self, command: cmd.Command) -> None:
-        """Carries out one command. Raises OSError when a process cannot be started."""
+        """Carries out one command. Raises CannotStart when a process cannot be started."""
         self._executors[type(command)](command)
 
     def _spawn(self, command: cmd.Spawn) -> None:
         seat = cmd.Seat(command.rank, command.local_rank, command.incarnation)
         outputs = self.logs.open(f"attempt_{command.epoch}", seat.local_rank, seat.rank)
         environment = self._environment(seat, command.layout, command.epoch, outputs)
-        self.workers.spawn(Worker(seat.rank, seat.local_rank, seat.incarnation, outputs), command.epoch, environment)
+        self.workers.spawn(Worker(seat.rank, seat.local_rank, seat.incarnation, outputs), environment)
 
     def _environment(
         self, seat: cmd.Seat, layout: cmd.Layout, epoch: int, outputs: Outputs, *, hook: bool = False
@@ -280,7 +280,8 @@ class LocalNode:
 
     @property
     def _alone(self) -> cmd.Layout:
-        return cmd.Layout(self._config.nproc_per_node, 1, 0, self._config.nproc_per_node)
+        workers = self._config.nproc_per_node
+        return cmd.Layout(workers, 1, 0, workers, 0, workers)
 
     @property
     def _store_address(self) -> tuple[str, int]:
@@ -309,5 +310,8 @@ class LocalNode:
         from .recovery_report import line
 
         self._console.log("recovery", **line(recovery))
-        with self.logs.recoveries.open("ab") as file:
-            file.write(recovery.as_json())
+        try:
+            with self.logs.recoveries.open("ab") as file:
+                file.write(recovery.as_json())
+        except OSError as error:  # a full disk must not end a job that has just recovered
+            self._console.log("recovery-not-written", path=self.logs.recoveries, reason=error.strerror)

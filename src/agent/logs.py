@@ -9,7 +9,6 @@ is never reused or wiped. `--log-dir /dev/null` means no files at all.
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING, BinaryIO
 from .config import LaunchConfig
 from .console import Console, Filtered, _Stream
 from .directories import make_private, temporary
+from .printer import standard_stream
+from .processes import CannotStart
 
 if TYPE_CHECKING:
     from .logs_specs import Destinations, LogsSpecs
@@ -83,12 +84,20 @@ class LogDirectory:
     def open(self, kind: str, local_rank: int, rank: int | None = None) -> Outputs:
         """The outputs of a process about to start. `kind`: `attempt_<n>`, `pre_train`, `post_train`.
 
-        Raises LogsSpecsError when the user's class does not say where they go.
+        Raises CannotStart when there is no room for them, or the user's class does not say where they go.
         """
+        try:
+            return self._open(kind, local_rank, local_rank if rank is None else rank)
+        except CannotStart:
+            raise
+        except OSError as error:
+            raise CannotStart(f"logs of {kind}, local rank {local_rank}: {error}") from error
+
+    def _open(self, kind: str, local_rank: int, rank: int) -> Outputs:
         where = self._where(kind, local_rank)
         outputs = Outputs(error_file=Path(where.error_file))
         outputs.error_path = "" if self._nowhere else where.error_file
-        for bit, name, target in ((STDOUT, "stdout", sys.stdout), (STDERR, "stderr", sys.stderr)):
+        for bit, name in ((STDOUT, "stdout"), (STDERR, "stderr")):
             path = where.paths[name]
             if not path:
                 continue
@@ -101,8 +110,8 @@ class LogDirectory:
                 if name in where.teed:
                     read_end, end = os.pipe()
                     filtered = self._filtered(where.filtered[name], name)
-                    prefix = self._prefix(local_rank, local_rank if rank is None else rank)
-                    outputs._streams.append(self._console.tee(read_end, file, target.buffer, prefix, filtered))
+                    prefix = self._prefix(local_rank, rank)
+                    outputs._streams.append(self._console.tee(read_end, file, standard_stream(name), prefix, filtered))
             outputs._to_close.append(end)
             if bit == STDOUT:
                 outputs.stdout = end
@@ -129,17 +138,16 @@ class LogDirectory:
 
     @staticmethod
     def _as_specified(wanted: Destinations, local_rank: int) -> _Where:
-        where = _Where(wanted.error_file(local_rank))
-        for name in ("stdout", "stderr"):
-            where.paths[name] = wanted.path(name, local_rank)
-            if wanted.teed(name, local_rank):
-                where.teed.add(name)
-            where.filtered[name] = wanted.filtered(name)
+        where = _Where(wanted.error_files.get(local_rank, ""))
+        where.paths = {"stdout": wanted.stdouts.get(local_rank, ""), "stderr": wanted.stderrs.get(local_rank, "")}
+        where.teed = {
+            name
+            for name, teed in (("stdout", wanted.tee_stdouts), ("stderr", wanted.tee_stderrs))
+            if local_rank in teed
+        }
+        where.filtered = {"stdout": wanted.filtered_stdout, "stderr": wanted.filtered_stderr}
         for path in (where.error_file, *where.paths.values()):
-            if path not in (
-                "",
-                os.devnull,
-            ):  # that its directory is there is the class's business, but no reason to fail
+            if path:  # that its directory is there is the class's business, but no reason to fail
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
         return where
 

@@ -2,46 +2,58 @@
 
 Such a class is torch's (`torch.distributed.elastic.multiprocessing.LogsSpecs`, entry point group
 `torchrun.logs_specs`), and the agent never imports torch: it lives in a process of its own (`logs_specs_child.py`),
-which is asked once for every attempt and answers in JSON. That process ends with the agent, whose end of its pipe it
-reads.
+which is asked once for every attempt and answers in JSON. It imports torch while the agent does other things, and ends
+with the agent, whose end of its pipe it reads.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import os
 import select
-import subprocess
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+import msgspec
+
+from ..protocol.names import OF_AGENTS_ONLY
+from . import processes
 from .config import LaunchConfig
 
-_ANSWER_LIMIT_S = 120.0
-"""It imports torch before its first answer; on a cold file system that takes a while."""
+_FIRST_ANSWER_S = 120.0
+"""It imports torch before that; on a cold file system this takes a while."""
+_ANSWER_S = 10.0
+"""The workers of an attempt cannot start without the answer, and meanwhile the agent does nothing else."""
+_END_S = 2.0
+"""What it does at its exit must not take longer."""
+_MAX_ANSWER_BYTES = 16 << 20
+_T = TypeVar("_T")
 
 
-class LogsSpecsError(OSError):
+class LogsSpecsError(processes.CannotStart):
     """The class could not be loaded, or its answer is of no use; the sentence says why."""
 
 
-class Destinations:
-    """Where the class wants the streams of one attempt. Paths by local rank; an empty one is the console."""
+class Ready(msgspec.Struct, forbid_unknown_fields=True):
+    """The class is loaded."""
 
-    def __init__(self, answer: dict[str, Any]) -> None:
-        self._answer = answer
 
-    def path(self, stream: str, local_rank: int) -> str:
-        return str(self._answer[f"{stream}s"].get(str(local_rank), ""))
+class Destinations(msgspec.Struct):
+    """Where the class wants the streams of one attempt: torch's LogsDest. By local rank; "" is the console."""
 
-    def teed(self, stream: str, local_rank: int) -> bool:
-        return str(local_rank) in self._answer[f"tee_{stream}s"]
+    stdouts: dict[int, str]
+    stderrs: dict[int, str]
+    tee_stdouts: dict[int, str]
+    tee_stderrs: dict[int, str]
+    error_files: dict[int, str]
+    filtered_stdout: str
+    filtered_stderr: str
 
-    def error_file(self, local_rank: int) -> str:
-        return str(self._answer["error_files"].get(str(local_rank), ""))
 
-    def filtered(self, stream: str) -> str:
-        return str(self._answer[f"filtered_{stream}"])
+class Failed(msgspec.Struct):
+    """What the class has raised."""
+
+    error: str
 
 
 class LogsSpecs:
@@ -50,14 +62,19 @@ class LogsSpecs:
     def __init__(self, config: LaunchConfig) -> None:
         self._config = config
         self._attempts: dict[int, Destinations] = {}
+        self._loaded = False
+        theirs_in, ours_out = os.pipe()
+        ours_in, theirs_out = os.pipe()
+        self._questions, self._answers = open(ours_out, "wb"), open(ours_in, "rb")  # noqa: SIM115  # until `close`
+        environment = {name: value for name, value in os.environ.items() if name not in OF_AGENTS_ONLY}
+        command = [sys.executable, "-m", f"{__package__}.logs_specs_child"]
+        try:
+            self._child = processes.start(command, environment, stdin=theirs_in, stdout=theirs_out)
+        finally:
+            os.close(theirs_in)
+            os.close(theirs_out)
         ranks = range(config.nproc_per_node)
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("logs_specs_child.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
-        self._ask(
+        self._tell(
             {
                 "name": config.logs_specs,
                 "log_dir": None if config.log_dir is None else str(config.log_dir),
@@ -69,6 +86,9 @@ class LogsSpecs:
 
     def attempt(self, number: int) -> Destinations:
         """Where the output of this attempt goes. Raises LogsSpecsError."""
+        if not self._loaded:
+            self._answer(Ready, _FIRST_ANSWER_S)
+            self._loaded = True
         if number not in self._attempts:
             environment = {
                 "TORCHELASTIC_RUN_ID": self._config.run_id,
@@ -78,28 +98,41 @@ class LogsSpecs:
                 "LOCAL_WORLD_SIZE": str(self._config.nproc_per_node),
             }
             ranks = range(self._config.nproc_per_node)
-            envs = {rank: {**environment, "LOCAL_RANK": str(rank)} for rank in ranks}
-            self._attempts[number] = Destinations(self._ask({"envs": envs}))
+            self._tell({"envs": {rank: {**environment, "LOCAL_RANK": str(rank)} for rank in ranks}})
+            self._attempts[number] = self._answer(Destinations, _ANSWER_S)
         return self._attempts[number]
 
     def close(self) -> None:
         """The launch is over."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        self._answers.close()
+        with contextlib.suppress(BrokenPipeError):  # it has ended already
+            self._questions.close()
+        self._child.gone_within(_END_S)
+        self._child.kill()
 
-    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+    def _tell(self, question: dict[str, object]) -> None:
         try:
-            self._process.stdin.write(json.dumps(question).encode() + b"\n")
-            self._process.stdin.flush()
+            self._questions.write(msgspec.json.encode(question) + b"\n")
+            self._questions.flush()
         except BrokenPipeError:
-            raise LogsSpecsError(f"--logs-specs {self._config.logs_specs}: its process has ended") from None
+            raise self._error("its process has ended") from None
+
+    def _answer(self, kind: type[_T], limit: float) -> _T:
+        """The next one. Raises LogsSpecsError also when it does not come in time."""
         poll = select.poll()
-        poll.register(self._process.stdout, select.POLLIN)
-        line = self._process.stdout.readline() if poll.poll(_ANSWER_LIMIT_S * 1000) else b""
-        answer = json.loads(line) if line else {"error": "its process has ended, or does not answer"}
-        if "error" in answer:
-            raise LogsSpecsError(f"--logs-specs {self._config.logs_specs}: {answer['error']}")
-        return dict(answer)
+        poll.register(self._answers, select.POLLIN)
+        if not poll.poll(limit * 1000):
+            raise self._error(f"no answer within {limit:g} s")
+        line = self._answers.readline(_MAX_ANSWER_BYTES)
+        if not line:
+            raise self._error("its process has ended")
+        try:
+            return msgspec.json.decode(line, type=kind)
+        except msgspec.MsgspecError as error:
+            problem = str(error)
+        with contextlib.suppress(msgspec.MsgspecError):  # no failure of the class's, but an answer that is none
+            problem = msgspec.json.decode(line, type=Failed).error
+        raise self._error(problem)
+
+    def _error(self, reason: str) -> LogsSpecsError:
+        return LogsSpecsError(f"--logs-specs {self._config.logs_specs}: {reason}")

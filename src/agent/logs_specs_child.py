@@ -1,6 +1,6 @@
 """The process in which a `--logs-specs` class lives: the one place of this package that imports torch.
 
-Run as a file by `logs_specs.py`. Reads one JSON line for each question and writes one for each answer; what the class
+Started by `logs_specs.py`. Reads one JSON line for each question and writes one for each answer; what the class
 prints goes to stderr.
 """
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -21,7 +22,16 @@ from ..protocol.names import JOB_TOKEN, WORKER_IDENTITY
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_GET_CHILD_SUBREAPER = 37
 _libc = ctypes.CDLL(None, use_errno=True)
+_KILL_LIMIT_S = 5.0
+"""A killed process that the kernel holds for longer (uninterruptible sleep) is not waited for."""
+_KEEPER_LIMIT_S = 20.0
+"""More than the keeper gives itself."""
+
+
+class CannotStart(OSError):
+    """A process, or what it needs, cannot be had: the launch cannot go on. The sentence says why."""
 
 
 class Child:
@@ -39,6 +49,18 @@ class Child:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signum)
 
+    def kill(self) -> None:
+        """SIGKILL for the process and its group; it is taken away unless the kernel holds it for too long."""
+        self.signal_session(signal.SIGKILL)
+        if self.gone_within(_KILL_LIMIT_S):
+            self.reap()
+
+    def gone_within(self, seconds: float) -> bool:
+        """Waits for the process to be gone, at most so long."""
+        gone = select.poll()
+        gone.register(self.pidfd, select.POLLIN)
+        return bool(gone.poll(seconds * 1000))
+
     def reap(self) -> int:
         """The exit code of a process that is gone (negative: the signal). Its pid is free afterwards."""
         if self._process is not None:
@@ -53,13 +75,14 @@ def start(
     command: Sequence[str],
     environment: Mapping[str, str],
     *,
+    stdin: int | None = None,
     stdout: int | IO[bytes] | None = None,
     stderr: int | IO[bytes] | None = None,
     pass_fds: Sequence[int] = (),
 ) -> Child:
-    """Starts `command` in its own session, to die with this process. Raises OSError if it cannot be started.
+    """Starts `command` in its own session, to die with this process. Raises CannotStart.
 
-    Call it on the main thread only: PDEATHSIG fires when the *thread* that forked ends.
+    Call it on the thread that runs the agent: PDEATHSIG fires when the *thread* that forked ends.
     """
     agent = os.getpid()
 
@@ -68,16 +91,20 @@ def start(
         if os.getppid() != agent:  # the agent died between fork and prctl
             os._exit(1)
 
-    process = subprocess.Popen(
-        command,
-        env=dict(environment),
-        stdout=stdout,
-        stderr=stderr,
-        start_new_session=True,
-        preexec_fn=before_exec,
-        pass_fds=pass_fds,
-    )
-    return Child(process.pid, os.pidfd_open(process.pid), process)
+    try:
+        process = subprocess.Popen(
+            command,
+            env=dict(environment),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+            preexec_fn=before_exec,
+            pass_fds=pass_fds,
+        )
+        return Child(process.pid, os.pidfd_open(process.pid), process)
+    except OSError as error:
+        raise CannotStart(f"{command[0]}: {error.strerror or error}") from error
 
 
 def _wait(pidfd: int) -> int:
@@ -89,9 +116,16 @@ def _wait(pidfd: int) -> int:
     return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
-def become_subreaper() -> None:
-    """From now on orphaned descendants become children of this process."""
+@contextlib.contextmanager
+def subreaper() -> Iterator[None]:
+    """Meanwhile orphaned descendants become children of this process."""
+    before = ctypes.c_int()
+    _libc.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before))
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, before.value)
 
 
 class Keeper:
@@ -121,7 +155,8 @@ class Keeper:
     def dismiss(self) -> None:
         """The job is over in good order; the keeper makes its last round and ends."""
         os.close(self._write_end)
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it goes on without being waited for
+            self._process.wait(_KEEPER_LIMIT_S)
 
 
 def children() -> list[int]:
@@ -131,6 +166,14 @@ def children() -> list[int]:
         with contextlib.suppress(OSError, ValueError):
             found += [int(pid) for pid in file.read_text().split()]
     return found
+
+
+def in_own_session(pid: int) -> bool:
+    """Whether a child is in the session of this process. Nothing of a job ever is: each of its processes left it."""
+    try:
+        return os.getsid(pid) == os.getsid(0)
+    except ProcessLookupError:  # taken away meanwhile
+        return True
 
 
 def worker_mark(pid: int) -> str | None:

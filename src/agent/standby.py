@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from . import processes
 from .config import LaunchConfig
 from .console import Console
+from .environment import worker_command
 from .imports import Imports, PythonCommand, scan, torch_is_installed
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Standbys:
     """Starts the workers of one launch."""
 
     def __init__(self, config: LaunchConfig, console: Console) -> None:
-        self._command = config.command
+        self._commands = {worker_command(config, rank) for rank in range(config.nproc_per_node)}
         self._preload = config.preload
         self._console = console
         self._wanted = self._what_for(config)
@@ -100,7 +101,11 @@ class Standbys:
         """What the script imports; NOTHING: there will be no source."""
         if config.start_method == "spawn" or os.environ.get(SWITCH) == "0":
             return Imports.NOTHING
-        command = PythonCommand.parse(config.command)
+        if len(self._commands) > 1:
+            self._console.debug("cold-start", reason="each rank has a command of its own")
+            return Imports.NOTHING
+        (words,) = self._commands
+        command = PythonCommand.parse(words)
         if command is None:
             if not config.no_python:
                 self._off("workers run another interpreter")
@@ -132,7 +137,7 @@ class Standbys:
             loop.call_later(_LATE_START_S, self._start_source)
 
     def start(self, launch: Launch) -> None:
-        """Starts a worker the fastest way. Raises OSError if that is a cold start and fails."""
+        """Starts a worker the fastest way. Raises CannotStart if that is a cold start and fails."""
         if self._source is None or not self._same_for_source(launch) or not self._ask(self._source, launch):
             launch.cold()
 
@@ -147,15 +152,12 @@ class Standbys:
             self._take(line)
         self._wanted = Imports.NOTHING
         if self._source is not None:
-            self._source.child.signal_session(signal.SIGKILL)
-            self._forget_source()
+            self._forget_source().child.kill()
 
     # ---- workers -------------------------------------------------------------------------------------------------
 
     def _same_for_source(self, launch: Launch) -> bool:
         """Whether a fork is the same as a new process: what was read at import cannot be changed afterwards."""
-        if launch.command != self._command:
-            return False
         ours, theirs = launch.environment, self._environment
         different = sorted(
             name for name in {*ours, *theirs} if name.startswith(_READ_AT_IMPORT) and ours.get(name) != theirs.get(name)
@@ -201,6 +203,7 @@ class Standbys:
     def _on_line(self, line: socket.socket) -> None:
         """A worker is there, or will never be."""
         from ..protocol import standby as protocol
+        from ..protocol.messages import MessageError
 
         try:
             data, fds, _, _ = socket.recv_fds(line, protocol.MAX_PACKET_BYTES, 1)
@@ -212,7 +215,13 @@ class Standbys:
             self._give_up(line)
             return
         os.set_inheritable(fds[0], False)
-        child = processes.Child(protocol.decode_from_worker(data).pid, fds[0])
+        try:
+            child = processes.Child(protocol.decode_from_worker(data).pid, fds[0])
+        except MessageError as error:
+            self._console.log("bad-message", peer="a forked worker", reason=error)
+            os.close(fds[0])
+            self._give_up(line)
+            return
         with contextlib.suppress(OSError):  # it is dead already: its pidfd will tell
             line.send(b"!")
         self._console.debug("forked", pid=child.pid)
@@ -235,8 +244,8 @@ class Standbys:
             self._console.log("standby-stuck", pid=source.child.pid, action="replaced")
             source.child.signal_session(signal.SIGKILL)
         else:
-            self._console.log("standby-slow", seconds=f"{_WARM_LIMIT_S:.0f}", action="cold start")
-        self._give_up(line)
+            self._console.log("standby-slow", seconds=f"{_WARM_LIMIT_S:.0f}", action="cold starts")
+        self.settle()
 
     # ---- the source ----------------------------------------------------------------------------------------------
 
@@ -263,7 +272,8 @@ class Standbys:
             protocol.ROOM: "." * _ROOM_BYTES,
         }
         try:
-            child = processes.start(self._command, environment, pass_fds=(theirs.fileno(),))
+            (command,) = self._commands
+            child = processes.start(command, environment, pass_fds=(theirs.fileno(),))
         except OSError as error:
             ours.close()
             self._off(str(error))
@@ -298,6 +308,7 @@ class Standbys:
 
     def _receive(self, source: _Source) -> protocol.FromSource | None:
         from ..protocol import standby as protocol
+        from ..protocol.messages import MessageError
 
         try:
             data = source.control.recv(protocol.MAX_PACKET_BYTES)
@@ -309,13 +320,18 @@ class Standbys:
             assert self._loop is not None
             self._loop.remove_reader(source.control)
             return None
-        return protocol.decode_from_source(data)
+        try:
+            return protocol.decode_from_source(data)
+        except MessageError as error:
+            self._console.log("bad-message", peer="the standby source", reason=error)
+            source.child.signal_session(signal.SIGKILL)
+            return None
 
     def _on_source_exit(self, source: _Source) -> None:
         """What it was asked for and has not done has ended with its end of the lines."""
         self._on_control(source)  # its last words
         pid, ready = source.child.pid, source.ready
-        self._forget_source()
+        self._forget_source().child.reap()
         if self._wanted is Imports.NOTHING:
             return
         self._deaths += 1
@@ -326,14 +342,14 @@ class Standbys:
         self._console.log("standby-lost", pid=pid, warm=ready, action="replaced")
         self._start_source()
 
-    def _forget_source(self) -> None:
+    def _forget_source(self) -> _Source:
         source, self._source = self._source, None
         assert source is not None
         if self._loop is not None:
             self._loop.remove_reader(source.control)
             self._loop.remove_reader(source.child.pidfd)
         source.control.close()
-        source.child.reap()
+        return source
 
     def _off(self, reason: str) -> None:
         self._console.log("standby-off", reason=reason, action="cold starts")

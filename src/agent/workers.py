@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,6 +73,8 @@ class Workers:
         self._by_local_rank: dict[int, Worker] = {}
         self._hook: tuple[processes.Child, Outputs] | None = None
         self._standbys = Standbys(config, console)
+        self._strangers = frozenset(processes.children())
+        """Children of whoever runs this agent in its process; they are none of the job's business."""
         self._keeper = processes.Keeper(token, directories)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
@@ -98,7 +101,8 @@ class Workers:
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """The event loop runs now: what has happened before is seen at once."""
         self._loop = loop
-        loop.add_signal_handler(signal.SIGCHLD, self.reap_orphans)
+        if threading.current_thread() is threading.main_thread():  # elsewhere they wait for the end of a worker
+            loop.add_signal_handler(signal.SIGCHLD, self.reap_orphans)
         self._standbys.attach(loop)
         for worker in self:
             self._watch(worker)
@@ -106,7 +110,7 @@ class Workers:
             loop.add_reader(self._hook[0].pidfd, self._on_hook_exit)
         self.reap_orphans()  # whose SIGCHLD came before its handler
 
-    def spawn(self, worker: Worker, epoch: int, environment: Mapping[str, str]) -> None:
+    def spawn(self, worker: Worker, environment: Mapping[str, str]) -> None:
         """Starts the process of `worker`, which takes its local rank."""
         self._by_local_rank[worker.local_rank] = worker
 
@@ -114,7 +118,7 @@ class Workers:
             worker.outputs.started()
             worker.child = child
             self.pids[worker.rank] = child.pid
-            self.events.started(worker.rank, child.pid, epoch)
+            self.events.started(child.pid, worker.local_rank, environment)
             if self._loop is not None:
                 self._watch(worker)
             if self.on_started is not None:
@@ -161,10 +165,15 @@ class Workers:
         self._closing = True
         self._standbys.close()
         self._data.close()
-        for worker in self:
-            if worker.child is not None:
-                worker.child.signal_session(signal.SIGKILL)
+        left = [worker.child for worker in self if worker.child is not None]
+        if self._hook is not None:
+            left.append(self._hook[0])
+        for child in left:
+            child.signal_session(signal.SIGKILL)
         self._keeper.dismiss()
+        for child in left:
+            child.kill()  # the keeper has seen to it: here it is taken away
+        self.reap_orphans()
 
     # ---- ends ----------------------------------------------------------------------------------------------------
 
@@ -183,7 +192,7 @@ class Workers:
         if exit_code != 0:
             child.signal_session(signal.SIGKILL)
         failed = self.failures.ended(worker.rank, child.pid, exit_code, worker.outputs.error_file)
-        self.events.ended(worker.rank, child.pid, exit_code, failed=failed)
+        self.events.ended(child.pid, exit_code, failed=failed)
         self._on_worker_exit(worker, exit_code)
         self.reap_orphans()
 
@@ -206,7 +215,7 @@ class Workers:
             own.add(self._hook[0].pid)
         live = {f"{worker.local_rank}.{worker.incarnation}" for worker in self}
         for pid in processes.children():
-            if pid in own:
+            if pid in own or pid in self._strangers or processes.in_own_session(pid):
                 continue
             with contextlib.suppress(ChildProcessError):
                 if os.waitpid(pid, os.WNOHANG)[0] == pid:

@@ -47,6 +47,9 @@ class Layout(msgspec.Struct, frozen=True):
     nodes: int = 1
     node_rank: int = 0
     local_world_size: int = 1
+    role_rank: int = 0
+    """Of its first worker, among all workers of the same role."""
+    role_world_size: int = 1
 
 
 class RunHook(msgspec.Struct, frozen=True, tag=True):

@@ -91,6 +91,7 @@ class NodeJoined(msgspec.Struct, frozen=True):
     workers: int
     epoch: int = -1
     """The highest epoch number that it has seen: it is not used again."""
+    role: str = "default"
 
 
 class NodeLost(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from . import events as ev
 from .commands import Command
-from .state import JobConfig, JobState, Phase, SlotState
+from .state import JobConfig, JobState, NodeState, Phase, SlotState
 from .transitions import TRANSITIONS
 
 _CAN_ARRIVE = (
@@ -28,8 +28,8 @@ _CAN_ARRIVE = (
 class Job:
     """The decisions for one job. Not thread-safe: one shell drives it, one event after the other."""
 
-    def __init__(self, config: JobConfig, nodes: Mapping[int, int] | None = None) -> None:
-        """`nodes`: how many ranks each member can hold; None: all are on one node."""
+    def __init__(self, config: JobConfig, nodes: Mapping[int, NodeState] | None = None) -> None:
+        """`nodes`: the members; None: all ranks are on one node."""
         self.state = JobState.new(config, nodes)
 
     @classmethod

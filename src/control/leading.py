@@ -32,6 +32,7 @@ from .messages import (
 )
 from .roles import Context, Role
 from .seeking import Forming, why_refused
+from .state import NodeState
 from .takeover import rebuild, was_begun
 
 
@@ -190,7 +191,7 @@ class Leading(Directing):
             if role is not None:
                 return role
         number, self._next_number = self._next_number, self._next_number + 1
-        member = Member(number, key, join.host, address, join.workers)
+        member = Member(number, key, join.host, address, join.workers, join.role)
         follower = Follower(member, context.now, join.attempt)
         follower.needs_views = True
         self._followers[number] = self._by_key[key] = follower
@@ -262,7 +263,7 @@ class Leading(Directing):
                 for member in proposed.members:
                     if member.number not in before or member.number not in self._job.state.nodes:
                         epoch = self._epochs.get(member.number, -1)
-                        self._pending.append(ev.NodeJoined(member.number, member.workers, epoch))
+                        self._pending.append(ev.NodeJoined(member.number, member.workers, epoch, member.role))
                 self._pending.append(ev.NodesAgreed(proposed.quorum(context.config.min_quorum)))
                 return self._run(None)
         return self._take_over()
@@ -297,12 +298,13 @@ class Leading(Directing):
             return None
         reports = {number: f.report for number, f in self._followers.items() if f.report is not None}
         reports[context.number] = context.local.report(self._views.proposed.id)
-        workers = {number: self._wanted[number].workers for number in sorted(self._wanted)}
+        members = [self._wanted[number] for number in sorted(self._wanted)]
+        nodes = {member.number: NodeState(member.workers, member.role) for member in members}
         quorum = ev.NodesAgreed(self._views.proposed.quorum(context.config.min_quorum))
         if self._founding is not None or not was_begun(reports):
-            if len(workers) < context.config.job.min_nodes:
+            if len(nodes) < context.config.job.min_nodes:
                 return None  # the founder was lost before the job began; others may come
-            self._job = Job(context.config.job, workers)
+            self._job = Job(context.config.job, nodes)
             epochs = [*self._epochs.values(), *(report.epoch for report in reports.values())]
             self._job.state.next_epoch = max(epochs, default=-1) + 1
             self._founding = None
@@ -311,7 +313,7 @@ class Leading(Directing):
         lost = self._lost
         what = "a node" if lost is None else f"node {lost.number} ({lost.host})"
         cause = cmd.Cause("node", None, f"{what}, which led the job, {self._reason or 'is lost'}")
-        state, commands = rebuild(context.config.job, workers, reports, cause, context.now)
+        state, commands = rebuild(context.config.job, nodes, reports, cause, context.now)
         self._job = Job.resume(state)
         self._carry_out(commands)
         self._job_due = self._job.next_deadline()

@@ -19,6 +19,8 @@ class Member(msgspec.Struct, frozen=True):
     """`host:port` at which other agents reach it."""
     workers: int
     """How many ranks it can hold."""
+    role: str = "default"
+    """Of its workers."""
 
 
 class View(msgspec.Struct, frozen=True, dict=True):

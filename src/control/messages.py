@@ -17,7 +17,7 @@ from . import events as ev
 from .members import ViewChange, Views
 
 MAX_PEER_MESSAGE_BYTES = 8 << 20
-VERSION = 1
+VERSION = 2
 
 
 class Join(msgspec.Struct, frozen=True, tag=True):
@@ -33,6 +33,8 @@ class Join(msgspec.Struct, frozen=True, tag=True):
     """The highest epoch number it has seen: the job goes on above it."""
     attempt: int = 0
     """How often this agent has begun to look for the job: a late copy of an earlier one changes nothing."""
+    role: str = "default"
+    """Of its workers."""
     version: int = VERSION
 
 

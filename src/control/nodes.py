@@ -62,7 +62,7 @@ def noted(job: JobState, event: ev.NodeJoined | ev.NodesAgreed, now: float) -> l
 
 
 def _admit(job: JobState, event: ev.NodeJoined) -> None:
-    job.nodes[event.node] = NodeState(event.workers)
+    job.nodes[event.node] = NodeState(event.workers, event.role)
     job.next_epoch = max(job.next_epoch, event.epoch + 1)
 
 

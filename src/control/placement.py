@@ -10,7 +10,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from .commands import Layout
-from .state import JobState, Place, Slot, SlotState
+from .state import JobState, NodeState, Place, Slot, SlotState
 
 
 def forget_node(job: JobState, node: int) -> list[Slot]:
@@ -38,12 +38,17 @@ def fill_holes(job: JobState) -> None:
         return
     for index, place in enumerate(job.places):
         if place.node is None:
-            fitting = [node for node in job.spares() if job.nodes[node].workers == place.workers]
+            fitting = [node for node in job.spares() if _fits(job.nodes[node], place)]
             if fitting:
                 place.node = fitting[0]
+                place.role = job.nodes[place.node].role
                 _change_owners(job)
                 for slot in slots_of(job, index):
                     slot.node = place.node
+
+
+def _fits(node: NodeState, place: Place) -> bool:
+    return node.workers == place.workers and place.role in (None, node.role)
 
 
 def grow(job: JobState) -> list[Slot]:
@@ -54,7 +59,7 @@ def grow(job: JobState) -> list[Slot]:
     for node in job.spares():
         if len(job.places) >= job.config.max_nodes:
             break
-        place = Place(node, job.nodes[node].workers)
+        place = Place(node, job.nodes[node].workers, job.nodes[node].role)
         job.places.append(place)
         _change_owners(job)
         for local_rank in range(place.workers):
@@ -125,4 +130,13 @@ def slots_of(job: JobState, index: int) -> list[Slot]:
 
 def layout_of(job: JobState, place: int) -> Layout:
     """What the workers of a place are told of the world."""
-    return Layout(len(job.slots), len(job.places), place, job.places[place].workers)
+    own = job.places[place]
+    same = [index for index, other in enumerate(job.places) if other.role == own.role]
+    return Layout(
+        world_size=len(job.slots),
+        nodes=len(job.places),
+        node_rank=place,
+        local_world_size=own.workers,
+        role_rank=sum(job.places[index].workers for index in same if index < place),
+        role_world_size=sum(job.places[index].workers for index in same),
+    )

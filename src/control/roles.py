@@ -31,6 +31,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     deputy: float | None = None
     """Seconds after which it founds the job where nobody is found at the seeds before its own."""
     order: int = -1
+    role: str = "default"
+    """Of its workers."""
     min_quorum: int | None = None
     """So many nodes may go on without a majority."""
     heartbeat_interval: float = 1.0

@@ -11,6 +11,7 @@ _ASK_EVERY_S = 1.0
 _ASK_AGAIN_S = 0.1
 _QUICK_TRIES = 100
 _ASKED_AT_ONCE = 8
+_LONGEST_ROLE = 1000
 
 
 class Seeking(Role):
@@ -167,7 +168,8 @@ class Forming(Role):
         arrival = {key: number for number, key in enumerate(self._joins)}
         ordered = sorted(self._joins.values(), key=lambda join: (join.order < 0, join.order, arrival[join.key]))
         members = tuple(
-            Member(number, join.key, join.host, join.address, join.workers) for number, join in enumerate(ordered)
+            Member(number, join.key, join.host, join.address, join.workers, join.role)
+            for number, join in enumerate(ordered)
         )
         context.term, context.voted = context.term + 1, context.config.key
         view = View(context.term, 0, members, len(members), context.config.key)
@@ -185,6 +187,7 @@ def join_of(context: Context) -> Join:
         config.order,
         context.local.epoch,
         context.attempt,
+        config.role,
     )
 
 
@@ -197,6 +200,8 @@ def why_refused(context: Context, join: Join) -> str:
         return f"the job here is {config.run_id!r}, not {join.run_id!r} (--rdzv-id)"
     if not 1 <= join.workers <= 4096:
         return f"{join.workers} workers on one node"
+    if len(join.role) > _LONGEST_ROLE:
+        return f"a role with a name of {len(join.role)} characters"
     return ""
 
 

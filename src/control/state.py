@@ -98,12 +98,15 @@ class Place(msgspec.Struct):
 
     node: int | None
     workers: int
+    role: str | None = None
+    """Of its workers; None: the node was lost with the controller, and nobody knows."""
 
 
 class NodeState(msgspec.Struct):
     """A member, with ranks or as a spare. `confirmed`: the highest epoch number that it is known to know."""
 
     workers: int
+    role: str = "default"
     confirmed: int = NO_EPOCH
 
 
@@ -208,14 +211,14 @@ class JobState(msgspec.Struct):
     """Events that changed nothing, by name."""
 
     @classmethod
-    def new(cls, config: JobConfig, nodes: Mapping[int, int] | None = None) -> JobState:
-        """`nodes`: how many workers each member can hold, in the order of their ranks; None: one node."""
-        members = {0: config.world_size} if nodes is None else nodes
-        held = list(members.items())[: config.max_nodes]
-        job = cls(config, [], nodes={node: NodeState(workers) for node, workers in members.items()})
-        job.places = [Place(node, workers) for node, workers in held]
-        for index, (node, workers) in enumerate(held):
-            for local_rank in range(workers):
+    def new(cls, config: JobConfig, nodes: Mapping[int, NodeState] | None = None) -> JobState:
+        """`nodes`: the members, in the order of their ranks; None: one node."""
+        members = {0: NodeState(config.world_size)} if nodes is None else dict(nodes)
+        held = list(members)[: config.max_nodes]
+        job = cls(config, [], nodes=members)
+        job.places = [Place(node, members[node].workers, members[node].role) for node in held]
+        for index, node in enumerate(held):
+            for local_rank in range(members[node].workers):
                 job.slots.append(Slot(len(job.slots), node=node, local_rank=local_rank, place=index))
         return job
 

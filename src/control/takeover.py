@@ -69,11 +69,11 @@ def was_begun(reports: Mapping[int, Report]) -> bool:
 
 
 def rebuild(
-    config: JobConfig, workers: Mapping[int, int], reports: Mapping[int, Report], cause: Cause, now: float
+    config: JobConfig, nodes: Mapping[int, NodeState], reports: Mapping[int, Report], cause: Cause, now: float
 ) -> tuple[JobState, list[Command]]:
-    """The job, and what must be done at once. `workers`: of each member; `cause`: why there is a new controller."""
+    """The job, and what must be done at once. `nodes`: the members; `cause`: why there is a new controller."""
     memory = max((report.memory for report in reports.values()), key=lambda memory: memory.at)
-    job = JobState(config, [], nodes={node: NodeState(count) for node, count in workers.items()})
+    job = JobState(config, [], nodes=dict(nodes))
     _recall(job, memory, reports)
     _take_seats(job, reports)
     return job, _go_on(job, memory, reports, cause, now)
@@ -121,7 +121,7 @@ def _take_seats(job: JobState, reports: Mapping[int, Report]) -> None:
     for index in range(layout.nodes):
         holder = at.get(index)
         count = width if holder is None else job.nodes[holder].workers
-        job.places.append(Place(holder, count))
+        job.places.append(Place(holder, count, None if holder is None else job.nodes[holder].role))
         report = None if holder is None else reports[holder]
         by_local_rank = {} if report is None else {worker.local_rank: worker for worker in report.workers}
         for local_rank in range(count):

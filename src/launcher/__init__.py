@@ -30,8 +30,15 @@ def main(args: Sequence[str] | None = None) -> None:
 def entry_point() -> None:
     """The console script: the same, with exit codes."""
     import gc
+    import os
     import signal
     import sys
+
+    for fd in (0, 1, 2):  # one that was closed would be given to the next file or socket, and workers write to it
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
     def stopped(signum: int, frame: object) -> None:
         sys.exit(128 + signum)

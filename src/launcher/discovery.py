@@ -82,6 +82,7 @@ def _expand_ranges(text: str) -> list[str]:
 
 def find_cluster(options: dict[str, Any], endpoint: str, settings: Mapping[str, str], run_id: str) -> Cluster:
     """How this agent finds the others. Raises click.UsageError."""
+    settings = _in_our_words(settings)
     base = _port_base()
     seeds = tuple(_seed(item, base) for item in endpoint.split(",") if item.strip())
     if not seeds:
@@ -96,9 +97,10 @@ def find_cluster(options: dict[str, Any], endpoint: str, settings: Mapping[str, 
         raise click.UsageError(f"--local-addr {local}: nobody knows this host")
     on_one_machine = all(found and all(is_loopback(address) for address in found) for found in resolved)
     known = scheduler(os.environ)
-    order = int(settings.get("rank", "-1"))
+    order = _rank(settings)
     if order <= 0 and known is not None:  # 0 is also what --node-rank is when nobody gives it
         order = known.order
+    interval, limit = _heartbeats(settings)
     return Cluster(
         seeds=seeds,
         host=socket.gethostname(),
@@ -111,8 +113,8 @@ def find_cluster(options: dict[str, Any], endpoint: str, settings: Mapping[str, 
         secret=_secret(options, insecure=options["insecure"] or on_one_machine),
         interface=interface_of(numeric),
         min_quorum=options["min_nodes"],
-        heartbeat_interval=_seconds(settings, "heartbeat_interval", 1.0),
-        heartbeat_limit=_seconds(settings, "heartbeat_limit", 5.0),
+        heartbeat_interval=interval,
+        heartbeat_limit=limit,
         join_timeout=_seconds(settings, "join_timeout", _seconds(settings, "timeout", 600.0)),
         last_call_timeout=_seconds(settings, "last_call_timeout", 30.0),
     )
@@ -123,6 +125,15 @@ def _is_here(seed: str, addresses: list[str]) -> bool:
     if any(is_local(address) for address in addresses):
         return True
     return not addresses and parse_address(seed)[0].partition(".")[0] == socket.gethostname().partition(".")[0]
+
+
+def _in_our_words(settings: Mapping[str, str]) -> Mapping[str, str]:
+    """torchrun forgets a node when `keep_alive_max_attempt` beats, one each `keep_alive_interval`, do not come."""
+    if not {"keep_alive_interval", "keep_alive_max_attempt"} & set(settings):
+        return settings
+    interval = _seconds(settings, "keep_alive_interval", 5.0)
+    limit = interval * _seconds(settings, "keep_alive_max_attempt", 3.0)
+    return {"heartbeat_interval": str(interval), "heartbeat_limit": str(limit), **settings}
 
 
 def _seed(endpoint: str, base: int) -> str:
@@ -174,6 +185,26 @@ def _seconds(settings: Mapping[str, str], name: str, default: float) -> float:
     if not 0 < seconds < float("inf"):
         raise click.UsageError(f"--rdzv-conf {name}={text} is not a number of seconds")
     return seconds
+
+
+def _heartbeats(settings: Mapping[str, str]) -> tuple[float, float]:
+    """(interval, limit). Who is silent for less than two intervals has perhaps lost one message."""
+    interval = _seconds(settings, "heartbeat_interval", 1.0)
+    limit = _seconds(settings, "heartbeat_limit", 5.0)
+    if limit < 2 * interval:
+        raise click.UsageError(
+            f"--rdzv-conf heartbeat_limit={limit:g} is less than twice the heartbeat_interval={interval:g}: "
+            "every node would soon be taken for lost"
+        )
+    return interval, limit
+
+
+def _rank(settings: Mapping[str, str]) -> int:
+    """Where this node wants to stand; -1: in the order of arrival."""
+    text = settings.get("rank", "-1")
+    if not re.fullmatch(r"-1|[0-9]{1,6}", text):
+        raise click.UsageError(f"--rdzv-conf rank={text} is not a node's rank")
+    return int(text)
 
 
 def _secret(options: dict[str, Any], *, insecure: bool) -> bytes | None:

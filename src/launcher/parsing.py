@@ -15,6 +15,8 @@ import click
 from ..agent.config import OutputMap
 
 MAX_LOCAL_RANKS = 4096
+_TORCH_LIMIT_S = 120.0
+"""For a process that imports torch and asks it for devices."""
 
 
 def count_processes(value: str) -> int:
@@ -162,7 +164,12 @@ def _cpu_count() -> int:
 def _xpu_count() -> int:
     """Only torch can tell; it is asked in a process of its own."""
     program = "import torch; print(torch.xpu.device_count() if torch.xpu.is_available() else 0)"
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=_TORCH_LIMIT_S
+        )
+    except subprocess.TimeoutExpired:
+        raise click.BadParameter(f"'xpu': torch has not counted them within {_TORCH_LIMIT_S:g} s") from None
     return _int(answer.stdout) or 0
 
 

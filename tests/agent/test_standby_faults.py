@@ -83,6 +83,15 @@ def wait_for(condition, what: str, seconds: float = 60.0):
     return value
 
 
+def waits_for_requests(source: int) -> bool:
+    """Ten looks in a row find it asleep: not in its last preparations. If it was, the test would only be slower."""
+    for _ in range(10):
+        if Path(f"/proc/{source}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+            return False
+        time.sleep(0.01)
+    return True
+
+
 def ups(number: int = 0) -> list[int]:
     texts = [path.read_text() for path in Path().glob(f"up.*.{number}")]
     return [int(text) for text in texts if text]
@@ -98,7 +107,7 @@ def test_a_source_killed_while_it_imports_or_forks_costs_no_rank(launch, delay):
     Path("go").touch()
     finished = job.wait(60)
     assert finished.returncode == 0, finished.output
-    assert finished.stdout == "done\n" * 3
+    assert finished.stdout.count("done") == 3
     assert marked(mark) == []
 
 
@@ -112,7 +121,7 @@ def test_a_source_killed_again_and_again_is_given_up(launch):
     Path("go").touch()
     finished = job.wait(60)
     assert finished.returncode == 0, finished.output
-    assert finished.stdout == "done\n" * 2
+    assert finished.stdout.count("done") == 2
     assert finished.stderr.count("standby-off") == 1, finished.output
 
 
@@ -128,20 +137,23 @@ def test_a_warm_source_that_dies_is_replaced_and_workers_do_not_notice(launch):
     finished = job.wait(60)
     assert finished.returncode == 0, finished.output
     assert second != first
-    assert finished.stdout == "done\n" * 2
+    assert finished.stdout.count("done") == 2
     assert finished.stderr.count("hyperpodrun: forked") == 4, finished.output
 
 
 def test_a_stopped_source_holds_nobody_up_for_long(launch):
-    job = launch("--nproc-per-node=2", "--max-restarts=1")
+    Path("last.py").write_text("from pathlib import Path\nPath('imported').touch()")
+    job = launch("--nproc-per-node=2", "--max-restarts=1", "--preload=last")
     wait_for(lambda: len(ups()) == 2, "no workers")
-    time.sleep(3)  # until it is warm; if it is not, the test is only slower
-    os.kill(job.source(), signal.SIGSTOP)
+    wait_for(Path("imported").exists, "the source has not imported everything")
+    source = job.source()
+    wait_for(lambda: waits_for_requests(source), "the source is not warm")
+    os.kill(source, signal.SIGSTOP)
     Path("again").touch()
     Path("go").touch()
     finished = job.wait(100)
     assert finished.returncode == 0, finished.output
-    assert finished.stdout == "done\n" * 2
+    assert finished.stdout.count("done") == 2
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.2, 1.0, None])

@@ -10,7 +10,7 @@ from cluster_jobs import TRAIN, Job
 
 WAITS = """
 import os, pathlib, time
-print("rank", os.environ["RANK"], "is here", flush=True)
+print(f"rank {{os.environ['RANK']}} is here", flush=True)
 while not pathlib.Path({stop!r}).exists():
     time.sleep(0.02)
 """

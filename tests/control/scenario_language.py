@@ -3,6 +3,7 @@
     # Lines like this are comments.
     config ranks=2 in-process max-restarts=1        # first; the names are those of JobConfig
     config nodes=2 workers=1 max-nodes=2 in-process # on many nodes: so many at first, with so many ranks each
+    config nodes=2 roles=trainer,reader             # and roles, in turn
 
     begin
         open epoch 0
@@ -18,7 +19,7 @@ What they say is about their present process and its epoch, unless the line says
 
     begin                               the launcher asks for the job
     hook ends 0 [on 1]                  the running pre- or post-train script ended (negative: by that signal)
-    node 2 joins [workers=1] [epoch=7]  a node has become a member
+    node 2 joins [workers=1] [epoch=7] [role=reader]    a node has become a member
     node 1 lost TEXT                    and is none any more
     nodes agree [quorum=2]              a majority knows who the members are
     node 1 opens 3                      a node has confirmed the number of an epoch
@@ -49,7 +50,7 @@ from hyperpodrun.control import causes
 from hyperpodrun.control import commands as cmd
 from hyperpodrun.control import events as ev
 from hyperpodrun.control.job import Job
-from hyperpodrun.control.state import JobConfig
+from hyperpodrun.control.state import JobConfig, NodeState
 from hyperpodrun.protocol.plan import Holding, Origin, RestorePlan
 
 INDENT = "    "
@@ -93,7 +94,7 @@ def play(text: str) -> str:
 class Scenario:
     """One job, its clock, and the sentences about it."""
 
-    def __init__(self, config: JobConfig, nodes: dict[int, int] | None = None) -> None:
+    def __init__(self, config: JobConfig, nodes: dict[int, NodeState] | None = None) -> None:
         self.job = Job(config, nodes)
         self.now = 0.0
 
@@ -107,8 +108,10 @@ class Scenario:
             case ["hook", "ends", code, "on", node]:
                 return self._tell([ev.HookEnded(int(code), int(node))])
             case ["node", node, "joins", *options]:
-                values = {name: int(value) for name, value in (option.split("=") for option in options)}
-                return self._tell([ev.NodeJoined(int(node), **{"workers": 1, **values})])
+                values = {name: value for name, value in (option.split("=") for option in options)}
+                numbers = {name: int(value) for name, value in values.items() if name != "role"}
+                role = values.get("role", "default")
+                return self._tell([ev.NodeJoined(int(node), **{"workers": 1, **numbers}, role=role)])
             case ["node", node, "lost", *why]:
                 return self._tell([ev.NodeLost(int(node), f"node {node} {' '.join(why)}")])
             case ["nodes", "agree", *quorum]:
@@ -178,6 +181,8 @@ def describe(command: cmd.Command) -> str:
             return f"run the {name}-train script"
         case cmd.Spawn(rank, incarnation, epoch, node, local_rank, layout):
             where = f" on node {node} as {local_rank} of a world of {layout.world_size}" if layout.nodes > 1 else ""
+            if layout.role_world_size != layout.world_size:
+                where += f", {layout.role_rank + local_rank} of {layout.role_world_size} of its role"
             return f"spawn rank {rank}{where}: process {incarnation}, epoch {epoch}"
         case cmd.Kill(rank, incarnation, reason, _, _):
             return f"kill rank {rank}: process {incarnation}, {reason}"
@@ -233,23 +238,28 @@ def _why(cause: cmd.Cause) -> str:
     return causes.describe(cause) + (" (a consequence)" if cause.consequence else "")
 
 
-def _config(line: str) -> tuple[JobConfig, dict[int, int] | None]:
+def _config(line: str) -> tuple[JobConfig, dict[int, NodeState] | None]:
     word, *items = line.partition("#")[0].split()
     if word != "config":
         raise ScenarioError("the first line must be `config ranks=N ...`")
     values: dict[str, Any] = {"world_size": 0}
-    nodes, workers = 0, 1
+    nodes, workers, roles = 0, 1, ["default"]
     for item in items:
         name, equals, value = item.partition("=")
         if name in ("nodes", "workers"):
             nodes, workers = (int(value), workers) if name == "nodes" else (nodes, int(value))
+            continue
+        if name == "roles":
+            roles = value.split(",")
             continue
         field = "world_size" if name == "ranks" else name.replace("-", "_")
         if field not in JobConfig.__struct_fields__:
             raise ScenarioError(f"JobConfig has no {field}")
         whole = not field.endswith("_timeout")
         values[field] = (int(value) if whole else float(value)) if equals else True
-    return JobConfig(**values), {node: workers for node in range(nodes)} if nodes else None
+    return JobConfig(**values), {
+        node: NodeState(workers, roles[node % len(roles)]) for node in range(nodes)
+    } if nodes else None
 
 
 def _attach(job: Job, rank: int, incarnation: int, epoch: int, rest: str) -> ev.Event:

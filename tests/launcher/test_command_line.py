@@ -77,6 +77,20 @@ def test_process_counts(monkeypatch):
     assert parsing.count_processes("gpu") == 2
 
 
+@pytest.mark.parametrize(
+    ("settings", "interval", "limit"),
+    [
+        ("", 1, 5),
+        ("keep_alive_interval=2", 2, 6),
+        ("keep_alive_interval=2,keep_alive_max_attempt=4", 2, 8),
+        ("heartbeat_interval=0.5,heartbeat_limit=2", 0.5, 2),
+    ],
+)
+def test_heartbeats_in_torchruns_words_and_in_ours(settings, interval, limit):
+    cluster = config("--nnodes=2", "--rdzv-endpoint=localhost", f"--rdzv-conf={settings}").cluster
+    assert (cluster.heartbeat_interval, cluster.heartbeat_limit) == (interval, limit)
+
+
 BAD = [
     ["--no-such-option", "x.py"],
     ["--nproc-per-node=0", "x.py"],
@@ -98,6 +112,8 @@ BAD = [
     ["--pre-train-script=/nonexistent", "/bin/true"],
     ["--post-train-script=/etc/passwd", "/bin/true"],
     ["--pre-train-script=/bin/true", "--pre-train-args='", "/bin/true"],
+    ["--nnodes=2", "--rdzv-endpoint=localhost", "--rdzv-conf=heartbeat_limit=0.5", "/bin/true"],
+    ["--nnodes=2", "--rdzv-endpoint=localhost", "--rdzv-conf=keep_alive_max_attempt=1", "/bin/true"],
     ["/no/such/script.py"],
     [],
 ]

@@ -57,7 +57,12 @@ def launch(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("module", ["torch.distributed.run", "hyperpodrun"])
 def test_the_class_says_where_output_goes(package, script, tmp_path, module):
-    worker = script("import os\nprint('hello from', os.environ['RANK'], os.environ['TORCHELASTIC_ERROR_FILE'])\n")
+    body = """
+import os, sys
+# In one piece: torchrun's tee shows what there is, also half a line.
+sys.stdout.write(f"hello from {os.environ['RANK']} {os.environ['TORCHELASTIC_ERROR_FILE']}\\n")
+"""
+    worker = script(body)
     logs = tmp_path / module
     finished = launch(module, "--standalone", "--logs-specs=byhost", f"--log-dir={logs}", worker)
     assert finished.returncode == 0, finished.stderr

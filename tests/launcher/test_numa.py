@@ -69,7 +69,7 @@ def test_workers_are_started_through_numactl(script, tmp_path, monkeypatch, capf
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(numa, "bind", lambda mode, workers: tuple(f"{rank}-{rank + 1}" for rank in range(workers)))
-    main(["--numa-binding=node", "--nproc-per-node=2", str(script("print('it runs')"))])
+    main(["--numa-binding=node", "--nproc-per-node=2", str(script(r"import os; os.write(1, b'it runs\n')"))])
     expected = ["--physcpubind=0-1", "--physcpubind=1-2", "it runs", "it runs"]
     assert sorted(capfd.readouterr().out.splitlines()) == expected
 

@@ -19,8 +19,8 @@ import json, os, sys
 rank = int(os.environ["RANK"])
 with open(f"{sys.argv[1]}.{rank}", "w") as file:
     json.dump({"environment": dict(os.environ), "argv": sys.argv, "name": __name__}, file)
-print("out", rank, flush=True)
-print("err", rank, file=sys.stderr, flush=True)
+sys.stdout.write(f"out {rank}\\n")  # in one piece: torchrun's --tee shows what there is, also half a line
+sys.stderr.write(f"err {rank}\\n")
 """
 NAMES = """RANK LOCAL_RANK GROUP_RANK ROLE_RANK ROLE_NAME LOCAL_WORLD_SIZE WORLD_SIZE GROUP_WORLD_SIZE ROLE_WORLD_SIZE
 MASTER_ADDR MASTER_PORT TORCHELASTIC_RESTART_COUNT TORCHELASTIC_MAX_RESTARTS TORCHELASTIC_RUN_ID
@@ -275,12 +275,23 @@ os.write(1, f"{text}\\n".encode())
     assert refused.returncode == 2
 
 
-def test_events_go_to_the_console_when_asked_for(run, script):
-    finished = run("--event-log-handler=console", script("pass"))
-    events = [json.loads(line) for line in finished.stderr.splitlines() if line.startswith("{")]
-    assert [(event["source"], event["metadata"]["state"]) for event in events] == [
-        ("WORKER", "START"), ("WORKER", "SUCCEEDED"), ("AGENT", "SUCCEEDED")
-    ]  # fmt: skip
+def test_events_go_to_the_console_when_asked_for(script):
+    worker = script("pass")
+    names = ("state", "global_rank", "group_rank", "group_world_size", "role", "rdzv_backend", "local_rank",
+             "role_rank", "role_world_size", "agent_restarts", "raw_error")  # fmt: skip
+    told = {}
+    for module in ("torch.distributed.run", "hyperpodrun"):
+        finished = launch(module, "--event-log-handler=console", "--nproc-per-node=2", "--role=trainer", str(worker))
+        told[module] = []
+        for line in finished.stderr.splitlines():
+            if "torchelastic.worker.status" in line:
+                event = json.loads(line)
+                facts = event["metadata"] | json.loads(event["metadata"]["metadata"])
+                told[module].append((event["source"], *(str(facts.get(name)) for name in names)))
+    # torchrun has two more, of its rendezvous.
+    theirs = [event for event in told["torch.distributed.run"] if event[1] in ("START", "SUCCEEDED")]
+    assert sorted(told["hyperpodrun"]) == sorted(theirs)
+    assert told["hyperpodrun"][-1][:2] == ("AGENT", "SUCCEEDED")
 
 
 def test_log_dir_dev_null_writes_no_file(tmp_path, script):
@@ -307,3 +318,51 @@ def test_omp_num_threads_is_1_for_several_workers_with_a_notice_and_left_alone_o
     assert run(worker).stdout == "unset\n"
     given = run("--nproc-per-node=2", worker, OMP_NUM_THREADS="3")
     assert (given.stdout, given.stderr) == ("3\n3\n", "")
+
+
+def test_main_leaves_the_program_around_it_as_it_was(script):
+    """On a thread, as Spark and Ray call it, where no signal can be handled; beside other children of the program."""
+    program = f"""
+import ctypes, os, signal, subprocess, threading
+from hyperpodrun.launcher import ChildFailedError, main
+
+def launch(code):
+    try:
+        main(["--nproc-per-node=2", {str(script("import sys; sys.exit(int(sys.argv[1]))"))!r}, code])
+    except ChildFailedError as error:
+        codes.append(error.get_first_failure()[1].exitcode)
+
+codes = []
+others = [subprocess.Popen(["sh", "-c", "exit 5"], start_new_session=own_session) for own_session in (True, False)]
+signal.signal(signal.SIGCHLD, lambda *_: None)
+installed = signal.getsignal(signal.SIGCHLD)
+thread = threading.Thread(target=launch, args=("3",))
+thread.start()
+others.append(subprocess.Popen(["sh", "-c", "exit 5"]))
+thread.join()
+launch("4")
+assert codes == [3, 4], codes
+assert [other.wait() for other in others] == [5, 5, 5]
+assert signal.getsignal(signal.SIGCHLD) is installed
+subreaper = ctypes.c_int()
+ctypes.CDLL(None).prctl(37, ctypes.byref(subreaper))
+assert subreaper.value == 0
+try:
+    left = os.waitpid(-1, os.WNOHANG)
+    raise AssertionError(left)
+except ChildProcessError:
+    pass
+"""
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr.count("no-signals") == 1
+
+
+def test_dollars_in_arguments_are_replaced_in_forked_and_in_new_processes(run, script):
+    worker = script("import os, sys, torch; os.write(1, f'{sys.argv[1:]}\\n'.encode())")
+    same = run("--nproc-per-node=2", worker, "a$$b", "$HOME", LOGLEVEL="DEBUG", HYPERPODRUN_STANDBY="1")
+    assert same.stdout == "['a$b', '$HOME']\n" * 2
+    assert same.stderr.count("hyperpodrun: forked") == 2, same.output
+    own = run("--nproc-per-node=2", worker, "${local_rank}", LOGLEVEL="DEBUG", HYPERPODRUN_STANDBY="1")
+    assert sorted(own.stdout.splitlines()) == ["['0']", "['1']"]
+    assert own.stderr.count("each rank has a command of its own") == 1, own.output

@@ -18,6 +18,11 @@ for parameter in model.parameters():
     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
+def say(text: str) -> None:
+    """A whole line at once: its agent writes to the same file."""
+    sys.stdout.write(f"{text}\n")
+
+
 def state() -> list[torch.Tensor]:
     buffers = [optimizer.state[parameter]["momentum_buffer"] for parameter in model.parameters()]
     return [*(parameter.data for parameter in model.parameters()), *buffers]
@@ -34,7 +39,7 @@ def train(caller: HPCallWrapper | None = None) -> None:
                 dist.broadcast(tensor, caller.plan.source)
         first = caller.plan.target_step
     if rank == 0:
-        print(f"epoch {caller.epoch}: step {first}, world {dist.get_world_size()}", flush=True)
+        say(f"epoch {caller.epoch}: step {first}, world {dist.get_world_size()}")
     for step in range(first, STEPS):
         inputs = torch.randn(8, 64, generator=torch.Generator().manual_seed(step * 1000 + rank))
         optimizer.zero_grad()
@@ -43,10 +48,10 @@ def train(caller: HPCallWrapper | None = None) -> None:
             dist.all_reduce(parameter.grad)
         optimizer.step()
         if rank == 0:
-            print(f"step {step + 1}", flush=True)
+            say(f"step {step + 1}")
     if rank == 0:
         digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in state()))
-        print(f"digest {digest.hexdigest()}", flush=True)
+        say(f"digest {digest.hexdigest()}")
 
 
 train()

@@ -1,0 +1,69 @@
+"""Several agents on one machine, on its loopback address, as with torchrun."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("module", ["torch.distributed.run", "hyperpodrun"])
+def test_roles_that_differ_between_nodes_count_their_own_ranks(tmp_path, free_port, script, module):
+    names = ("WORLD_SIZE", "GROUP_WORLD_SIZE", "LOCAL_WORLD_SIZE", "ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE")
+    worker = script(
+        f"import os, sys\nopen(f'told.{{os.getpid()}}', 'w').write(' '.join(os.environ[name] for name in {names!r}))"
+    )
+    options = ["--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=roles"]
+    nodes = [
+        subprocess.Popen([sys.executable, "-m", module, *options, f"--role={role}", f"--nproc-per-node={n}", worker])
+        for role, n in (("trainer", 2), ("reader", 1))
+    ]
+    try:
+        assert [node.wait(90) for node in nodes] == [0, 0]
+    finally:
+        for node in nodes:
+            node.kill()
+    told = sorted(path.read_text() for path in tmp_path.glob("told.*"))
+    assert told == ["3 2 1 reader 0 1", "3 2 2 trainer 0 2", "3 2 2 trainer 1 2"]
+
+
+def test_a_spare_node_ends_with_the_job_and_succeeds(tmp_path, free_port, script):
+    worker = script(
+        "import os, pathlib, time\npathlib.Path(f'up.{os.getpid()}').touch()\n"
+        "while not pathlib.Path('go').exists():\n    time.sleep(0.01)\n"
+    )
+    options = ["--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=spare"]
+    nodes = []
+
+    def start() -> None:
+        with open(tmp_path / f"node.{len(nodes)}", "wb") as log:
+            nodes.append(subprocess.Popen([sys.executable, "-m", "hyperpodrun", *options, worker], stderr=log))
+
+    def wait_for(condition) -> None:
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline, logs()
+            time.sleep(0.01)
+
+    def logs() -> str:
+        return "".join(path.read_text() for path in sorted(tmp_path.glob("node.*")))
+
+    try:
+        start()
+        start()
+        wait_for(lambda: len(list(tmp_path.glob("up.*"))) == 2)
+        start()
+        wait_for(lambda: "node-joins node=2" in logs())
+        (tmp_path / "go").touch()
+        assert [node.wait(60) for node in nodes] == [0, 0, 0], logs()
+    finally:
+        for node in nodes:
+            node.kill()
+    assert len(list(tmp_path.glob("up.*"))) == 2, "the spare has started a worker"

@@ -89,7 +89,8 @@ class CheckpointManager:
         self._disk = DiskCheckpoints(Path(disk_path), disk_every) if disk_path is not None else None
         self._update = Update(self._tracker, self._journal, KeptState() if rollback else None, self._snapshots)
         self._whole = False
-        """Parameters and optimizer are those of one step: not before the first restore, not inside one."""
+        """Parameters and optimizer are those of one step: not before the first restore, nor where one was left while it
+        changed them. (Who only gave, or kept what it had, can give in the next epoch.)"""
         self._ready = False
         """Restored in this epoch."""
         self._distrusted: set[int] = set()
@@ -106,7 +107,7 @@ class CheckpointManager:
 
         Raises TypeError for an object whose state cannot be carried.
         """
-        if self._registry is not None and objects == self._registry.objects:
+        if self._registry is not None and _same_objects(objects, self._registry.objects):
             return
         registry = Registry(objects)
         if self._registry is not None:
@@ -131,8 +132,7 @@ class CheckpointManager:
         self._journal.open(directory / f"rank-{self._caller.rank}" if directory is not None else None)
         self._start_copies(directory)
         with self._caller.restoring():
-            whole, self._whole = self._whole, False
-            self._successor.hand_over(registry, whole=whole)
+            self._successor.hand_over(registry, whole=self._whole)
             restorer = Restorer(
                 registry,
                 self._journal,
@@ -144,6 +144,7 @@ class CheckpointManager:
                 kept=self._update.kept,
                 snapshots=self._snapshots,
                 disk=self._disk,
+                on_change=self._begin_change,
             )
             try:
                 note = restorer.run(self._caller.plan)
@@ -215,8 +216,8 @@ class CheckpointManager:
             self._snapshots.stop()
         if self._disk is not None:
             self._disk.stop()
-        if self._registry is not None and self._holds_whole():
-            self._successor.offload(self._registry)
+        if self._registry is not None:
+            self._successor.offload(self._registry, whole=self._holds_whole())
 
     def holding(self) -> Holding:
         """What this rank can give to others, for the barrier."""
@@ -234,6 +235,10 @@ class CheckpointManager:
 
     def _holds_whole(self) -> bool:
         return self._whole and not self._tracker.updating and self._tracker.point in self._journal
+
+    def _begin_change(self) -> None:
+        """From here on parameters and optimizer are of no step, until the restore is complete."""
+        self._whole = False
 
     def _start_copies(self, directory: Path | None) -> None:
         if self._snapshots is not None:
@@ -258,6 +263,11 @@ class CheckpointManager:
         if self._registry is None:
             raise RuntimeError("CheckpointManager: call register(model=..., optimizer=...) first")
         return self._registry
+
+
+def _same_objects(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether the same names stand for the same objects. Equal ones are not enough: only one of them is trained."""
+    return one.keys() == other.keys() and all(one[name] is other[name] for name in one)
 
 
 def _state_directory() -> Path | None:

@@ -7,6 +7,7 @@ other: nobody waits in a circle.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from ..protocol.plan import Origin, RestorePlan, Transfer
@@ -27,7 +28,11 @@ _log = logging.getLogger("hyperpodrun.checkpointless")
 
 
 class Restorer:
-    """What a rank has for a restore. One is made for each."""
+    """What a rank has for a restore. One is made for each.
+
+    `on_change` is called right before parameters and optimizer begin to change. A rank that only gives, or has what it
+    needs, is never changed: a restore that fails, for whatever reason, does not cost its state.
+    """
 
     def __init__(
         self,
@@ -42,6 +47,7 @@ class Restorer:
         kept: KeptState | None = None,
         snapshots: Snapshots | None = None,
         disk: DiskCheckpoints | None = None,
+        on_change: Callable[[], None],
     ) -> None:
         self._registry = registry
         self._journal = journal
@@ -53,6 +59,7 @@ class Restorer:
         self._kept = kept
         self._snapshots = snapshots
         self._disk = disk
+        self._on_change = on_change
         self.distrusted: int | None = None
         """A rank that has sent wrong bytes."""
 
@@ -80,6 +87,7 @@ class Restorer:
         step, rank = plan.target_step, self._rank
         if rank in plan.rollbacks:
             assert self._kept is not None, "only who keeps a state reports it"
+            self._on_change()
             self._kept.go_back(step, self._registry.state)
         note: Note | None = None
         for transfer in plan.transfers:
@@ -97,7 +105,7 @@ class Restorer:
             assert transfer.owner is not None
             if transfer.source == rank == transfer.receiver:
                 header, saved = self._snapshots.load(transfer.owner, step)
-                build(self._registry, header, step).fill_from(saved)
+                self._build(header, step).fill_from(saved)
                 note = self._adopt(header, own=transfer.owner == rank)
             elif transfer.source == rank:
                 self._give(transfer, self._snapshots.load(transfer.owner, step))
@@ -110,7 +118,7 @@ class Restorer:
     def _from_disk(self, step: int) -> Note:
         assert self._disk is not None, "only who has checkpoints reports them"
         header = self._disk.load(step, self._rank)
-        build(self._registry, header, step)
+        self._build(header, step)
         self._disk.fill(step, self._shard, self._registry.state.named_tensors())
         return self._adopt(header, own=True)
 
@@ -124,7 +132,7 @@ class Restorer:
 
     def _take(self, transfer: Transfer, step: int) -> Note:
         def make(fields: dict[str, Any]) -> Memory:
-            return build(self._registry, Header.from_dict(fields), step)
+            return self._build(Header.from_dict(fields), step)
 
         try:
             fields = receive(Link(), transfer.source, make)
@@ -132,6 +140,10 @@ class Restorer:
             self.distrusted = error.source
             raise
         return self._adopt(Header.from_dict(fields), own=transfer.owner == self._rank)
+
+    def _build(self, header: Header, step: int) -> Memory:
+        self._on_change()
+        return build(self._registry, header, step)
 
     def _put_back(self, step: int) -> Note:
         """Parameters and optimizer are at `step`; all that an interrupted step has touched goes back to it."""

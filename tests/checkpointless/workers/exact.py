@@ -2,6 +2,8 @@
 
 Dropout, batch norm, gradient accumulation, a scheduler, random numbers of numpy and Python, a data loader's position
 in a `state_dict`, another seed on every rank. Faults are `KIND:RANK:STEP:MOMENT`; the n-th fires in epoch n only.
+Moments of a restore do not look at the step: `restore` (about to give, or everything received but the small state),
+`receiving` (half of the tensors are there), `sending` (with --stream), `source` (it is the source that dies meanwhile).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import numpy
 import torch
 import torch.distributed as dist
 from hyperpodrun import CheckpointManager, HPCallWrapper, HPWrapper
+from hyperpodrun.checkpointless import remote_memory, transfer
 from hyperpodrun.checkpointless import restore as restoring
 from hyperpodrun.checkpointless.bucketing import Memory
 from torch import nn
@@ -44,6 +47,11 @@ class Data:
         self.position, self.order = state["position"], state["order"]
 
 
+IN_A_RESTORE = ("restore", "receiving", "sending", "source")
+HALF = 5
+"""Tensors to be read before a fault in the middle of it; the model has 8, with its optimizer 32."""
+
+
 class Faults:
     """Fires the fault of this epoch when its moment comes."""
 
@@ -51,16 +59,18 @@ class Faults:
         self.faults = [text.split(":") for text in texts]
         self.epoch = self.rank = 0
         self.step = -1
+        self.reads = 0
 
-    def reach(self, moment: str) -> None:
+    def reach(self, moment: str, victim: int | None = None) -> None:
         if self.epoch >= len(self.faults):
             return
         kind, rank, step, where = self.faults[self.epoch]
-        if where != moment or int(rank) != self.rank or (moment != "restore" and int(step) != self.step):
+        if where != moment or int(rank) != self.rank or (moment not in IN_A_RESTORE and int(step) != self.step):
             return
-        print(f"fault {kind} rank {rank} step {step} {where}", file=sys.stderr, flush=True)
+        print(f"fault {self.epoch} {kind} rank {rank} step {step} {where}", file=sys.stderr, flush=True)
         if kind == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(victim or os.getpid(), signal.SIGKILL)
+            return
         if kind == "exit":
             os._exit(3)
         raise RuntimeError("on purpose")
@@ -81,6 +91,20 @@ class Faults:
             return give(*args, **kwargs)
 
         restoring.Restorer._adopt, restoring.Restorer._give = broken_adopt, broken_give
+        read, isend = remote_memory.read, transfer.Link.isend
+
+        def broken_read(pid: int, *piece: int) -> None:
+            self.reads += 1
+            if self.reads == HALF:
+                self.reach("receiving")
+                self.reach("source", victim=pid)
+            read(pid, *piece)
+
+        def broken_isend(*args):
+            self.reach("sending")
+            return isend(*args)
+
+        remote_memory.read, transfer.Link.isend = broken_read, broken_isend
 
 
 def send_wrong_bytes() -> None:
@@ -117,7 +141,7 @@ def train(args, manager, faults, objects, data, caller: HPCallWrapper | None = N
     numpy.random.seed(rank)
     model, optimizer, scheduler = objects
     manager.register(model=model, optimizer=optimizer, scheduler=scheduler, data=data)
-    faults.epoch, faults.rank = caller.epoch, rank
+    faults.epoch, faults.rank, faults.reads = caller.epoch, rank, 0
     if rank == args.damaged and caller.epoch == 0:
         send_wrong_bytes()
     manager.restore()
@@ -164,11 +188,14 @@ def main() -> None:
     parser.add_argument("--rebuild", action="store_true", help="make model and optimizer anew in every epoch")
     parser.add_argument("--checksum", action="store_true")
     parser.add_argument("--damaged", type=int, help="a rank that sends wrong bytes")
+    parser.add_argument("--stream", action="store_true", help="through the process group, also on one host")
     parser.add_argument("--offload", action="store_true")
     parser.add_argument("--rollback", action="store_true")
     parser.add_argument("--fault", action="append", default=[])
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.stream:
+        remote_memory.address_space = lambda: ""
     manager = CheckpointManager(enable_checksum=args.checksum, enable_offload=args.offload, rollback=args.rollback)
     faults, data, objects = Faults(args.fault), Data(), None
     if not args.rebuild:

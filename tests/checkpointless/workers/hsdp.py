@@ -34,7 +34,7 @@ class Faults:
         kind, ranks, step, where = self.faults[self.epoch]
         if where != moment or str(dist.get_rank()) not in ranks.split("+") or int(step) != self.step:
             return
-        print(f"fault {kind} rank {dist.get_rank()} step {step} {where}", file=sys.stderr, flush=True)
+        print(f"fault {self.epoch} {kind} rank {dist.get_rank()} step {step} {where}", file=sys.stderr, flush=True)
         if kind == "kill":
             lost = [self.pids[int(other)] for other in ranks.split("+")]
             for pid in sorted(lost, key=lambda pid: pid == os.getpid()):  # the others first, this one last

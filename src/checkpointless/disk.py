@@ -35,13 +35,16 @@ class DiskCheckpoints:
         self._path = path
         self._every = every
         self._group: Any = None
+        self._agreement: Any = None
         self._pending: Any = None
 
     def start(self) -> None:
         """An epoch begins; on all ranks together."""
         self._pending = None
         # Not the group of training: its collectives must not mix with those of a thread, and NCCL has no CPU tensors.
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        together = dist.is_initialized()
+        self._group = dist.new_group(backend="gloo") if together else None
+        self._agreement = dist.new_group(backend="gloo") if together else None
 
     def due(self, step: int) -> bool:
         return step % self._every == 0
@@ -49,9 +52,9 @@ class DiskCheckpoints:
     def save(self, header: Header, shard: str, rank: int, state: StateProvider) -> None:
         """Begins a checkpoint: copies the state, then writes it in the background.
 
-        One that is still being written makes this one be left out.
+        One that is still being written makes this one be left out, on all ranks: a checkpoint is made together.
         """
-        if self._pending is not None and not self._pending.done():
+        if not self._all_idle():
             _log.warning("checkpoint of step %d left out: the one before it is still being written", header.step)
             return
         self._settle()
@@ -114,6 +117,13 @@ class DiskCheckpoints:
                 )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise RestoreError(f"the checkpoint {directory} cannot be read: {error}") from error
+
+    def _all_idle(self) -> bool:
+        """Whether the last checkpoint is written everywhere. Ranks see that at different times, so they agree."""
+        idle = torch.tensor([self._pending is None or self._pending.done()], dtype=torch.int32)
+        if self._agreement is not None:
+            dist.all_reduce(idle, dist.ReduceOp.MIN, self._agreement)
+        return bool(idle.item())
 
     def _settle(self) -> None:
         if self._pending is None:

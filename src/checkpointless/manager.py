@@ -132,7 +132,7 @@ class CheckpointManager:
         self._journal.open(directory / f"rank-{self._caller.rank}" if directory is not None else None)
         self._start_copies(directory)
         with self._caller.restoring():
-            self._successor.hand_over(registry, whole=self._whole)
+            self._successor.hand_over(registry, whole=self._holds_whole())
             restorer = Restorer(
                 registry,
                 self._journal,
@@ -175,6 +175,8 @@ class CheckpointManager:
             self.begin_step()
             yield self._tracker.index
             self.end_step()
+        if self._snapshots is not None:
+            self._snapshots.finish()
         if self._disk is not None:
             self._disk.finish()
 

@@ -46,7 +46,7 @@ def test_a_lost_rank_has_its_shard_from_its_replica(run, undisturbed, faults):
 
 
 def test_offloaded_state_comes_back(run, undisturbed):
-    finished = hsdp(run, "--offload", "--fault", "kill:0:4:forward", "--fault", "raise:3:7:inside")
+    finished = hsdp(run, "--offload", "--rollback", "--fault", "kill:0:4:forward", "--fault", "raise:3:7:inside")
     assert finished.returncode == 0, finished.output
     assert finished.digest == digest_without_faults(run, undisturbed)
 

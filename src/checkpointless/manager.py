@@ -100,10 +100,10 @@ class CheckpointManager:
     def register(self, **objects: Any) -> None:
         """Says what training must carry over a fault, by name.
 
-        Modules, optimizers, schedulers, a GradScaler, random generators, and anything with `state_dict` and
-        `load_state_dict` that a step reads or changes, such as a data loader's position; the global generators of
-        torch, CUDA, numpy and Python are always carried. Objects may be kept alive over restarts or built anew each
-        time; the names must stay the same. Call it when the model has its final shape (after `fully_shard`).
+        Modules, optimizers, schedulers, a GradScaler, random generators, a `StateProvider`, and anything with
+        `state_dict` and `load_state_dict` that a step reads or changes, such as a data loader's position; the global
+        generators of torch, CUDA, numpy and Python are always carried. Objects may be kept alive over restarts or built
+        anew each time; the names must stay the same. Call it when the model has its final shape (after `fully_shard`).
 
         Raises TypeError for an object whose state cannot be carried.
         """
@@ -126,7 +126,7 @@ class CheckpointManager:
         registry = self._registered()
         registry.state.quiesce()
         self._update.pause()
-        self._shard = shard_name(self._caller.rank, registry.state.parameters, registry.optimizers, self._replicas)
+        self._shard = shard_name(self._caller.rank, registry.state, self._replicas)
         self._caller.registered(self._shard)
         directory = _state_directory()
         self._journal.open(directory / f"rank-{self._caller.rank}" if directory is not None else None)

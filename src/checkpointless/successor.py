@@ -21,7 +21,7 @@ class Successor:
         self._old: Registry | None = None
         self._skeleton: list[TensorSpec] = []
         self._rows: dict[str, torch.Tensor] | None = None
-        self._scalars: dict[str, object] = {}
+        self._host_state: dict[str, object] = {}
 
     def offload(self, registry: Registry, *, whole: bool) -> None:
         """After a fault: copies the state to the host, if that is asked for, and lets go of the objects' tensors."""
@@ -29,7 +29,7 @@ class Successor:
             return
         holder = self._old or registry
         if whole and self._rows is None:  # else it waits already, or there is none
-            self._skeleton, self._scalars = holder.state.skeleton(), holder.state.scalars()
+            self._skeleton, self._host_state = holder.state.skeleton(), holder.state.host_state()
             self._rows = {
                 name: row.cpu().clone() if row.device.type == "cpu" else row.cpu()
                 for name, row in Memory(holder.state.named_tensors()).rows.items()
@@ -57,8 +57,8 @@ class Successor:
             )
         if old is not None and whole:
             if rows is None:
-                self._skeleton, self._scalars = old.state.skeleton(), old.state.scalars()
+                self._skeleton, self._host_state = old.state.skeleton(), old.state.host_state()
                 rows = Memory(old.state.named_tensors()).rows
-            header = Header(0, list(self._skeleton), self._scalars, b"", ([], False, False), None)
+            header = Header(0, list(self._skeleton), self._host_state, b"", ([], False, False), None)
             build(registry, header, 0).fill_from(Memory.of_rows(rows))
         self._old = self._rows = None

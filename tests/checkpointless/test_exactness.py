@@ -61,6 +61,16 @@ def test_a_seeded_run_of_sharded_training_ends_like_the_one_without(hsdp_checker
     assert hsdp_checker.check(seed) is None
 
 
+def test_the_scale_of_gradients_and_the_steps_it_leaves_out_are_repeated(run):
+    """It overflows in the first steps, so that there are updates in which the scale alone changes."""
+    command = ("--nproc-per-node=2", "--inprocess-restart", WORKERS / "exact.py", "--scaler=3e38")
+    faults = ("--fault", "kill:1:1:after", "--fault", "raise:0:5:before", "--fault", "kill:0:8:after")
+    plain, disturbed = run(*command), run(*command, "--rebuild", "--rollback", *faults)
+    assert disturbed.returncode == 0, disturbed.output
+    assert disturbed.digest == plain.digest
+    assert plain.stdout.count("is left out") > 1
+
+
 def test_a_rank_that_sends_wrong_bytes_is_not_used_again(run, undisturbed):
     options = ("--checksum", "--damaged=0", "--fault", "kill:3:6:forward")
     disturbed = run("--nproc-per-node=4", "--inprocess-restart", WORKERS / "exact.py", *options)

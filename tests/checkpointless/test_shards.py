@@ -20,7 +20,7 @@ def hsdp(run, *options: str):
 
 
 def digest_without_faults(run, undisturbed) -> str:
-    if not undisturbed:
+    if "digest" not in undisturbed:
         finished = hsdp(run)
         assert finished.returncode == 0, finished.output
         undisturbed["digest"] = finished.digest
@@ -42,6 +42,22 @@ def test_a_lost_rank_has_its_shard_from_its_replica(run, undisturbed, faults):
     finished = hsdp(run, "--rollback", *(word for fault in faults for word in ("--fault", fault)))
     assert finished.returncode == 0, finished.output
     assert finished.digest == digest_without_faults(run, undisturbed)
+    assert {row["state"] for row in finished.recoveries} == {"memory"}
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [["kill:3:5:forward", "kill:0:7:part"], ["raise:1:4:part", "kill:0+3:6:before"], ["kill:2:3:inside"]],
+    ids=" ".join,
+)
+def test_an_optimizer_that_is_sharded_over_subgroups_is_held_twice(run, undisturbed, faults):
+    """ZeroRedundancyOptimizer sends parts of the model to each other inside its step: a fault there needs rollback."""
+    if "zero" not in undisturbed:
+        undisturbed["zero"] = hsdp(run, "--zero").digest
+    words = [word for fault in faults for word in ("--fault", fault)]
+    finished = hsdp(run, "--zero", "--rollback", *words)
+    assert finished.returncode == 0, finished.output
+    assert finished.digest == undisturbed["zero"]
     assert {row["state"] for row in finished.recoveries} == {"memory"}
 
 

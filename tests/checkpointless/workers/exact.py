@@ -1,9 +1,10 @@
 """Trains a small model with everything that can betray a restart, breaks on purpose, prints what it ends with.
 
-Dropout, batch norm, gradient accumulation, a scheduler, random numbers of numpy and Python, a data loader's position
-in a `state_dict`, another seed on every rank. Faults are `KIND:RANK:STEP:MOMENT`; the n-th fires in epoch n only.
-Moments of a restore do not look at the step: `restore` (about to give, or everything received but the small state),
-`receiving` (half of the tensors are there), `sending` (with --stream), `source` (it is the source that dies meanwhile).
+Dropout, batch norm, gradient accumulation, a scheduler, a gradient scaler, random numbers of numpy, Python and
+generators of its own, a data loader's position in a `state_dict`, another seed on every rank.
+Faults are `KIND:RANK:STEP:MOMENT`; the n-th fires in epoch n only. Moments of a restore do not look at the step:
+`restore` (about to give, or everything received but the small state), `receiving` (some of the tensors are there),
+`sending` (with --stream), `source` (it is the source that dies meanwhile).
 """
 
 from __future__ import annotations
@@ -127,7 +128,11 @@ def make(args: argparse.Namespace):
         nn.Linear(16, 64), nn.BatchNorm1d(64), nn.Dropout(0.2), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    return model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.9)
+    # A scale that overflows now and then: such a step is left out, and the scale changes.
+    scaler = torch.amp.GradScaler("cpu", args.scaler or 1.0, growth_interval=2, enabled=args.scaler is not None)
+    rank = int(os.environ["RANK"])
+    generators = (random.Random(rank), numpy.random.default_rng(rank), torch.Generator().manual_seed(rank))
+    return model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.9), scaler, generators
 
 
 def train(args, manager, faults, objects, data, caller: HPCallWrapper | None = None):
@@ -139,8 +144,11 @@ def train(args, manager, faults, objects, data, caller: HPCallWrapper | None = N
     torch.manual_seed(rank)
     random.seed(rank)
     numpy.random.seed(rank)
-    model, optimizer, scheduler = objects
-    manager.register(model=model, optimizer=optimizer, scheduler=scheduler, data=data)
+    model, optimizer, scheduler, scaler, (dice, numbers, noises) = objects
+    manager.register(
+        model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, data=data,
+        dice=dice, numbers=numbers, noises=noises,
+    )  # fmt: skip
     faults.epoch, faults.rank, faults.reads = caller.epoch, rank, 0
     if rank == args.damaged and caller.epoch == 0:
         send_wrong_bytes()
@@ -152,14 +160,20 @@ def train(args, manager, faults, objects, data, caller: HPCallWrapper | None = N
         if window == 0:
             optimizer.zero_grad()
         noise = random.random() + numpy.random.rand() + numpy.random.randn()
-        batch = data.next() + noise
+        noise += dice.random() + numbers.random()
+        batch = data.next() + noise + torch.rand(1, generator=noises)
         last = window == args.accumulate - 1
         with ddp.no_sync() if not last else torch.enable_grad():
-            ddp(batch).square().mean().backward()
+            loss = ddp(batch).square().mean() * (1000 if args.scaler else 1)
+            scaler.scale(loss).backward()
         faults.reach("before")
         if last:
-            optimizer.step()
+            scale = scaler.get_scale()
+            scaler.step(optimizer)
             faults.reach("after")
+            scaler.update()
+            if scaler.get_scale() < scale and rank == 0:
+                print(f"step {step} is left out", flush=True)
             scheduler.step()
         total = torch.ones(1)
         dist.all_reduce(total)  # as for logging: a fault in it finds everybody behind the update
@@ -168,7 +182,7 @@ def train(args, manager, faults, objects, data, caller: HPCallWrapper | None = N
 
 
 def digest(objects, data: Data) -> str:
-    model, optimizer, scheduler = objects
+    model, optimizer, scheduler, scaler, (dice, numbers, noises) = objects
     own = hashlib.sha256()
     tensors = [*model.state_dict().values()]
     for parameter in model.parameters():
@@ -176,6 +190,7 @@ def digest(objects, data: Data) -> str:
     for tensor in [*tensors, torch.get_rng_state()]:
         own.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     own.update(repr((random.random(), numpy.random.rand(), data.order, scheduler.state_dict())).encode())
+    own.update(repr((scaler.state_dict(), dice.random(), numbers.random(), torch.rand(1, generator=noises))).encode())
     rows = [None] * dist.get_world_size()
     dist.all_gather_object(rows, own.hexdigest())
     return hashlib.sha256(repr(rows).encode()).hexdigest()
@@ -185,6 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--scaler", type=float, metavar="SCALE", help="scale the gradients, to begin with by so much")
     parser.add_argument("--rebuild", action="store_true", help="make model and optimizer anew in every epoch")
     parser.add_argument("--checksum", action="store_true")
     parser.add_argument("--damaged", type=int, help="a rank that sends wrong bytes")

@@ -26,6 +26,7 @@ _log = logging.getLogger("hyperpodrun.checkpointless")
 
 _NAME = re.compile(r"step-(\d+)")
 _KEPT = 2
+_WRITE_LIMIT_S = 3600.0
 
 
 class DiskCheckpoints:
@@ -129,7 +130,9 @@ class DiskCheckpoints:
         if self._pending is None:
             return
         try:
-            self._pending.result()
+            self._pending.result(_WRITE_LIMIT_S)
+        except TimeoutError:
+            _log.warning("a checkpoint on disk was not written within %g s: it is given up", _WRITE_LIMIT_S)
         except Exception as error:  # whatever a storage backend raises: training does not depend on it
             _log.warning("a checkpoint on disk failed: %s", error)
         self._pending = None

@@ -192,6 +192,11 @@ class CheckpointManager:
         self._caller.step_completed(self._tracker.point)
         self._copy_due()
 
+    def begin_backward(self) -> None:
+        """The gradients of this step are about to leave this process. Seen by itself where a registered module is
+        called; to be said before the first collective of the backward pass where none is."""
+        self._update.backward_begins()
+
     def update(self) -> contextlib.AbstractContextManager[None]:
         """Around all that belongs to an update, where registered parts do not show it: an exponential average of the
         weights, a scheduler that moves only at the end of an epoch. No collectives inside: a fault in one would find

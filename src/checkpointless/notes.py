@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from .encoding import decode, encode
+from .encoding import EncodingError, decode, encode
 
 _LARGEST_RECORDED_BUFFERS = 8 << 20
-"""Buffers of more bytes than this, together, are not written into the record at every step."""
+"""So many bytes of buffers, together, are written into the record at most, at every step: the small ones first."""
 _LARGEST_ALWAYS_COPIED = 256 << 10
 """Buffers up to this size are copied and compared themselves: batch norm changes its statistics without counting that
 as a version. Larger ones (masks, tables of rotary embeddings) are believed when their version says they are the same.
@@ -54,15 +54,18 @@ class NoteTaker:
         self.buffers: dict[str, torch.Tensor] = {}
         self.local: dict[str, Any] = {}
         self.shared: dict[str, Any] = {}
-        self.record_buffers = True
+        self._recorded: frozenset[str] = frozenset()
 
     def set_buffers(self, buffers: Mapping[str, torch.Tensor]) -> None:
-        """The buffers to note; they are left out of the record when they are large."""
+        """The buffers to note. The large ones (masks, tables) are left out of the record; so are those of a GPU, which
+        would have to be waited for at every step. A successor has them from a replica."""
         self.buffers = dict(buffers)
-        # From a GPU they would have to be waited for, at every step.
-        self.record_buffers = all(buffer.device.type == "cpu" for buffer in self.buffers.values()) and (
-            sum(buffer.nbytes for buffer in self.buffers.values()) <= _LARGEST_RECORDED_BUFFERS
-        )
+        recorded, room = set(), _LARGEST_RECORDED_BUFFERS
+        for name, buffer in sorted(self.buffers.items(), key=lambda item: item[1].nbytes):
+            if buffer.device.type == "cpu" and buffer.nbytes <= room:
+                recorded.add(name)
+                room -= buffer.nbytes
+        self._recorded = frozenset(recorded)
 
     def take(self, step: int, last: Note | None = None, *, local_only: bool = False) -> Note:
         """The state now. What has not changed since `last` is not copied again."""
@@ -112,7 +115,7 @@ class NoteTaker:
 
     def local_bytes(self, note: Note) -> bytes:
         """The local part of a note, for the record."""
-        return self._bytes(note, {} if not self.record_buffers else note.buffers, {})
+        return self._bytes(note, {name: note.buffers[name] for name in note.buffers.keys() & self._recorded}, {})
 
     def whole_bytes(self, note: Note) -> bytes:
         """A note as the peer sends it."""
@@ -132,9 +135,12 @@ class NoteTaker:
     def from_bytes(step: int, data: bytes) -> Note:
         """A note as it was written by `local_bytes` or `whole_bytes`. Raises EncodingError."""
         parts = decode(data)
-        buffers = {name: (-1, contents) for name, contents in parts["buffers"].items()}
-        generators = {name: decode(state) for name, state in parts["generators"].items()}
-        return Note(step, generators, buffers, parts["local"], parts["shared"])
+        try:
+            buffers = {name: (-1, contents) for name, contents in parts["buffers"].items()}
+            generators = {name: decode(state) for name, state in parts["generators"].items()}
+            return Note(step, generators, buffers, parts["local"], parts["shared"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise EncodingError(f"not a note: {error!r}") from None
 
     def _copy(self, name: str, buffer: torch.Tensor, last: Note | None) -> tuple[int, torch.Tensor]:
         version = buffer._version

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from .bucketing import Memory
 from .errors import RestoreError
 from .notes import Note, NoteTaker
@@ -42,11 +44,13 @@ class Header:
                 list(check_skeleton(fields["skeleton"])),
                 fields["host_state"],
                 fields["note"],
-                fields["learned"],
-                fields["order"],
+                msgspec.convert(fields["learned"], tuple[list[str], bool, bool]),
+                msgspec.convert(fields["order"], list[int] | None),
             )
         except KeyError as error:
             raise RestoreError(f"the description of the state lacks {error}") from None
+        except msgspec.ValidationError as error:
+            raise RestoreError(f"the description of the state makes no sense: {error}") from None
         types = (int, dict, bytes)
         if not all(map(isinstance, (header.step, header.host_state, header.note), types)):
             raise RestoreError("the description of the state has fields of wrong types")

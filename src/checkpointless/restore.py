@@ -106,7 +106,7 @@ class Restorer:
             if transfer.source == rank == transfer.receiver:
                 header, saved = self._snapshots.load(transfer.owner, step)
                 self._build(header, step).fill_from(saved)
-                note = self._adopt(header, own=transfer.owner == rank)
+                note = self._adopt(header, giver=transfer.owner)
             elif transfer.source == rank:
                 self._give(transfer, self._snapshots.load(transfer.owner, step))
             elif transfer.receiver == rank:
@@ -120,7 +120,7 @@ class Restorer:
         header = self._disk.load(step, self._rank)
         self._build(header, step)
         self._disk.fill(step, self._shard, self._registry.state.named_tensors())
-        return self._adopt(header, own=True)
+        return self._adopt(header, giver=self._rank)
 
     def _live(self, step: int) -> tuple[Header, Memory]:
         header = describe(self._registry, self._journal[step], self._tracker.learned(), self._order.indices)
@@ -131,15 +131,18 @@ class Restorer:
         send(Link(), transfer.receiver, header.as_dict(), memory, checksum=self._checksum)
 
     def _take(self, transfer: Transfer, step: int) -> Note:
+        headers: list[Header] = []
+
         def make(fields: dict[str, Any]) -> Memory:
-            return self._build(Header.from_dict(fields), step)
+            headers.append(Header.from_dict(fields))
+            return self._build(headers[0], step)
 
         try:
-            fields = receive(Link(), transfer.source, make)
+            receive(Link(), transfer.source, make)
         except ChecksumError as error:
             self.distrusted = error.source
             raise
-        return self._adopt(Header.from_dict(fields), own=transfer.owner == self._rank)
+        return self._adopt(headers[0], giver=transfer.source if transfer.owner is None else transfer.owner)
 
     def _build(self, header: Header, step: int) -> Memory:
         self._on_change()
@@ -151,17 +154,21 @@ class Restorer:
         self._registry.notes.put_back(note)
         return note
 
-    def _adopt(self, header: Header, *, own: bool) -> Note:
-        """The small state that came with the tensors. What only this rank's earlier process knew is in its record."""
+    def _adopt(self, header: Header, *, giver: int) -> Note:
+        """The small state that came with the tensors, which were those of rank `giver`.
+
+        If that is another rank, what only this rank's earlier process knew is in its record.
+        """
         note = read_note(header)
-        if not own:
+        if giver != self._rank:
             mine = self._journal.of_predecessor(header.step)
             if mine is None:
                 _log.warning(
-                    "rank %d: its random generators and data position of step %d were lost with its node; it goes on "
-                    "with those of a replica",
+                    "rank %d: its random generators and data position of step %d are nowhere (they are lost with a "
+                    "node; or see CheckpointManager.begin_backward); it goes on with those of rank %d's state",
                     self._rank,
                     header.step,
+                    giver,
                 )
             else:
                 note.generators, note.local = mine.generators, mine.local

@@ -107,10 +107,18 @@ class Link:
 def send(link: Link, to: int, header: dict[str, Any], memory: Memory, *, checksum: bool) -> None:
     """Gives a state to rank `to`. `header`: what the receiver's `build` and `receive`'s caller want to know."""
     hello = _expect(link, to, _Hello)
-    buckets = cut(memory.sizes())
     readable = hello.space == remote_memory.address_space() != "" and _all_on_cpu(memory)
     if readable:
         remote_memory.allow(hello.pid)
+    try:
+        _give(link, to, header, memory, readable=readable, checksum=checksum)
+    finally:
+        if readable:
+            remote_memory.allow(0)
+
+
+def _give(link: Link, to: int, header: dict[str, Any], memory: Memory, *, readable: bool, checksum: bool) -> None:
+    buckets = cut(memory.sizes())
     addresses = [row.data_ptr() for row in memory.rows.values()] if readable else []
     sums = [memory.checksum(bucket).tolist() for bucket in buckets] if checksum else []
     way = {"pid": os.getpid(), "addresses": addresses, "sums": sums}
@@ -118,8 +126,6 @@ def send(link: Link, to: int, header: dict[str, Any], memory: Memory, *, checksu
     if _expect(link, to, int) == _STREAM:
         _send_buckets(link, to, memory, buckets)
         _expect(link, to, int)
-    if readable:
-        remote_memory.allow(0)
 
 
 def receive(link: Link, source: int, build: Callable[[dict[str, Any]], Memory]) -> dict[str, Any]:

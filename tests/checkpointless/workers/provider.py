@@ -78,11 +78,13 @@ def main() -> None:
     def train(caller: HPCallWrapper) -> None:
         dist.init_process_group("gloo")
         rank = dist.get_rank()
+        torch.manual_seed(rank)
         own = Momentum() if args.offload else kept
         assert isinstance(own, StateProvider)
         manager.register(own=own)
         for step in manager.steps(8):
-            gradient = own.weights.sin() + torch.rand(1000, generator=torch.Generator().manual_seed(step + rank))
+            gradient = own.weights.sin() + torch.rand(1000)
+            manager.begin_backward()
             dist.all_reduce(gradient)
             if faults[caller.epoch : caller.epoch + 1] and faults[caller.epoch][1:] == [str(rank), str(step)]:
                 if faults[caller.epoch][0] == "kill":

@@ -83,8 +83,9 @@ def _rising_steps(dice: random.Random, window: int) -> list[int]:
 
 
 def _leaves_a_receiver(fault: str) -> bool:
-    """Whether its rank has lost its state for sure, so that the next restore moves some."""
-    return fault.split(":")[0] != "raise"
+    """Whether its rank has lost its state for sure, and all others have theirs, so that the next restore is known."""
+    kind, _, _, moment = fault.split(":")
+    return kind != "raise" and (moment in MOMENTS or moment == "receiving")
 
 
 def _in_the_restore(dice: random.Random, before: str, stream: bool) -> str:

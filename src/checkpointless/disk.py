@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class DiskCheckpoints:
         self._group: Any = None
         self._agreement: Any = None
         self._pending: Any = None
+        self._unreadable: set[int] = set()
 
     def start(self) -> None:
         """An epoch begins; on all ranks together."""
@@ -63,15 +65,16 @@ class DiskCheckpoints:
 
         described = torch.frombuffer(bytearray(encode(header.as_dict())), dtype=torch.uint8)
         tensors = {_key(shard, name): tensor for name, tensor in state.named_tensors().items()}
-        self._path.mkdir(parents=True, exist_ok=True)
-        self._pending = checkpoint.async_save(
-            {**tensors, f"header/{rank}": described},
-            checkpoint_id=self._path / f"step-{header.step}",
-            process_group=self._group,
-            no_dist=self._group is None,
-        )
-        if rank == 0:
-            self._prune(header.step)
+        with self._surviving():
+            self._path.mkdir(parents=True, exist_ok=True)
+            self._pending = checkpoint.async_save(
+                {**tensors, f"header/{rank}": described},
+                checkpoint_id=self._path / f"step-{header.step}",
+                process_group=self._group,
+                no_dist=self._group is None,
+            )
+            if rank == 0:
+                self._prune(header.step)
 
     def stop(self) -> None:
         """The epoch has failed: what is being written may never be complete."""
@@ -83,8 +86,9 @@ class DiskCheckpoints:
             self._settle()
 
     def newest(self) -> int | None:
-        """The newest complete checkpoint's step."""
-        return max((step for step, path in self._found() if (path / ".metadata").is_file()), default=None)
+        """The newest complete checkpoint's step, without those that turned out to be unreadable."""
+        complete = {step for step, path in self._found() if (path / ".metadata").is_file()}
+        return max(complete - self._unreadable, default=None)
 
     def load(self, step: int, rank: int) -> Header:
         """The header of this rank's part. Raises RestoreError."""
@@ -92,32 +96,27 @@ class DiskCheckpoints:
         from torch.distributed.checkpoint import FileSystemReader
 
         directory = self._path / f"step-{step}"
-        try:
+        with self._reading(directory, step):
             metadata = FileSystemReader(directory).read_metadata()
-            entry = metadata.state_dict_metadata[f"header/{rank}"]
+            entry = metadata.state_dict_metadata.get(f"header/{rank}")
+            if entry is None:
+                raise RestoreError(f"it was written by a job of another size: it has no rank {rank}")
             row = torch.empty(entry.size, dtype=torch.uint8)  # type: ignore[union-attr]
             with _quiet():
                 checkpoint.load({f"header/{rank}": row}, checkpoint_id=directory, no_dist=True)
             return Header.from_dict(decode(row.numpy().tobytes()))
-        except KeyError:
-            raise RestoreError(f"{directory} was written by a job of another size: it has no rank {rank}") from None
-        except (OSError, ValueError, RuntimeError) as error:
-            raise RestoreError(f"the checkpoint {directory} cannot be read: {error}") from error
 
     def fill(self, step: int, shard: str, tensors: dict[str, torch.Tensor]) -> None:
         """Reads the tensors of a shard into their places. Raises RestoreError."""
         from torch.distributed import checkpoint
 
         directory = self._path / f"step-{step}"
-        try:
-            with _quiet():
-                checkpoint.load(
-                    {_key(shard, name): tensor for name, tensor in tensors.items()},
-                    checkpoint_id=directory,
-                    no_dist=True,
-                )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise RestoreError(f"the checkpoint {directory} cannot be read: {error}") from error
+        with self._reading(directory, step), _quiet():
+            checkpoint.load(
+                {_key(shard, name): tensor for name, tensor in tensors.items()},
+                checkpoint_id=directory,
+                no_dist=True,
+            )
 
     def _all_idle(self) -> bool:
         """Whether the last checkpoint is written everywhere. Ranks see that at different times, so they agree."""
@@ -129,13 +128,32 @@ class DiskCheckpoints:
     def _settle(self) -> None:
         if self._pending is None:
             return
+        pending, self._pending = self._pending, None
+        with self._surviving():
+            pending.result(_WRITE_LIMIT_S)
+
+    @contextlib.contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """Training does not depend on what a storage backend raises while it writes."""
+        from torch.distributed.checkpoint.api import CheckpointException  # a BaseException
+
         try:
-            self._pending.result(_WRITE_LIMIT_S)
+            yield
         except TimeoutError:
             _log.warning("a checkpoint on disk was not written within %g s: it is given up", _WRITE_LIMIT_S)
-        except Exception as error:  # whatever a storage backend raises: training does not depend on it
-            _log.warning("a checkpoint on disk failed: %s", error)
-        self._pending = None
+        except (Exception, CheckpointException) as error:
+            _log.warning("a checkpoint on disk failed: %s", _in_short(error))
+
+    @contextlib.contextmanager
+    def _reading(self, directory: Path, step: int) -> Iterator[None]:
+        """What a storage backend raises while it reads is a RestoreError. The next plan is made without that step."""
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        try:
+            yield
+        except (Exception, CheckpointException) as error:
+            self._unreadable.add(step)
+            raise RestoreError(f"the checkpoint {directory} cannot be read: {_in_short(error)}") from None
 
     def _found(self) -> list[tuple[int, Path]]:
         with contextlib.suppress(FileNotFoundError):
@@ -154,8 +172,14 @@ def _key(shard: str, name: str) -> str:
     return f"{shard or 'all'}/{name}"
 
 
+def _in_short(error: BaseException) -> str:
+    """A sentence; torch's own text has the traceback of every rank."""
+    failures: dict[int, tuple[BaseException, object]] = getattr(error, "failures", {})
+    return "; ".join(f"rank {rank}: {cause!r}" for rank, (cause, _) in sorted(failures.items())) or repr(error)
+
+
 @contextlib.contextmanager
-def _quiet() -> Any:
+def _quiet() -> Iterator[None]:
     """Without DCP's warning that a load without process group is one: it is meant to be."""
     import warnings
 

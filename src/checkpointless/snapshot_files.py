@@ -59,8 +59,16 @@ class SnapshotFiles:
             path.unlink(missing_ok=True)
 
     def load(self, owner: int, step: int) -> tuple[Header, Memory]:
-        """A snapshot of this node. Its memory is the file's own, for reading. Raises RestoreError."""
-        return _load(self._directory / f"snapshot-{owner}-{step}")
+        """A snapshot of this node. Its memory is the file's own, for reading.
+
+        Raises RestoreError; a file that is none then goes, so that the next plan is made without it.
+        """
+        path = self._directory / f"snapshot-{owner}-{step}"
+        try:
+            return _load(path)
+        except RestoreError:
+            path.unlink(missing_ok=True)
+            raise
 
     def _prune(self, owner: int, newest: int) -> None:
         """Of this owner only the last ones stay; those of a later step are of before a rollback."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,25 @@ def test_a_new_job_goes_on_from_disk(run, undisturbed, tmp_path):
     assert hsdp(run, *disk, "--steps=6").returncode == 0
     finished = hsdp(run, *disk)
     assert finished.returncode == 0, finished.output
+    assert finished.digest == digest_without_faults(run, undisturbed)
+
+
+def test_a_checkpoint_that_cannot_be_written_or_read_costs_neither_training_nor_the_one_before(
+    run, undisturbed, tmp_path
+):
+    path = tmp_path / "checkpoints"
+    path.mkdir()
+    (path / "step-6").write_text("in the way")
+    finished = hsdp(run, "--disk", str(path), "--steps=8")
+    assert finished.returncode == 0, finished.output
+    assert "a checkpoint on disk failed" in finished.output
+    (path / "step-6").unlink()
+    shutil.copytree(path / "step-3", path / "step-6")
+    for part in (path / "step-6").glob("*.distcp"):
+        part.write_bytes(b"")
+    finished = hsdp(run, "--disk", str(path))
+    assert finished.returncode == 0, finished.output
+    assert "step-6 cannot be read" in finished.output
     assert finished.digest == digest_without_faults(run, undisturbed)
 
 

@@ -67,6 +67,7 @@ def test_a_damaged_header_is_refused(tmp_path):
     path.write_bytes(data)
     with pytest.raises(RestoreError, match="is damaged"):
         files.load(0, 4)
+    assert inventory(tmp_path) == []  # the next plan is made without it
 
 
 def test_there_is_no_snapshot_where_there_is_no_file(tmp_path):

@@ -92,6 +92,19 @@ def test_a_lost_shard_takes_everybody_back_to_the_newest_complete_snapshot():
     )
 
 
+def test_a_snapshot_that_came_with_wrong_bytes_is_had_from_another_keeper_or_from_disk():
+    snapshots = ((0, 4), (1, 4))
+    reports = {
+        0: Report(Holding(distrusted=(1,), disk=2), managed=True),
+        1: Report(Holding("b", snapshots=snapshots, disk=2), managed=True),
+        2: Report(Holding("b", snapshots=snapshots, disk=2), managed=True),
+    }
+    plan = make_plan(reports, {0: "a"})
+    assert plan.transfers == (Transfer(2, 0, 0), Transfer(2, 1, 1), Transfer(2, 2, 1))
+    del reports[2]
+    assert make_plan(reports, {0: "a"}) == RestorePlan(2, None, origin=Origin.DISK, lost_steps=2)
+
+
 def test_memory_is_preferred_to_a_snapshot_of_the_same_step():
     assert make_plan({0: holds(8, snapshots=((0, 8),)), 1: NEW}).origin is Origin.MEMORY
 

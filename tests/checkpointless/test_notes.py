@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from hyperpodrun.checkpointless.encoding import EncodingError, encode
-from hyperpodrun.checkpointless.manager import CheckpointManager
 from hyperpodrun.checkpointless.notes import NoteTaker
 
 
@@ -25,42 +24,3 @@ def test_a_large_table_does_not_keep_small_buffers_out_of_the_record():
 def test_what_is_no_note_is_refused(value):
     with pytest.raises(EncodingError):
         NoteTaker.from_bytes(1, encode(value))
-
-
-class Counter:
-    """Equal to any other one; but not the same."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Counter)
-
-    def state_dict(self) -> dict[str, int]:
-        return {"count": self.count}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.count = state["count"]
-
-
-def test_an_object_that_equals_the_registered_one_is_another_one_all_the_same():
-    manager = CheckpointManager()
-    model = torch.nn.Linear(1, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    first, second = Counter(), Counter()
-    for counter in (first, second):
-        manager.register(model=model, optimizer=optimizer, counter=counter)
-    assert manager.restore() == 0
-    assert manager._registry is not None
-    assert manager._registry.objects["counter"] is second
-
-
-def test_an_update_before_the_first_step_is_nothing_to_be_carried():
-    """Such as a warm-up of the optimizer while the script is set up."""
-    manager = CheckpointManager()
-    model = torch.nn.Linear(1, 1)
-    manager.register(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
-    with manager.update():
-        pass
-    assert manager.restore() == 0
-    assert list(manager.steps(2)) == [0, 1]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
+
+import numpy
 import pytest
 import torch
 from hyperpodrun.checkpointless.encoding import EncodingError, encode
-from hyperpodrun.checkpointless.notes import NoteTaker
+from hyperpodrun.checkpointless.notes import NoteTaker, read_generators, write_generators
 
 
 def test_a_large_table_does_not_keep_small_buffers_out_of_the_record():
@@ -24,3 +28,33 @@ def test_a_large_table_does_not_keep_small_buffers_out_of_the_record():
 def test_what_is_no_note_is_refused(value):
     with pytest.raises(EncodingError):
         NoteTaker.from_bytes(1, encode(value))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        random.random,
+        lambda: random.gauss(0, 1),
+        lambda: random.shuffle([1, 2, 3]),
+        lambda: random.seed(3),
+        lambda: numpy.random.rand(),
+        lambda: numpy.random.randn(),
+        lambda: torch.rand(1),
+        lambda: torch.randn(1),
+    ],
+    ids=["random", "gauss", "shuffle", "seed", "rand", "randn", "torch.rand", "torch.randn"],
+)
+def test_every_draw_from_a_global_generator_is_noticed_and_can_be_repeated(draw: Callable[[], object]):
+    """Their states are looked at cheaply, three times in a step; twice the same draw also uses up what one keeps."""
+    taker = NoteTaker()
+    for _ in range(3):
+        note = taker.take(1)
+        assert not taker.changed(note)
+        kept = read_generators()
+        draw()
+        assert taker.changed(note)
+        first = (random.gauss(0, 1), numpy.random.randn(), torch.randn(1).item())
+        write_generators(kept)
+        assert not taker.changed(note)
+        draw()
+        assert (random.gauss(0, 1), numpy.random.randn(), torch.randn(1).item()) == first

@@ -79,7 +79,7 @@ class Following(Role):
                 self._link.confirm(message.received)
                 for serial, event in self._link.overdue(context.now):
                     context.send(self.leader_address, Tell(self.term, serial, self._link.received, event))
-                if message.sent > self._link.received:
+                if self._link.must_ask(message.sent, context.now):
                     self._beat()
             case Release() if message.term == self.term:
                 if message.removed:

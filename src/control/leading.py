@@ -61,6 +61,8 @@ class Leading(Directing):
         self._acknowledged: set[int] = set()
         self._serial = 0
         self._next_beat = context.now + context.config.heartbeat_interval
+        self._silent_due = context.now + context.config.heartbeat_limit
+        """No follower has been silent for too long before that."""
         self._early: list[tuple[int, Tell]] = []
         """What followers have told after their reports and before the job was there."""
         self._deadline = context.now + context.config.join_timeout
@@ -115,7 +117,7 @@ class Leading(Directing):
                 follower.heard = context.now
                 follower.link.confirm(message.received)
                 self._resend(follower)
-                if message.sent > follower.link.received:
+                if follower.link.must_ask(message.sent, context.now):
                     context.send(address, Beat(self.term, follower.link.sent, follower.link.received))
         return self._finish_ending()
 
@@ -141,15 +143,9 @@ class Leading(Directing):
         context, config = self.context, self.context.config
         if self._end is not None and context.now >= self._end_due:
             return self._finish_ending(at_once=True)
-        for follower in list(self._followers.values()):
-            waited = context.now >= follower.heard + config.takeover_grace
-            unreported = follower.report is None and self._job is None and waited
-            silent = context.now >= follower.heard + config.heartbeat_limit
-            if unreported or silent:
-                limit = config.takeover_grace if unreported else config.heartbeat_limit
-                role = self._drop(follower, f"was silent for {limit:g} s")
-                if role is not None:
-                    return role
+        role = self._drop_the_silent()
+        if role is not None:
+            return role
         if self._job is None and context.now >= self._deadline:
             reason = f"too few nodes came within {config.join_timeout:g} s (--rdzv-conf join_timeout)"
             context.actions.append(Ended(cmd.End(cmd.EXIT_FAILED, reason)))
@@ -160,7 +156,7 @@ class Leading(Directing):
         return None
 
     def next_deadline(self) -> float | None:
-        dues = [self._next_beat]
+        dues = [self._next_beat, self._silent_due]
         if self._job is None:
             dues.append(self._deadline)
             grace = self.context.config.takeover_grace
@@ -170,6 +166,21 @@ class Leading(Directing):
         if self._end is not None:
             dues.append(self._end_due)
         return min(dues)
+
+    def _drop_the_silent(self) -> Role | None:
+        context, config = self.context, self.context.config
+        for follower in list(self._followers.values()):
+            waited = context.now >= follower.heard + config.takeover_grace
+            unreported = follower.report is None and self._job is None and waited
+            silent = context.now >= follower.heard + config.heartbeat_limit
+            if unreported or silent:
+                limit = config.takeover_grace if unreported else config.heartbeat_limit
+                role = self._drop(follower, f"was silent for {limit:g} s")
+                if role is not None:
+                    return role
+        heard = min((follower.heard for follower in self._followers.values()), default=context.now)
+        self._silent_due = heard + config.heartbeat_limit
+        return None
 
     # ---- members -------------------------------------------------------------------------------------------------
 
@@ -252,7 +263,7 @@ class Leading(Directing):
         if len(self._acknowledged) + 1 < proposed.quorum(context.config.min_quorum):
             return None  # which saves counting all members for every one that answers
         present = {*self._acknowledged, *([] if context.number is None else [context.number])}
-        if self._views.agreed.id != proposed.id and self._views.has_quorum(present, context.config.min_quorum):
+        if self._views.has_quorum(present, context.config.min_quorum):
             before = {member.number for member in self._views.agreed.members}
             self._views = context.views = Views(proposed, proposed)
             for follower in self._followers.values():

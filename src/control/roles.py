@@ -29,7 +29,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     founder: bool = False
     """This agent is at one of the seeds and may begin the job."""
     deputy: float | None = None
-    """Seconds after which it founds the job where nobody is found at the seeds before its own."""
+    """After so many seconds without an answer it founds the job: those at the seeds before its own are not there."""
     order: int = -1
     min_quorum: int | None = None
     """So many nodes may go on without a majority."""

@@ -85,6 +85,7 @@ class SimulatedWorker:
             self.world.stepped[self.founder, epoch] += 1
             self._say(ev.Stepped(self.rank, self.incarnation, epoch, self.step))
         if self.step >= self.world.schedule.steps:
+            self.world.completed[self.founder, epoch].add(self.rank)
             self._say(ev.Completed(self.rank, self.incarnation, epoch))
         else:
             self._after(self.world.schedule.step_time, self._train, epoch, False)
@@ -112,6 +113,7 @@ class SimulatedWorker:
     def _done_alone(self) -> None:
         """A collective of a world with a hole in it never ends."""
         if self.world.everybody_up(self.agent.layout):
+            self.world.trained_alone.add(self.founder)
             self.die(0)
         else:
             self._after(self.world.schedule.step_time, self._done_alone)

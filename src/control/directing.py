@@ -18,7 +18,6 @@ from .messages import Ended, JobMemory, Order, Ordered, Report, Tell
 from .roles import Context, Role
 from .takeover import remember
 
-_LINGER_S = 5.0
 _Outgoing = tuple[Ordered, JobMemory | None]
 
 
@@ -81,7 +80,7 @@ class Directing(Role):
         for command in commands:
             if isinstance(command, cmd.End):
                 self._end = command
-                self._end_due = context.now + _LINGER_S
+                self._end_due = context.now + context.config.close_timeout
             carries_memory = not isinstance(command, cmd.Spawn | cmd.Kill)
             for number, addressed in deliver(self._job.state, command, [context.number or 0, *self._followers]):
                 if number == context.number:

@@ -37,6 +37,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     heartbeat_limit: float = 5.0
     join_timeout: float = 600.0
     last_call_timeout: float = 30.0
+    close_timeout: float = 5.0
+    """How long a controller waits until everybody has confirmed that the job is over."""
     shutdown_timeout: float = 30.0
     takeover_grace: float = 1.0
     """How long a new controller waits for the reports of nodes that neither answer nor refuse."""

@@ -96,9 +96,10 @@ def find_cluster(options: dict[str, Any], endpoint: str, settings: Mapping[str, 
         raise click.UsageError(f"--local-addr {local}: nobody knows this host")
     on_one_machine = all(found and all(is_loopback(address) for address in found) for found in resolved)
     known = scheduler(os.environ)
-    order = int(settings.get("rank", "-1"))
+    order = _rank(settings)
     if order <= 0 and known is not None:  # 0 is also what --node-rank is when nobody gives it
         order = known.order
+    interval, limit = _heartbeats(settings)
     return Cluster(
         seeds=seeds,
         host=socket.gethostname(),
@@ -111,10 +112,11 @@ def find_cluster(options: dict[str, Any], endpoint: str, settings: Mapping[str, 
         secret=_secret(options, insecure=options["insecure"] or on_one_machine),
         interface=interface_of(numeric),
         min_quorum=options["min_nodes"],
-        heartbeat_interval=_seconds(settings, "heartbeat_interval", 1.0),
-        heartbeat_limit=_seconds(settings, "heartbeat_limit", 5.0),
+        heartbeat_interval=interval,
+        heartbeat_limit=limit,
         join_timeout=_seconds(settings, "join_timeout", _seconds(settings, "timeout", 600.0)),
         last_call_timeout=_seconds(settings, "last_call_timeout", 30.0),
+        close_timeout=_seconds(settings, "close_timeout", 5.0),
     )
 
 
@@ -174,6 +176,26 @@ def _seconds(settings: Mapping[str, str], name: str, default: float) -> float:
     if not 0 < seconds < float("inf"):
         raise click.UsageError(f"--rdzv-conf {name}={text} is not a number of seconds")
     return seconds
+
+
+def _heartbeats(settings: Mapping[str, str]) -> tuple[float, float]:
+    """(interval, limit). Who is silent for less than two intervals has perhaps lost one message."""
+    interval = _seconds(settings, "heartbeat_interval", 1.0)
+    limit = _seconds(settings, "heartbeat_limit", 5.0)
+    if limit < 2 * interval:
+        raise click.UsageError(
+            f"--rdzv-conf heartbeat_limit={limit:g} is less than twice the heartbeat_interval={interval:g}: "
+            "every node would soon be taken for lost"
+        )
+    return interval, limit
+
+
+def _rank(settings: Mapping[str, str]) -> int:
+    """Where this node wants to stand; -1: in the order of arrival."""
+    text = settings.get("rank", "-1")
+    if not re.fullmatch(r"-1|[0-9]{1,6}", text):
+        raise click.UsageError(f"--rdzv-conf rank={text} is not a node's rank")
+    return int(text)
 
 
 def _secret(options: dict[str, Any], *, insecure: bool) -> bytes | None:

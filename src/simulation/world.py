@@ -23,7 +23,6 @@ from ..control.state import JobConfig
 from .agents import SimulatedAgent
 from .schedule import Fault, Schedule
 
-
 _DEPUTY_S = 5.0
 _MESSAGES = 100_000
 """In one schedule; a long one needs a tenth of it."""

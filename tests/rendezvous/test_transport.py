@@ -15,7 +15,8 @@ import zmq
 from hyperpodrun.control import messages as msg
 from hyperpodrun.protocol.messages import MessageError
 from hyperpodrun.rendezvous.keys import derive_keys
-from hyperpodrun.rendezvous.transport import CONTROL, Transport
+from hyperpodrun.rendezvous.sockets import CONTROL
+from hyperpodrun.rendezvous.transport import Transport
 from hyperpodrun.rootless import peer_messages
 
 KEYS = derive_keys(b"a secret that is long enough", "job")

@@ -50,6 +50,12 @@ class Directing(Role):
         self._end: cmd.End | None = None
         self._end_due = 0.0
 
+    @property
+    def has_its_timer(self) -> bool:
+        """Whether `next_deadline` will not miss a deadline of the job; asked by the simulator after every step."""
+        due = None if self._job is None or self._end is not None else self._job.next_deadline()
+        return due is None or (self._job_due is not None and self._job_due <= due)
+
     def _run(self, event: ev.Event | None) -> Role | None:
         """The job's answer to an event, and to those that its own commands bring about here."""
         if event is not None:

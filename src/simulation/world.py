@@ -1,8 +1,9 @@
 """Virtual time, the network, the faults, and the rules that must hold after every step.
 
 The rules: one controller acts in an epoch; nothing starts in an epoch that was failed or left; no rank has two
-processes in one epoch; every world is whole; nobody ends with success unless every rank of an epoch has trained to
-the end; and when the faults are over, the job ends, on every live agent, with success or with a reason.
+processes in one epoch; every world is whole; a controller forgets no deadline; nobody floods the network; nobody ends
+with success unless every rank of an epoch has trained to the end; and when the faults are over, the job ends, on every
+live agent, with success or with a reason.
 """
 
 from __future__ import annotations
@@ -293,6 +294,8 @@ class World:
                 other = leaders.setdefault((agent.founder, agent.node.role.term), agent.key)
                 if other != agent.key:
                     raise Violation(f"two controllers in term {agent.node.role.term}")
+                if agent.end is None and not agent.node.role.has_its_timer:
+                    raise Violation(f"{agent.address} leads, and has forgotten a deadline")
             for worker in agent.workers.values():
                 if worker.running:
                     known = seen.setdefault((worker.founder, worker.epoch, worker.rank), agent)

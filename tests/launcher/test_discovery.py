@@ -13,10 +13,10 @@ HERE = "10.0.0.4"
 HOSTS = {
     "host0": ["10.0.0.1"],
     "host1": [HERE],
+    HERE: [HERE],
     "six0": ["fd00::1"],
     "fd00::1": ["fd00::1"],
     "localhost": ["127.0.0.1"],
-    HERE: [HERE],
 }
 SCHEDULED = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODEID", "SLURM_JOB_ID", "JOB_COMPLETION_INDEX")
 

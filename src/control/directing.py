@@ -130,10 +130,11 @@ class Directing(Role):
 
     def _order(self, follower: Follower, command: Ordered, memory: JobMemory | None) -> None:
         serial = follower.link.send((command, memory), self.context.now)
-        received = follower.link.received
-        self.context.send(follower.member.address, Order(self.term, serial, received, command, memory))
+        received, number = follower.link.received, follower.member.number
+        self.context.send(follower.member.address, Order(self.term, number, serial, received, command, memory))
 
     def _resend(self, follower: Follower) -> None:
         for serial, (command, memory) in follower.link.overdue(self.context.now):
-            order = Order(self.term, serial, follower.link.received, command, memory)
+            number, received = follower.member.number, follower.link.received
+            order = Order(self.term, number, serial, received, command, memory)
             self.context.send(follower.member.address, order)

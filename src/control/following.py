@@ -46,6 +46,8 @@ class Following(Role):
         self._heard = context.now
         self._next_beat = context.now + context.config.heartbeat_interval
         context.change_views(views)
+        self._number = -1 if context.number is None else context.number
+        """Of the member that this agent is here, and of the link."""
 
     def begin(self) -> Role | None:
         self._tell(self.context.local.report(self.context.views.proposed.id))
@@ -61,27 +63,28 @@ class Following(Role):
                 context.send(address, Vote(message.term, message.real, granted=False, leader=self.leader_address))
                 return None
             case Lead() if message.term == self.term and key == self.leader_key:
-                self._take(message)
-                return None
+                return self._take(message)
             case Lead():
                 return follow(context, key, address, message)
-        if key != self.leader_key:
+        if key != self.leader_key or not isinstance(message, Order | Beat | Release):
+            return None
+        if (message.term, message.link) != (self.term, self._number):
             return None
         match message:
-            case Order() if message.term == self.term:
+            case Order():
                 self._heard = context.now
                 self._link.confirm(message.received)
                 for order in self._link.receive(message.serial, message):
                     self._obey(order)
-            case Beat() if message.term == self.term:
+            case Beat():
                 self._heard = context.now
                 context.local.remember(message.memory)
                 self._link.confirm(message.received)
                 for serial, event in self._link.overdue(context.now):
-                    context.send(self.leader_address, Tell(self.term, serial, self._link.received, event))
+                    self._send(serial, event)
                 if self._link.must_ask(message.sent, context.now):
                     self._beat()
-            case Release() if message.term == self.term:
+            case Release():
                 if message.removed:
                     context.note("removed", by=address, reason=message.reason)
                     context.kill_workers(message.reason)
@@ -117,21 +120,31 @@ class Following(Role):
     def next_deadline(self) -> float | None:
         return min(self._heard + self.context.config.heartbeat_limit, self._next_beat)
 
-    def _take(self, lead: Lead) -> None:
+    def _take(self, lead: Lead) -> Role | None:
         """The controller of this term says again what it proposes."""
         views = lead.views or self.context.views.changed(lead.change)
-        if views is not None and views.proposed.id > self.context.views.proposed.id:
-            self.context.change_views(views)
-            self.context.local.remember(lead.memory)
-            self._tell(Acknowledge(views.proposed.id))
+        if views is None or views.proposed.id <= self.context.views.proposed.id:
+            return None
+        self.context.local.remember(lead.memory)
+        member = views.find(self.context.config.key)
+        if member is not None and member.number != self._number:
+            return Following(self.context, self.leader_key, self.leader_address, self.term, views)
+        self.context.change_views(views)
+        self._tell(Acknowledge(views.proposed.id))
+        return None
 
     def _beat(self) -> None:
         self._next_beat = self.context.now + self.context.config.heartbeat_interval
-        self.context.send(self.leader_address, Beat(self.term, self._link.sent, self._link.received))
+        beat = Beat(self.term, self._number, self._link.sent, self._link.received)
+        self.context.send(self.leader_address, beat)
 
     def _tell(self, event: Told) -> None:
         serial = self._link.send(event, self.context.now)
-        self.context.send(self.leader_address, Tell(self.term, serial, self._link.received, event))
+        self._send(serial, event)
+
+    def _send(self, serial: int, event: Told) -> None:
+        tell = Tell(self.term, self._number, serial, self._link.received, event)
+        self.context.send(self.leader_address, tell)
 
     def _obey(self, order: Order) -> None:
         context, command = self.context, order.command
@@ -278,7 +291,7 @@ class Leaderless(Role):
         if not context.views.has_quorum(self._votes, context.config.min_quorum):
             return None
         if not self._claim.real:
-            context.term, context.voted = self._claim.term, context.config.key
+            context.pledge(self._claim.term, context.config.key)
             self._claim = Claim(self._claim.term, self._claim.view, real=True)
             return self._ask()
         from .leading import Leading
@@ -296,7 +309,7 @@ class Leaderless(Role):
         if claim.real:
             granted = granted and (claim.term > context.term or (claim.term == context.term and context.voted == key))
             if granted:
-                context.term, context.voted = claim.term, key
+                context.pledge(claim.term, key)
                 self._claim = None
                 self._stand_at = max(self._stand_at, context.now + _ANSWER_S)
         else:
@@ -334,7 +347,7 @@ def follow(context: Context, key: str, address: str, lead: Lead) -> Role | None:
         return None
     if views.proposed.find(context.config.key) is None:
         return None
-    context.term, context.voted = lead.term, key
+    context.pledge(lead.term, key)
     context.local.remember(lead.memory)
     return Following(context, key, address, lead.term, views)
 

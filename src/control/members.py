@@ -95,6 +95,10 @@ class Views(msgspec.Struct, frozen=True):
         """All members of either, by number."""
         return {member.number: member for view in (self.agreed, self.proposed) for member in view.members}
 
+    def numbers_of(self, keys: Collection[str]) -> set[int]:
+        """All numbers that these agents have. One that was removed and came back has two, and speaks for both."""
+        return {number for number, member in self.everybody().items() if member.key in keys}
+
     def changed(self, change: ViewChange) -> Views | None:
         """With a proposal that is based on a view known here; None if that is not so."""
         for base in (self.agreed, self.proposed):

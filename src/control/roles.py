@@ -56,9 +56,19 @@ class Context:
         self.term = 0
         """The highest that it has voted in or followed."""
         self.voted = ""
+        self.pledged = 0
+        """The highest term whose controller it followed, or another agent's that it voted for: none of an earlier term
+        may count on it any more."""
         self.now = 0.0
         self.actions: list[Action] = []
         self.attempt = 0
+
+    def pledge(self, term: int, key: str, *, another_job: bool = False) -> None:
+        """To follow a controller, or to vote for one. What was promised for later terms of the same job holds."""
+        if another_job or term >= self.term:
+            self.term, self.voted = term, key
+        if another_job or key != self.config.key:
+            self.pledged = term
 
     def send(self, address: str, message: PeerMessage) -> None:
         self.actions.append(Send(address, message))

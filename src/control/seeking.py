@@ -43,7 +43,10 @@ class Seeking(Role):
             case Lead() if message.views is not None and _names(message, context.config.key):
                 from .following import Following
 
-                context.term, context.voted = message.term, key
+                another_job = message.views.proposed.founder != context.views.proposed.founder
+                if message.term < context.pledged and not another_job:
+                    return None  # a controller that does not know yet that it is none any more
+                context.pledge(message.term, key, another_job=another_job)
                 context.local.remember(message.memory)
                 return Following(context, key, address, message.term, message.views)
             case Redirect():
@@ -191,7 +194,7 @@ class Forming(Role):
         members = tuple(
             Member(number, join.key, join.host, join.address, join.workers) for number, join in enumerate(ordered)
         )
-        context.term, context.voted = context.term + 1, context.config.key
+        context.pledge(context.term + 1, context.config.key)
         view = View(context.term, 0, members, len(members), context.config.key)
         return Leading(context, context.term, Views(view, view), founding=dict(self._joins))
 

@@ -84,6 +84,14 @@ def key_in(frames: Sequence[bytes]) -> str:
     return frames[1].decode()
 
 
+def descriptor_of(frame: zmq.Frame) -> int:
+    """The connection that a frame has come from; -1 where ZeroMQ does not say, as for some empty frames."""
+    try:
+        return int(frame.get(zmq.SRCFD))
+    except zmq.ZMQError:
+        return -1
+
+
 def peer_name(descriptor: int) -> str:
     """Where the other end of a connection is; `unknown` if it has gone."""
     try:

@@ -22,7 +22,18 @@ from .addresses import format_address, parse_address
 from .allowlist import Allowlist
 from .keys import JobKeys
 from .outgoing import Outgoing
-from .sockets import FAILED, UNKNOWN, WATCHED, hang_up, key_in, next_event, parse_identity, peer_name, secured
+from .sockets import (
+    FAILED,
+    UNKNOWN,
+    WATCHED,
+    descriptor_of,
+    hang_up,
+    key_in,
+    next_event,
+    parse_identity,
+    peer_name,
+    secured,
+)
 
 _AT_ONCE = 256
 """So many messages of one socket are dealt with before the others have their turn."""
@@ -223,7 +234,7 @@ class Transport:
             except zmq.ZMQError:  # no more, or closed by what the last message brought about
                 return False
             parts = [bytes(frame.buffer) for frame in frames]
-            self._receive(parts[0], parts[1:], int(frames[-1].get(zmq.SRCFD)))
+            self._receive(parts[0], parts[1:], descriptor_of(frames[-1]))
         return True
 
     def _receive(self, identity: bytes, frames: list[bytes], descriptor: int) -> None:
@@ -231,7 +242,8 @@ class Transport:
             self.counters["refused"] += 1
             return
         key, address = parse_identity(identity)
-        self._identities[descriptor] = identity
+        if descriptor >= 0:
+            self._identities[descriptor] = identity
         if not key or key_in(frames) != key:
             self._refuse(identity, "it is not of this protocol")
             return

@@ -201,8 +201,8 @@ def test_every_kind_of_message_survives_mutation() -> None:
     samples = [
         msg.encode(msg.Join("job", "key", "host", "host:1", 2)),
         msg.encode(msg.Claim(3, (2, 1), real=True)),
-        msg.encode(msg.Beat(1, 2, 3)),
-        msg.encode(msg.Tell(1, 1, 0, msg.Report((1, 1)))),
+        msg.encode(msg.Beat(1, 0, 2, 3)),
+        msg.encode(msg.Tell(1, 0, 1, 0, msg.Report((1, 1)))),
         peer_messages.encode(peer_messages.Answer(4, b"reply", (b"value", None))),
     ]
     for _ in range(4000):

@@ -8,6 +8,7 @@ live agent, with success or with a reason.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import random
 import time
@@ -44,7 +45,7 @@ class World:
         self.messages = 0
         self.bytes = 0
         self.cpu_s: dict[str, float] = {}
-        """Processor time of every agent's decisions, by address; kept where bytes are counted."""
+        """Processor time of every agent, by address, decisions, encoding and decoding; kept where bytes are counted."""
         self.count_bytes = False
         self.running: Counter[tuple[str, int]] = Counter()
         """How many workers are in an epoch."""
@@ -134,13 +135,16 @@ class World:
         self.at(at, agent.handle, Begin())
 
     def measured(self, node: Node, event: msg.NodeEvent) -> list[msg.Action]:
-        if not self.count_bytes:
+        """What the node does because of the event, its processor time counted."""
+        with self._counted(node.context.config.address):
             return node.handle(event, self.now)
-        began = time.process_time()
-        actions = node.handle(event, self.now)
-        address = node.context.config.address
-        self.cpu_s[address] = self.cpu_s.get(address, 0.0) + time.process_time() - began
-        return actions
+
+    @contextlib.contextmanager
+    def _counted(self, address: str) -> Iterator[None]:
+        began = time.process_time() if self.count_bytes else 0.0
+        yield
+        if self.count_bytes:
+            self.cpu_s[address] = self.cpu_s.get(address, 0.0) + time.process_time() - began
 
     # ---- the network -----------------------------------------------------------------------------------------------
 
@@ -149,7 +153,11 @@ class World:
         if self._check and self.messages > _MESSAGES:
             raise Violation(f"{self.messages} messages: the agents flood the network")
         if self.count_bytes:
-            self.bytes += len(msg.encode(message))
+            with self._counted(sender.address):
+                data = msg.encode(message)
+            self.bytes += len(data)
+            with self._counted(address):
+                message = msg.decode(data)
         if not self._connected(sender.address, address):
             return
         receiver = self.by_address.get(address)

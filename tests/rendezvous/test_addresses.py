@@ -51,6 +51,7 @@ def test_a_port_of_the_ephemeral_range_is_warned_of_with_what_mends_it(range_tex
     warning = port_warning(17000, 17000, range_text)
     assert (warning is not None) == warned
     if warning is not None:
+        assert warning.startswith("port 17000 is in the range ")
         assert "sysctl -w net.ipv4.ip_local_port_range='17001 65535'" in warning
         assert "HPCT_PORT_BASE" in warning
 

@@ -18,6 +18,7 @@ from hyperpodrun.control import events as ev
 from hyperpodrun.control import messages as msg
 from hyperpodrun.control.members import Member, View, ViewChange, Views
 from hyperpodrun.protocol import messages as worker_messages
+from hyperpodrun.rendezvous.addresses import format_address
 from hyperpodrun.rendezvous.sockets import CONTROL, STORE
 from hyperpodrun.rootless import peer_messages
 from hyperpodrun.rootless import requests as rq
@@ -83,6 +84,7 @@ def strangers_speak(dice: random.Random, address: str) -> None:
             dealer = context.socket(zmq.DEALER)
             dealer.setsockopt(zmq.IDENTITY, f"stranger-{number}|127.0.0.1:{1 + number}".encode())
             dealer.setsockopt(zmq.LINGER, 1000)
+            dealer.setsockopt(zmq.IPV6, 1)
             dealer.connect(f"tcp://{address}")
             key = f"stranger-{number}".encode()
             for data in control:
@@ -135,10 +137,13 @@ def wait_for(path: Path) -> dict[str, str]:
     return json.loads(path.read_text())
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def free_address() -> tuple[str, int]:
+    """On the IPv6 loopback, where there is one: agents are found and meet there like anywhere."""
+    for family, host in ((socket.AF_INET6, "::1"), (socket.AF_INET, "127.0.0.1")):
+        with contextlib.suppress(OSError), socket.socket(family) as probe:
+            probe.bind((host, 0))
+            return host, probe.getsockname()[1]
+    raise AssertionError("no loopback")
 
 
 def unix(path: str, kind: int) -> Callable[[], socket.socket]:
@@ -154,15 +159,15 @@ def test_a_live_job_is_undisturbed(start: Any, script: Callable[[str], Path], tm
     dice = random.Random(5)
     room = tmp_path / "room"
     room.mkdir()
-    address = f"127.0.0.1:{free_port()}"
+    host, port = free_address()
+    address = format_address(host, port)
     options = ["--nnodes=2", "--nproc-per-node=1", f"--rdzv-endpoint={address}", "--inprocess-restart"]
     launches = [start(*options, script(SCRIPT), room) for _ in range(2)]
     environments = [wait_for(room / f"epoch-0.{rank}") for rank in range(2)]
 
     strangers_speak(dice, address)
-    host, port = address.split(":")
     greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL".ljust(54, b"\0")
-    garbage(dice, lambda: socket.create_connection((host, int(port))), [greeting, b"GET / HTTP/1.1\r\n"])
+    garbage(dice, lambda: socket.create_connection((host, port)), [greeting, b"GET / HTTP/1.1\r\n"])
     for environment in environments:
         store = (environment["MASTER_ADDR"], int(environment["MASTER_PORT"]))
         validate = b"\x00" + struct.pack("<I", 0x3C85F7CE)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from . import commands as cmd
 from . import events as ev
 from .directing import Directing, Follower
-from .following import Leaderless
+from .following import follow
 from .job import Job
+from .leaderless import Leaderless
 from .members import Member, View, ViewChange, Views
 from .messages import (
     Acknowledge,
@@ -94,8 +95,6 @@ class Leading(Directing):
                 context.send(address, Vote(message.term, message.real, granted=False, leader=leader))
                 return None
             case Lead() if message.term > self.term and self._job is None:
-                from .following import follow
-
                 return follow(context, key, address, message)
         follower = self._by_key.get(key)
         if follower is None:

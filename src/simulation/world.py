@@ -258,7 +258,7 @@ class World:
         """The same for scripts that know no epochs."""
         size = layout.world_size if layout is not None else 0
         ranks = {w.rank for agent in self.live() for w in agent.workers.values() if self._reachable(agent)}
-        ended = {rank for agent in self.agents for rank in agent.node.context.local._completed}
+        ended = {rank for agent in self.agents for rank in agent.node.context.local.completed}
         return len(ranks) >= 1 and (len(ranks) == size or bool(ended))
 
     def _reachable(self, agent: SimulatedAgent) -> bool:

@@ -15,8 +15,8 @@ from cluster_jobs import TRAIN, Job
 GPT = str(Path(__file__).parents[2] / "examples" / "gpt" / "train.py")
 SMALL = ["--layers=2", "--width=64", "--batch-size=2", "--block-size=32", "--log-every=1"]
 SCRIPT = [GPT, "--steps=40", *SMALL]
-LONG = [GPT, "--steps=120", *SMALL]
-"""For a node that is to come back before it is over."""
+LONG = [GPT, "--steps=250", *SMALL]
+"""For a node that is to come back before it is over: many seconds, as TCP waits longer and longer to try again."""
 OPTIONS = ("--nnodes=3", "--inprocess-restart", "--rdzv-conf=heartbeat_interval=0.5,heartbeat_limit=2,join_timeout=60")
 DIGESTS: dict[str, str] = {}
 SPARE = 3

@@ -29,7 +29,7 @@ class View(msgspec.Struct, frozen=True, dict=True):
     members: tuple[Member, ...] = ()
     next_number: int = 0
     founder: str = ""
-    """The key of the agent that founded this job: another one may be founded where all of this are lost."""
+    """The agent that founded this job, and in which attempt: another may be founded where all of this are lost."""
 
     @property
     def id(self) -> tuple[int, int]:

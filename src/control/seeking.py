@@ -44,7 +44,8 @@ class Seeking(Role):
                 from .following import Following
 
                 another_job = message.views.proposed.founder != context.views.proposed.founder
-                if message.term < context.pledged and not another_job:
+                other_voted = message.term == context.pledged == context.term and context.voted != key
+                if not another_job and (message.term < context.pledged or other_voted):
                     return None  # a controller that does not know yet that it is none any more
                 context.pledge(message.term, key, another_job=another_job)
                 context.local.remember(message.memory)
@@ -195,7 +196,7 @@ class Forming(Role):
             Member(number, join.key, join.host, join.address, join.workers) for number, join in enumerate(ordered)
         )
         context.pledge(context.term + 1, context.config.key)
-        view = View(context.term, 0, members, len(members), context.config.key)
+        view = View(context.term, 0, members, len(members), f"{context.config.key}.{context.attempt}")
         return Leading(context, context.term, Views(view, view), founding=dict(self._joins))
 
 

@@ -2,8 +2,8 @@
 
 The agents' decisions are the real ones (`control/node.py`), their network and workers are simulated in virtual time:
 one hop takes 0.2 to 1.2 ms, a worker unwinds in 10 to 30 ms. A worker of a running epoch raises; the recovery is over
-when every rank has completed a step in the next epoch. `cpu_s` is what the controller's agent needed for it, without
-encoding and sockets. The peers have nothing to compare: torchrun's agents poll a store.
+when every rank has completed a step in the next epoch. `cpu_s` is what the controller's agent needed for it, encoding
+and decoding included, sockets not. The peers have nothing to compare: torchrun's agents poll a store.
 
     python benchmarks/control.py [--quick] [--agents 10,100,1000,10000] [--json FILE]
 """

@@ -109,6 +109,7 @@ class ClusterHead:
             heartbeat_limit=cluster.heartbeat_limit,
             join_timeout=cluster.join_timeout,
             last_call_timeout=cluster.last_call_timeout,
+            close_timeout=cluster.close_timeout,
             shutdown_timeout=self._config.shutdown_timeout,
         )
 
@@ -136,7 +137,7 @@ class ClusterHead:
     # ---- the node's actions ----------------------------------------------------------------------------------------
 
     def _do(self, action: msg.Action) -> None:
-        from ..rendezvous.transport import CONTROL
+        from ..rendezvous.sockets import CONTROL
 
         assert self._transport is not None
         match action:
@@ -157,7 +158,7 @@ class ClusterHead:
     # ---- the store of many nodes -----------------------------------------------------------------------------------
 
     def _send_store(self, node: int, message: StoreMessage) -> None:
-        from ..rendezvous.transport import STORE
+        from ..rendezvous.sockets import STORE
         from ..rootless import peer_messages
 
         assert self._transport is not None
@@ -188,7 +189,7 @@ class ClusterHead:
     # ---- what happens ----------------------------------------------------------------------------------------------
 
     def _on_message(self, key: str, address: str, channel: bytes, data: bytes) -> None:
-        from ..rendezvous.transport import STORE
+        from ..rendezvous.sockets import STORE
 
         assert self._transport is not None
         try:

@@ -59,6 +59,7 @@ class Cluster:
     heartbeat_limit: float = 5.0
     join_timeout: float = 600.0
     last_call_timeout: float = 30.0
+    close_timeout: float = 5.0
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from .messages import Ended, JobMemory, Order, Ordered, Report, Tell
 from .roles import Context, Role
 from .takeover import remember
 
-_LINGER_S = 5.0
 _Outgoing = tuple[Ordered, JobMemory | None]
 
 
@@ -51,6 +50,12 @@ class Directing(Role):
         self._end: cmd.End | None = None
         self._end_due = 0.0
 
+    @property
+    def has_its_timer(self) -> bool:
+        """Whether `next_deadline` will not miss a deadline of the job; asked by the simulator after every step."""
+        due = None if self._job is None or self._end is not None else self._job.next_deadline()
+        return due is None or (self._job_due is not None and self._job_due <= due)
+
     def _run(self, event: ev.Event | None) -> Role | None:
         """The job's answer to an event, and to those that its own commands bring about here."""
         if event is not None:
@@ -81,7 +86,7 @@ class Directing(Role):
         for command in commands:
             if isinstance(command, cmd.End):
                 self._end = command
-                self._end_due = context.now + _LINGER_S
+                self._end_due = context.now + context.config.close_timeout
             carries_memory = not isinstance(command, cmd.Spawn | cmd.Kill)
             for number, addressed in deliver(self._job.state, command, [context.number or 0, *self._followers]):
                 if number == context.number:
@@ -125,10 +130,11 @@ class Directing(Role):
 
     def _order(self, follower: Follower, command: Ordered, memory: JobMemory | None) -> None:
         serial = follower.link.send((command, memory), self.context.now)
-        received = follower.link.received
-        self.context.send(follower.member.address, Order(self.term, serial, received, command, memory))
+        received, number = follower.link.received, follower.member.number
+        self.context.send(follower.member.address, Order(self.term, number, serial, received, command, memory))
 
     def _resend(self, follower: Follower) -> None:
         for serial, (command, memory) in follower.link.overdue(self.context.now):
-            order = Order(self.term, serial, follower.link.received, command, memory)
+            number, received = follower.member.number, follower.link.received
+            order = Order(self.term, number, serial, received, command, memory)
             self.context.send(follower.member.address, order)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from . import commands as cmd
 from . import events as ev
 from .directing import Directing, Follower
-from .following import Leaderless
+from .following import follow
 from .job import Job
+from .leaderless import Leaderless
 from .members import Member, View, ViewChange, Views
 from .messages import (
     Acknowledge,
@@ -62,6 +63,8 @@ class Leading(Directing):
         self._acknowledged: set[int] = set()
         self._serial = 0
         self._next_beat = context.now + context.config.heartbeat_interval
+        self._silent_due = context.now + context.config.heartbeat_limit
+        """No follower has been silent for too long before that."""
         self._early: list[tuple[int, Tell]] = []
         """What followers have told after their reports and before the job was there."""
         self._deadline = context.now + context.config.join_timeout
@@ -93,31 +96,31 @@ class Leading(Directing):
                 context.send(address, Vote(message.term, message.real, granted=False, leader=leader))
                 return None
             case Lead() if message.term > self.term and self._job is None:
-                from .following import follow
-
                 return follow(context, key, address, message)
         follower = self._by_key.get(key)
         if follower is None:
             if isinstance(message, Tell | Beat) and message.term <= self.term:
-                context.send(address, Release(message.term, "it is no member any more", removed=True))
+                reason = "it is no member any more"
+                context.send(address, Release(message.term, message.link, reason, removed=True))
             return None
         match message:
             case Hold():
                 follower.needs_views = True
                 self._send_lead(follower)
-            case Tell() if message.term == self.term:
+            case Tell() if (message.term, message.link) == (self.term, follower.member.number):
                 follower.heard = context.now
                 follower.link.confirm(message.received)
                 for event in follower.link.receive(message.serial, message):
                     role = self._told(follower, event)
                     if role is not None:
                         return role
-            case Beat() if message.term == self.term:
+            case Beat() if (message.term, message.link) == (self.term, follower.member.number):
                 follower.heard = context.now
                 follower.link.confirm(message.received)
                 self._resend(follower)
-                if message.sent > follower.link.received:
-                    context.send(address, Beat(self.term, follower.link.sent, follower.link.received))
+                if follower.link.must_ask(message.sent, context.now):
+                    link = follower.link
+                    context.send(address, Beat(self.term, message.link, link.sent, link.received))
         return self._finish_ending()
 
     def closed(self, address: str, key: str) -> Role | None:
@@ -135,22 +138,16 @@ class Leading(Directing):
         return None
 
     def leave(self, reason: str) -> None:
-        for follower in self._followers.values():
-            self.context.send(follower.member.address, Release(self.term, f"leaves: {reason}"))
+        for number, follower in self._followers.items():
+            self.context.send(follower.member.address, Release(self.term, number, f"leaves: {reason}"))
 
     def tick(self) -> Role | None:
         context, config = self.context, self.context.config
         if self._end is not None and context.now >= self._end_due:
             return self._finish_ending(at_once=True)
-        for follower in list(self._followers.values()):
-            waited = context.now >= follower.heard + config.takeover_grace
-            unreported = follower.report is None and self._job is None and waited
-            silent = context.now >= follower.heard + config.heartbeat_limit
-            if unreported or silent:
-                limit = config.takeover_grace if unreported else config.heartbeat_limit
-                role = self._drop(follower, f"was silent for {limit:g} s")
-                if role is not None:
-                    return role
+        role = self._drop_the_silent()
+        if role is not None:
+            return role
         if self._job is None and context.now >= self._deadline:
             reason = f"too few nodes came within {config.join_timeout:g} s (--rdzv-conf join_timeout)"
             context.actions.append(Ended(cmd.End(cmd.EXIT_FAILED, reason)))
@@ -161,7 +158,7 @@ class Leading(Directing):
         return None
 
     def next_deadline(self) -> float | None:
-        dues = [self._next_beat]
+        dues = [self._next_beat, self._silent_due]
         if self._job is None:
             dues.append(self._deadline)
             grace = self.context.config.takeover_grace
@@ -171,6 +168,21 @@ class Leading(Directing):
         if self._end is not None:
             dues.append(self._end_due)
         return min(dues)
+
+    def _drop_the_silent(self) -> Role | None:
+        context, config = self.context, self.context.config
+        for follower in list(self._followers.values()):
+            waited = context.now >= follower.heard + config.takeover_grace
+            unreported = follower.report is None and self._job is None and waited
+            silent = context.now >= follower.heard + config.heartbeat_limit
+            if unreported or silent:
+                limit = config.takeover_grace if unreported else config.heartbeat_limit
+                role = self._drop(follower, f"was silent for {limit:g} s")
+                if role is not None:
+                    return role
+        heard = min((follower.heard for follower in self._followers.values()), default=context.now)
+        self._silent_due = heard + config.heartbeat_limit
+        return None
 
     # ---- members -------------------------------------------------------------------------------------------------
 
@@ -186,8 +198,9 @@ class Leading(Directing):
             if known.report is None:
                 self._send_lead(known)
             return None
-        for other in [f for f in self._followers.values() if address in (f.member.address,) or f is known]:
-            role = self._drop(other, "began anew" if other is known else "was started again at its address")
+        for other in [f for f in self._followers.values() if f.member.address == address or f is known]:
+            reason = "began anew" if other is known else "was started again at its address"
+            role = self._drop(other, reason, is_back=other is known)
             if role is not None:
                 return role
         number, self._next_number = self._next_number, self._next_number + 1
@@ -201,23 +214,24 @@ class Leading(Directing):
         context.send(address, Hold())
         return self._propose()
 
-    def _drop(self, follower: Follower, reason: str) -> Role | None:
-        """A member is lost."""
+    def _drop(self, follower: Follower, reason: str, *, is_back: bool = False) -> Role | None:
+        """A member is lost. `is_back`: with its place and workers, but the agent is there and asks to be another."""
         context, member = self.context, follower.member
         del self._followers[member.number]
         if self._by_key.get(member.key) is follower:
             del self._by_key[member.key]
         self._wanted.pop(member.number, None)
         self._acknowledged.discard(member.number)
-        context.send(member.address, Release(self.term, reason, removed=True))
+        context.send(member.address, Release(self.term, member.number, reason, removed=True))
         context.note("node-lost", node=member.number, host=member.host, reason=reason)
         if self._end is not None:
             return self._finish_ending()
         if self._founding is not None:
             return self._form_again()
-        live = {*self._followers, *([] if context.number is None else [context.number])}
+        keys = {context.config.key, *self._by_key, *([member.key] if is_back else [])}
+        live = self._views.numbers_of(keys)
         if not self._views.has_quorum(live, context.config.min_quorum):
-            return self._step_down(len(live))
+            return self._step_down(live)
         if self._job is not None:
             self._run(ev.NodeLost(member.number, f"node {member.number} ({member.host}) {reason}"))
         return self._propose()
@@ -252,8 +266,9 @@ class Leading(Directing):
             return self._take_over()
         if len(self._acknowledged) + 1 < proposed.quorum(context.config.min_quorum):
             return None  # which saves counting all members for every one that answers
-        present = {*self._acknowledged, *([] if context.number is None else [context.number])}
-        if self._views.agreed.id != proposed.id and self._views.has_quorum(present, context.config.min_quorum):
+        keys = {context.config.key, *(self._followers[number].member.key for number in self._acknowledged)}
+        present = self._views.numbers_of(keys)
+        if self._views.has_quorum(present, context.config.min_quorum):
             before = {member.number for member in self._views.agreed.members}
             self._views = context.views = Views(proposed, proposed)
             for follower in self._followers.values():
@@ -268,22 +283,23 @@ class Leading(Directing):
                 return self._run(None)
         return self._take_over()
 
-    def _step_down(self, present: int) -> Role:
+    def _step_down(self, live: set[int]) -> Role:
         context = self.context
         agreed = self._views.agreed
+        present = sum(member.number in live for member in agreed.members)
         needed = agreed.quorum(context.config.min_quorum)
         hint = " (--min-nodes 1 would let one go on alone)" if len(agreed.members) == 2 else ""
         reason = f"no majority: {present} of {len(agreed.members)} nodes, {needed} are needed{hint}"
         context.note("minority", reason=reason)
-        for follower in self._followers.values():
-            context.send(follower.member.address, Release(self.term, reason))
+        for number, follower in self._followers.items():
+            context.send(follower.member.address, Release(self.term, number, reason))
         context.kill_workers(reason)
         return Leaderless(context, context.config.key, reason, stranded=True)
 
     def _form_again(self) -> Role:
         """Somebody was lost before the job had begun."""
-        for follower in self._followers.values():
-            self.context.send(follower.member.address, Release(self.term, "nodes are missing", removed=True))
+        for number, follower in self._followers.items():
+            self.context.send(follower.member.address, Release(self.term, number, "nodes are missing", removed=True))
         self.context.views = Views()
         return Forming(self.context)
 
@@ -365,10 +381,10 @@ class Leading(Directing):
         context = self.context
         self._next_beat = context.now + context.config.heartbeat_interval
         memory = self._news()
-        for follower in self._followers.values():
+        for number, follower in self._followers.items():
             if follower.report is None:
                 self._send_lead(follower)
-            beat = Beat(self.term, follower.link.sent, follower.link.received, memory)
+            beat = Beat(self.term, number, follower.link.sent, follower.link.received, memory)
             context.send(follower.member.address, beat)
         held = {member.address for member in self._wanted.values()}
         for seed in context.config.seeds:

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 _RESEND_AFTER_S = 0.5
 _EARLY_LIMIT = 4096
+"""So many messages are kept that came before one that is missing; the others will be sent again."""
 
 Out = TypeVar("Out")
 In = TypeVar("In")
@@ -25,6 +26,7 @@ class Link(Generic[Out, In]):
         self.received = 0
         self._kept: deque[tuple[int, Out, float]] = deque()
         self._early: dict[int, In] = {}
+        self._asked = float("-inf")
 
     def send(self, message: Out, now: float) -> int:
         """Keeps the message until it is confirmed; its number."""
@@ -34,7 +36,7 @@ class Link(Generic[Out, In]):
 
     def receive(self, serial: int, message: In) -> list[In]:
         """What can be dealt with now: nothing, if this came before or comes too early."""
-        if serial <= self.received or len(self._early) >= _EARLY_LIMIT:
+        if serial <= self.received or (serial > self.received + 1 and len(self._early) >= _EARLY_LIMIT):
             return []
         self._early[serial] = message
         ready: list[In] = []
@@ -56,6 +58,17 @@ class Link(Generic[Out, In]):
                 (serial, message, now if at + _RESEND_AFTER_S <= now else at) for serial, message, at in self._kept
             )
         return late
+
+    def must_ask(self, sent: int, now: float) -> bool:
+        """Whether to say at once that something has not come of what the other end has `sent`.
+
+        Not again until it can have been sent again: two ends that both miss something would else answer each other's
+        question with a question, as fast as the network carries them.
+        """
+        if sent <= self.received or now < self._asked + _RESEND_AFTER_S:
+            return False
+        self._asked = now
+        return True
 
     @property
     def all_confirmed(self) -> bool:

@@ -19,7 +19,7 @@ class LocalState:
         self.workers: dict[int, LocalWorker] = {}
         self.epoch = -1
         self.memory = JobMemory()
-        self._completed: set[int] = set()
+        self.completed: set[int] = set()
         self._layout: cmd.Layout | None = None
         self._layout_at = (0, 0)
         self._hook = False
@@ -31,7 +31,7 @@ class LocalState:
             self._layout,
             self._layout_at,
             tuple(self.workers.values()),
-            tuple(sorted(self._completed)),
+            tuple(sorted(self.completed)),
             "running" if self._hook else "",
             self.memory,
         )
@@ -45,7 +45,7 @@ class LocalState:
         """This node is no member any more: it holds no place. What it knows of the epochs' numbers stays."""
         self._layout = None
         self._layout_at = (0, 0)
-        self._completed.clear()
+        self.completed.clear()
         self.memory = JobMemory()
 
     def ordered(self, command: cmd.Command, at: tuple[int, int]) -> None:
@@ -54,7 +54,7 @@ class LocalState:
             case cmd.Spawn():
                 self.epoch = max(self.epoch, command.epoch)
                 self._take_layout(command.layout, at)
-                self._completed.discard(command.local_rank)
+                self.completed.discard(command.local_rank)
                 self.workers[command.incarnation] = LocalWorker(
                     command.rank, command.local_rank, command.incarnation, command.epoch
                 )
@@ -100,7 +100,7 @@ class LocalState:
             case ev.Exited():
                 del self.workers[worker.incarnation]
                 if event.exit_code == 0:
-                    self._completed.add(worker.local_rank)
+                    self.completed.add(worker.local_rank)
 
     def rank_of(self, incarnation: int) -> int | None:
         worker = self.workers.get(incarnation)

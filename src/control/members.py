@@ -31,7 +31,7 @@ class View(msgspec.Struct, frozen=True, dict=True):
     members: tuple[Member, ...] = ()
     next_number: int = 0
     founder: str = ""
-    """The key of the agent that founded this job: another one may be founded where all of this are lost."""
+    """The agent that founded this job, and in which attempt: another may be founded where all of this are lost."""
 
     @property
     def id(self) -> tuple[int, int]:
@@ -96,6 +96,10 @@ class Views(msgspec.Struct, frozen=True):
     def everybody(self) -> dict[int, Member]:
         """All members of either, by number."""
         return {member.number: member for view in (self.agreed, self.proposed) for member in view.members}
+
+    def numbers_of(self, keys: Collection[str]) -> set[int]:
+        """All numbers that these agents have. One that was removed and came back has two, and speaks for both."""
+        return {number for number, member in self.everybody().items() if member.key in keys}
 
     def changed(self, change: ViewChange) -> Views | None:
         """With a proposal that is based on a view known here; None if that is not so."""

@@ -2,7 +2,8 @@
 
 Owns: the fields, the encoding (msgpack through msgspec, checked against the types while decoding) and the size limit.
 Within a term a controller and each of its followers have a link (`link.py`): `Order` and `Tell` arrive once and in
-order. Everything else may be lost, late or doubled.
+order. `link` is the follower's number as a member: who was removed and came back has another, and another link.
+Everything else may be lost, late or doubled.
 """
 
 from __future__ import annotations
@@ -108,6 +109,7 @@ class Release(msgspec.Struct, frozen=True, tag=True):
     """The sender does not lead the receiver (any more)."""
 
     term: int
+    link: int
     reason: str
     removed: bool = False
     """The receiver is no member; otherwise there is no controller."""
@@ -117,6 +119,7 @@ class Beat(msgspec.Struct, frozen=True, tag=True):
     """A sign of life of a link: how many messages this end has sent and received."""
 
     term: int
+    link: int
     sent: int
     received: int
     memory: JobMemory | None = None
@@ -193,6 +196,7 @@ class Order(msgspec.Struct, frozen=True, tag=True):
     """Controller to follower. `received`: how many of the follower's messages have come."""
 
     term: int
+    link: int
     serial: int
     received: int
     command: Ordered
@@ -203,6 +207,7 @@ class Tell(msgspec.Struct, frozen=True, tag=True):
     """Follower to controller."""
 
     term: int
+    link: int
     serial: int
     received: int
     event: Told

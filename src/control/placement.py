@@ -113,6 +113,7 @@ def expect_nodes(job: JobState, now: float) -> bool:
         job.hole_due = None
     elif job.hole_due is None:
         job.hole_due = now + job.config.join_timeout
+        job.dues_moved += 1
     return job.has_holes
 
 

@@ -29,7 +29,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     founder: bool = False
     """This agent is at one of the seeds and may begin the job."""
     deputy: float | None = None
-    """Seconds after which it founds the job where nobody is found at the seeds before its own."""
+    """After so many seconds without an answer it founds the job: those at the seeds before its own are not there."""
     order: int = -1
     role: str = "default"
     """Of its workers."""
@@ -39,6 +39,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     heartbeat_limit: float = 5.0
     join_timeout: float = 600.0
     last_call_timeout: float = 30.0
+    close_timeout: float = 5.0
+    """How long a controller waits until everybody has confirmed that the job is over."""
     shutdown_timeout: float = 30.0
     takeover_grace: float = 1.0
     """How long a new controller waits for the reports of nodes that neither answer nor refuse."""
@@ -56,9 +58,19 @@ class Context:
         self.term = 0
         """The highest that it has voted in or followed."""
         self.voted = ""
+        self.pledged = 0
+        """The highest term whose controller it followed, or another agent's that it voted for: none of an earlier term
+        may count on it any more."""
         self.now = 0.0
         self.actions: list[Action] = []
         self.attempt = 0
+
+    def pledge(self, term: int, key: str, *, another_job: bool = False) -> None:
+        """To follow a controller, or to vote for one. What was promised for later terms of the same job holds."""
+        if another_job or term >= self.term:
+            self.term, self.voted = term, key
+        if another_job or key != self.config.key:
+            self.pledged = term
 
     def send(self, address: str, message: PeerMessage) -> None:
         self.actions.append(Send(address, message))

@@ -29,8 +29,8 @@ class Seeking(Role):
         self._deadline = context.now + context.config.join_timeout
         self._held = False
         self._refused = 0
-        self._answered = False
-        self._deputy = None if context.config.deputy is None else context.now + context.config.deputy
+        self._answered = context.now
+        """When somebody last did; or the beginning."""
 
     def begin(self) -> Role | None:
         self.context.local.forget()
@@ -38,12 +38,17 @@ class Seeking(Role):
 
     def received(self, key: str, address: str, message: PeerMessage) -> Role | None:
         context = self.context
-        self._answered |= not isinstance(message, Join | Claim)
+        if not isinstance(message, Join | Claim):
+            self._answered = context.now
         match message:
             case Lead() if message.views is not None and _names(message, context.config.key):
                 from .following import Following
 
-                context.term, context.voted = message.term, key
+                another_job = message.views.proposed.founder != context.views.proposed.founder
+                other_voted = message.term == context.pledged == context.term and context.voted != key
+                if not another_job and (message.term < context.pledged or other_voted):
+                    return None  # a controller that does not know yet that it is none any more
+                context.pledge(message.term, key, another_job=another_job)
                 context.local.remember(message.memory)
                 return Following(context, key, address, message.term, message.views)
             case Redirect():
@@ -74,7 +79,7 @@ class Seeking(Role):
             waited = f"{context.config.join_timeout:g} s"
             reason = f"no job could be joined at {where} within {waited} (--rdzv-conf join_timeout)"
             context.actions.append(Ended(cmd.End(cmd.EXIT_FAILED, reason)))
-        elif self._deputy is not None and context.now >= self._deputy and not self._answered:
+        elif context.config.deputy is not None and context.now >= self._answered + context.config.deputy:
             return Forming(context)
         elif context.now >= self._next:
             for address in self._addresses[:_ASKED_AT_ONCE]:
@@ -85,8 +90,8 @@ class Seeking(Role):
 
     def next_deadline(self) -> float | None:
         dues = [self._next, self._deadline]
-        if self._deputy is not None and not self._answered:
-            dues.append(self._deputy)
+        if self.context.config.deputy is not None:
+            dues.append(self._answered + self.context.config.deputy)
         return min(dues)
 
     def _ask(self, address: str, again_after: float = 0.0) -> None:
@@ -97,7 +102,10 @@ class Seeking(Role):
 
 
 class Forming(Role):
-    """At the endpoint: collects the nodes of a new job, unless it hears of one that exists already."""
+    """At the endpoint: collects the nodes of a new job, unless it hears of one that exists already.
+
+    A deputy goes on asking at the seeds before its own, and leaves the founding to who answers there.
+    """
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -108,9 +116,12 @@ class Forming(Role):
         """The keys of the others, by address."""
         self._deadline = context.now + context.config.join_timeout
         self._last_call: float | None = None
+        seeds, own_address = context.config.seeds, context.config.address
+        self._before = seeds[: seeds.index(own_address)] if own_address in seeds else ()
+        self._next = context.now
 
     def begin(self) -> Role | None:
-        return self._consider()
+        return self.tick()
 
     def received(self, key: str, address: str, message: PeerMessage) -> Role | None:
         context = self.context
@@ -127,11 +138,17 @@ class Forming(Role):
                 context.send(address, Hold())
                 return self._consider()
             case Redirect() if message.address != context.config.address:
-                for join in self._joins.values():
-                    if join.key != context.config.key:
-                        context.send(join.address, Redirect(message.address))
-                return Seeking(context, (message.address,))
+                return self._leave_it_to(message.address)
+            case Hold() if address in self._before:
+                return self._leave_it_to(address)
         return None
+
+    def _leave_it_to(self, address: str) -> Role:
+        """The job is, or will be, there."""
+        for join in self._joins.values():
+            if join.key != self.context.config.key:
+                self.context.send(join.address, Redirect(address))
+        return Seeking(self.context, (address,))
 
     def closed(self, address: str, key: str) -> Role | None:
         there = self._at.get(address)
@@ -149,10 +166,19 @@ class Forming(Role):
                     context.send(join.address, Refuse(reason))
             context.actions.append(Ended(cmd.End(cmd.EXIT_FAILED, reason)))
             return None
+        if context.now >= self._next:
+            self._next = context.now + _ASK_EVERY_S
+            for seed in self._before:
+                context.send(seed, join_of(context))
         return self._consider()
 
     def next_deadline(self) -> float | None:
-        return self._deadline if self._last_call is None else min(self._deadline, self._last_call)
+        dues = [self._deadline]
+        if self._last_call is not None:
+            dues.append(self._last_call)
+        if self._before:
+            dues.append(self._next)
+        return min(dues)
 
     def _consider(self) -> Role | None:
         context, count = self.context, len(self._joins)
@@ -171,8 +197,8 @@ class Forming(Role):
             Member(number, join.key, join.host, join.address, join.workers, join.role)
             for number, join in enumerate(ordered)
         )
-        context.term, context.voted = context.term + 1, context.config.key
-        view = View(context.term, 0, members, len(members), context.config.key)
+        context.pledge(context.term + 1, context.config.key)
+        view = View(context.term, 0, members, len(members), f"{context.config.key}.{context.attempt}")
         return Leading(context, context.term, Views(view, view), founding=dict(self._joins))
 
 

@@ -117,6 +117,7 @@ def find_cluster(options: dict[str, Any], endpoint: str, settings: Mapping[str, 
         heartbeat_limit=limit,
         join_timeout=_seconds(settings, "join_timeout", _seconds(settings, "timeout", 600.0)),
         last_call_timeout=_seconds(settings, "last_call_timeout", 30.0),
+        close_timeout=_seconds(settings, "close_timeout", 5.0),
     )
 
 

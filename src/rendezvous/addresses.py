@@ -85,8 +85,9 @@ def port_warning(first: int, last: int, text: str | None = None) -> str | None:
         return None
     if last < low or first > high:
         return None
+    ours = f"port {first} is" if first == last else f"ports {first}-{last} are"
     return (
-        f"ports {first}-{last} are in the range {low}-{high} that the kernel gives to outgoing connections: another "
-        f"program can take them; `sysctl -w net.ipv4.ip_local_port_range='{last + 1} 65535'` mends that, or another "
+        f"{ours} in the range {low}-{high} that the kernel gives to outgoing connections: another "
+        f"program can take it; `sysctl -w net.ipv4.ip_local_port_range='{last + 1} 65535'` mends that, or another "
         "HPCT_PORT_BASE"
     )

@@ -33,6 +33,7 @@ class SimulatedAgent:
         self.started_epoch = -1
         self.failed_epoch = -1
         self._timer_at: float | None = None
+        self.frozen_until = 0.0
 
     @property
     def address(self) -> str:
@@ -45,6 +46,9 @@ class SimulatedAgent:
     def handle(self, event: msg.NodeEvent) -> None:
         """Something happens to it, now."""
         if not self.alive or self.end is not None:
+            return
+        if self.world.now < self.frozen_until:
+            self.world.at(self.frozen_until, self.handle, event)
             return
         for action in self.world.measured(self.node, event):
             self._do(action)
@@ -94,6 +98,7 @@ class SimulatedAgent:
             case msg.Note():
                 self.notes.append((self.world.now, action.event, action.fields))
             case msg.Ended():
+                self.world.check_end(self, action.end)
                 self.end = action.end
                 for worker in list(self.workers.values()):
                     worker.abandoned = True

@@ -12,8 +12,13 @@ import random
 
 import msgspec
 
-KINDS = ("raise", "kill-worker", "kill-agent", "restart-agent", "kill-leader", "cut", "halve", "reset", "signal")
-"""`reset`: the connections of a node close, and nobody has died. `halve`: the first half is cut from the others."""
+KINDS = (
+    "raise", "kill-worker", "kill-agent", "restart-agent", "kill-leader", "cut", "deaf", "halve", "freeze", "reset",
+    "signal",
+)  # fmt: skip
+"""`reset`: the connections of a node close, and nobody has died. `halve`: the first half is cut from the others.
+`deaf`: a node is heard and hears nothing. `freeze`: an agent stands still, and then hears all at once; its workers go
+on."""
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -82,7 +87,7 @@ def random_schedule(seed: int) -> Schedule:
     for _ in range(dice.randrange(6)):
         kind = dice.choice(KINDS)
         seconds = dice.choice([0.0, dice.uniform(0.1, 4.0), dice.uniform(4.0, 15.0)])
-        if kind in ("cut", "halve", "restart-agent", "reset"):
+        if kind in ("cut", "deaf", "halve", "freeze", "restart-agent", "reset"):
             seconds = seconds or dice.uniform(0.1, 10.0)
         faults.append(Fault(round(at, 6), kind, dice.randrange(16), round(seconds, 3)))
         at += 10 ** dice.uniform(-3.5, 1.0)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _START_S = 0.3
 _UNWIND_S = 0.02
+_SEES_IT_FIRST = 0.2
 
 
 class SimulatedWorker:
@@ -85,6 +86,7 @@ class SimulatedWorker:
             self.world.stepped[self.founder, epoch] += 1
             self._say(ev.Stepped(self.rank, self.incarnation, epoch, self.step))
         if self.step >= self.world.schedule.steps:
+            self.world.completed[self.founder, epoch].add(self.rank)
             self._say(ev.Completed(self.rank, self.incarnation, epoch))
         else:
             self._after(self.world.schedule.step_time, self._train, epoch, False)
@@ -93,6 +95,19 @@ class SimulatedWorker:
         """User code raises."""
         if self.alive and self.running:
             self._say(ev.Faulted(self.rank, self.incarnation, self.epoch, summary))
+
+    def _break_connections(self) -> None:
+        """Some of the others see that before anybody is told of this end."""
+        for agent in self.world.live():
+            for other in agent.workers.values():
+                same = other.founder == self.founder and other.epoch == self.epoch and other is not self
+                if same and other.running and self.world.dice.random() < _SEES_IT_FIRST:
+                    other._after(self.world.dice.uniform(0.0, 0.003), other._fault_of_a_connection, self.epoch)
+
+    def _fault_of_a_connection(self, epoch: int) -> None:
+        if self.running and self.epoch == epoch:
+            event = ev.Faulted(self.rank, self.incarnation, epoch, "connection closed by peer", consequence=True)
+            self._say(event)
 
     def fail_epoch(self, epoch: int) -> None:
         if self.running and self.epoch == epoch:
@@ -112,6 +127,7 @@ class SimulatedWorker:
     def _done_alone(self) -> None:
         """A collective of a world with a hole in it never ends."""
         if self.world.everybody_up(self.agent.layout):
+            self.world.trained_alone.add(self.founder)
             self.die(0)
         else:
             self._after(self.world.schedule.step_time, self._done_alone)
@@ -123,6 +139,8 @@ class SimulatedWorker:
 
     def die(self, exit_code: int) -> None:
         if self.alive:
+            if self.running and self.step < self.world.schedule.steps:
+                self._break_connections()
             self.alive = False
             self._set_running(False)
             self.agent.workers.pop(self.incarnation, None)

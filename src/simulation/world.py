@@ -1,16 +1,18 @@
 """Virtual time, the network, the faults, and the rules that must hold after every step.
 
 The rules: one controller acts in an epoch; nothing starts in an epoch that was failed or left; no rank has two
-processes in one epoch; every world is whole; and when the faults are over, the job ends, on every live agent, with
-success or with a reason.
+processes in one epoch; every world is whole; a controller forgets no deadline; nobody floods the network; nobody ends
+with success unless every rank of an epoch has trained to the end; and when the faults are over, the job ends, on every
+live agent, with success or with a reason.
 """
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import random
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 
 from ..control import commands as cmd
@@ -22,6 +24,10 @@ from ..control.roles import NodeConfig
 from ..control.state import JobConfig
 from .agents import SimulatedAgent
 from .schedule import Fault, Schedule
+
+_DEPUTY_S = 5.0
+_MESSAGES = 100_000
+"""In one schedule; a long one needs a tenth of it."""
 
 
 class Violation(AssertionError):
@@ -39,18 +45,23 @@ class World:
         self.messages = 0
         self.bytes = 0
         self.cpu_s: dict[str, float] = {}
-        """Processor time of every agent's decisions, by address; kept where bytes are counted."""
+        """Processor time of every agent, by address, decisions, encoding and decoding; kept where bytes are counted."""
         self.count_bytes = False
         self.running: Counter[tuple[str, int]] = Counter()
         """How many workers are in an epoch."""
         self.stepped: Counter[tuple[str, int]] = Counter()
         """How many ranks have completed a step in it."""
+        self.completed: defaultdict[tuple[str, int], set[int]] = defaultdict(set)
+        """Which ranks have trained to the end in it."""
+        self.trained_alone: set[str] = set()
+        """The jobs without wrapped function of which a worker has trained to the end."""
         self._check = check
         self._queue: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._count = 0
         self.agents: list[SimulatedAgent] = []
         self.by_address: dict[str, SimulatedAgent] = {}
         self._cut: set[str] = set()
+        self._deaf: set[str] = set()
         self._halves: set[str] = set()
         self._talked: set[tuple[str, str]] = set()
         self._acted: dict[tuple[str, int], tuple[int, str]] = {}
@@ -84,9 +95,6 @@ class World:
         if not self.over():
             roles = {agent.address: type(agent.node.role).__name__ for agent in self.live()}
             raise Violation(f"not over {enough:.0f} s after the beginning: {roles}")
-        for agent in self.agents:
-            if agent.end is not None and agent.end.exit_code != 0 and not agent.end.reason:
-                raise Violation(f"{agent.address} has ended without a reason")
 
     def over(self) -> bool:
         return all(agent.end is not None for agent in self.live())
@@ -116,6 +124,7 @@ class World:
             ),
             seeds=tuple(f"n{seed}:17000" for seed in range(min(2, total))),
             founder=index == 0,
+            deputy=_DEPUTY_S if index == 1 else None,
             join_timeout=schedule.join_timeout,
             last_call_timeout=1.0,
             min_quorum=1 if schedule.nodes + schedule.spares == 1 else None,
@@ -126,25 +135,34 @@ class World:
         self.at(at, agent.handle, Begin())
 
     def measured(self, node: Node, event: msg.NodeEvent) -> list[msg.Action]:
-        if not self.count_bytes:
+        """What the node does because of the event, its processor time counted."""
+        with self._counted(node.context.config.address):
             return node.handle(event, self.now)
-        began = time.process_time()
-        actions = node.handle(event, self.now)
-        address = node.context.config.address
-        self.cpu_s[address] = self.cpu_s.get(address, 0.0) + time.process_time() - began
-        return actions
+
+    @contextlib.contextmanager
+    def _counted(self, address: str) -> Iterator[None]:
+        began = time.process_time() if self.count_bytes else 0.0
+        yield
+        if self.count_bytes:
+            self.cpu_s[address] = self.cpu_s.get(address, 0.0) + time.process_time() - began
 
     # ---- the network -----------------------------------------------------------------------------------------------
 
     def send(self, sender: SimulatedAgent, address: str, message: msg.PeerMessage) -> None:
         self.messages += 1
+        if self._check and self.messages > _MESSAGES:
+            raise Violation(f"{self.messages} messages: the agents flood the network")
         if self.count_bytes:
-            self.bytes += len(msg.encode(message))
+            with self._counted(sender.address):
+                data = msg.encode(message)
+            self.bytes += len(data)
+            with self._counted(address):
+                message = msg.decode(data)
         if not self._connected(sender.address, address):
             return
         receiver = self.by_address.get(address)
         if receiver is None or not receiver.alive or receiver.end is not None:
-            self.after(self._delay(), sender.handle, msg.Closed(address))
+            self.after(self._delay(), self._tell_refused, sender, address)
             return
         self._talked |= {(sender.address, address), (address, sender.address)}
         copies = 1 + (self.dice.random() < self.schedule.duplicates)
@@ -153,10 +171,14 @@ class World:
                 self.after(self._delay(), self._deliver, sender, receiver, message)
 
     def _deliver(self, sender: SimulatedAgent, receiver: SimulatedAgent, message: msg.PeerMessage) -> None:
-        if self._connected(sender.address, receiver.address):
+        if self._connected(sender.address, receiver.address) and receiver.address not in self._deaf:
             receiver.handle(msg.Received(sender.key, sender.address, message))
             if self._check:
                 self._check_rules()
+
+    def _tell_refused(self, sender: SimulatedAgent, address: str) -> None:
+        if sender.address not in self._deaf:
+            sender.handle(msg.Closed(address))
 
     def _delay(self) -> float:
         return 0.0002 + self.dice.random() * self.schedule.jitter
@@ -175,7 +197,7 @@ class World:
 
     def _tell_closed(self, address: str, gone: SimulatedAgent) -> None:
         listener = self.by_address.get(address)
-        if listener is not None:
+        if listener is not None and address not in self._deaf:
             listener.handle(msg.Closed(gone.address, gone.key))
 
     # ---- faults ----------------------------------------------------------------------------------------------------
@@ -196,6 +218,11 @@ class World:
             case "cut":
                 self._cut.add(agent.address)
                 self.after(fault.seconds, self._cut.discard, agent.address)
+            case "deaf":
+                self._deaf.add(agent.address)
+                self.after(fault.seconds, self._deaf.discard, agent.address)
+            case "freeze":
+                agent.frozen_until = self.now + fault.seconds
             case "halve":
                 self._halves = {a.address for a in self.agents[: max(1, len(self.agents) // 2)]}
                 self.after(fault.seconds, self._halves.clear)
@@ -217,7 +244,7 @@ class World:
 
     def everybody_in(self, founder: str, epoch: int) -> bool:
         """Whether a collective of this epoch can complete."""
-        if not self._cut and not self._halves:
+        if not self._cut and not self._deaf and not self._halves:
             return self.running[founder, epoch] == self._worlds.get((founder, epoch), -1)
         ranks = {
             worker.rank
@@ -231,11 +258,11 @@ class World:
         """The same for scripts that know no epochs."""
         size = layout.world_size if layout is not None else 0
         ranks = {w.rank for agent in self.live() for w in agent.workers.values() if self._reachable(agent)}
-        ended = {rank for agent in self.agents for rank in agent.node.context.local._completed}
+        ended = {rank for agent in self.agents for rank in agent.node.context.local.completed}
         return len(ranks) >= 1 and (len(ranks) == size or bool(ended))
 
     def _reachable(self, agent: SimulatedAgent) -> bool:
-        return agent.address not in self._cut and not self._halves
+        return agent.address not in self._cut | self._deaf and not self._halves
 
     # ---- the rules -------------------------------------------------------------------------------------------------
 
@@ -256,6 +283,17 @@ class World:
         if size != command.layout.world_size or any(not 0 <= rank < size for rank in ranks):
             raise Violation(f"epoch {command.epoch}: ranks {ranks} of {command.layout.world_size}, others have {size}")
 
+    def check_end(self, agent: SimulatedAgent, end: cmd.End) -> None:
+        """An agent is about to end."""
+        if end.exit_code != 0:
+            if not end.reason:
+                raise Violation(f"{agent.address} ends without a reason")
+            return
+        whole = (self._worlds.get(attempt) == len(ranks) for attempt, ranks in self.completed.items()
+                 if attempt[0] == agent.founder)  # fmt: skip
+        if not any(whole) and agent.founder not in self.trained_alone:
+            raise Violation(f"{agent.address} ends with success, and nobody has trained to the end")
+
     def _check_rules(self) -> None:
         seen: dict[tuple[str, int, int], SimulatedAgent] = {}
         leaders: dict[tuple[str, int], str] = {}
@@ -264,6 +302,8 @@ class World:
                 other = leaders.setdefault((agent.founder, agent.node.role.term), agent.key)
                 if other != agent.key:
                     raise Violation(f"two controllers in term {agent.node.role.term}")
+                if agent.end is None and not agent.node.role.has_its_timer:
+                    raise Violation(f"{agent.address} leads, and has forgotten a deadline")
             for worker in agent.workers.values():
                 if worker.running:
                     known = seen.setdefault((worker.founder, worker.epoch, worker.rank), agent)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +31,15 @@ class Job:
         self.secret = directory / "secret"
         self.secret.write_text("a secret of this test, long enough\n")
 
-    def start(self, *nodes: int, script: list[str], secret: Path | None = None, options: tuple[str, ...] = ()) -> None:
+    def start(
+        self,
+        *nodes: int,
+        script: list[str],
+        secret: Path | None = None,
+        options: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        given = {"OMP_NUM_THREADS": "1", **(environment or {})}
         for node in nodes:
             command = [
                 sys.executable, "-m", "hyperpodrun", "--rdzv-endpoint", self.namespaces.address(0),
@@ -38,7 +47,7 @@ class Job:
                 "--job-secret-file", str(secret or self.secret),
                 *self.options, *options, *script,
             ]  # fmt: skip
-            self.agents[node] = self.namespaces.start(node, command, self.output(node), {"OMP_NUM_THREADS": "1"})
+            self.agents[node] = self.namespaces.start(node, command, self.output(node), given)
 
     def logs(self, node: int) -> Path:
         return self.directory / f"logs-{node}"

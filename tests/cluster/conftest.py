@@ -30,3 +30,31 @@ def cluster(tmp_path: Path) -> Iterator[Callable[..., Job]]:
     yield make
     for namespaces in made:
         namespaces.close()
+
+
+TIMES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def recovery_times(request: pytest.FixtureRequest) -> Callable[[Job, str, float, set[int]], None]:
+    """recovery_times(job, case, seconds, survivors): told at the end of the run, asserted never.
+
+    `seconds` from the fault until every survivor has completed a step. Most of it is the wait for the new processes:
+    they are forked from a warm standby, and begin with the script's first line.
+    """
+    lines = request.config.stash.setdefault(TIMES, [])
+
+    def note(job: Job, case: str, seconds: float, survivors: set[int]) -> None:
+        phases = [row["phases_ms"] for node in survivors for row in job.recoveries(node)[:1]]
+        waited = max((phase["barrier"] or 0.0) / 1000 for phase in phases)
+        lines.append(f"{case:32} {seconds:6.2f} s, of which {waited:5.2f} s at the barrier for new processes")
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    lines = config.stash.get(TIMES, [])
+    if lines:
+        terminalreporter.section("recovery of 3 nodes of 2 workers and a spare, from the fault to the next step")
+        for line in lines:
+            terminalreporter.write_line(line)

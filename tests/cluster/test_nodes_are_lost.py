@@ -13,9 +13,10 @@ import pytest
 from cluster_jobs import TRAIN, Job
 
 GPT = str(Path(__file__).parents[2] / "examples" / "gpt" / "train.py")
-SMALL = ["--layers=2", "--width=64", "--batch-size=2", "--block-size=32"]
-SCRIPT = [GPT, "--steps=40", "--log-every=1", *SMALL]
-LONG = [TRAIN, "120"]
+SMALL = ["--layers=2", "--width=64", "--batch-size=2", "--block-size=32", "--log-every=1"]
+SCRIPT = [GPT, "--steps=40", *SMALL]
+LONG = [GPT, "--steps=250", *SMALL]
+"""For a node that is to come back before it is over: many seconds, as TCP waits longer and longer to try again."""
 SHARDS = str(Path(__file__).parent / "workers" / "shards.py")
 OPTIONS = ("--nnodes=3", "--inprocess-restart", "--rdzv-conf=heartbeat_interval=0.5,heartbeat_limit=2,join_timeout=60")
 DIGESTS: dict[str, str] = {}
@@ -24,12 +25,12 @@ SPARE = 3
 
 def undisturbed(cluster: Callable[..., Job], script: list[str]) -> str:
     """The digest of six ranks without a fault: on one node, where it is the same."""
-    if script[0] not in DIGESTS:
+    if script[1] not in DIGESTS:
         job = cluster(1, "--inprocess-restart")
         job.start(0, script=script, options=("--standalone", "--nproc-per-node=6"))
         assert job.wait(0) == [0], job.everything()
-        DIGESTS[script[0]] = job.digest()
-    return DIGESTS[script[0]]
+        DIGESTS[script[1]] = job.digest()
+    return DIGESTS[script[1]]
 
 
 def kill_worker(job: Job) -> set[int]:
@@ -59,49 +60,75 @@ def kill_the_leader_in_a_recovery(job: Job) -> set[int]:
     return {0}
 
 
-@pytest.mark.timeout(150)
-@pytest.mark.parametrize(
-    "strike", [kill_worker, kill_agent, cut_silently, kill_the_leaders_node, kill_the_leader_in_a_recovery]
-)
-def test_the_job_goes_on(cluster: Callable[..., Job], strike: Callable[[Job], set[int]]) -> None:
-    expected = undisturbed(cluster, SCRIPT)
+def begin(cluster: Callable[..., Job], script: list[str]) -> Job:
+    """Three nodes that train, and a spare that holds a warm standby."""
     job = cluster(4, *OPTIONS)
-    job.start(0, 1, 2, script=SCRIPT)
+    job.start(0, 1, 2, script=script)
     job.wait_for("leads term=1 nodes=3", node=0)
-    job.start(SPARE, script=SCRIPT)
+    job.start(SPARE, script=script, environment={"LOGLEVEL": "DEBUG"})
     job.wait_for("node-joins", node=0)
+    job.wait_for("standby-ready", node=SPARE)
     job.wait_for(r"^step 5 ", node=0)
-    lost = strike(job)
-    alive = {0, 1, 2, SPARE} - lost
-    assert job.wait(*alive) == [0] * len(alive), job.everything()
-    assert job.digest() == expected, job.everything()
-    for node in alive - {SPARE}:
+    return job
+
+
+def trains_again(job: Job, nodes: set[int]) -> float:
+    """When the last of these nodes has completed a step in a new epoch, as told by `time.monotonic`."""
+    return max(job.wait_for("^hyperpodrun: recovery epoch=", node=node) for node in nodes)
+
+
+def check_survivors(job: Job, nodes: set[int], *, respawned: bool) -> None:
+    """Their processes are those from before."""
+    for node in nodes:
         rows = job.recoveries(node)
         assert rows, job.everything()
         for row in rows:
             replaced = set(map(str, row["respawned"]))
             kept = {rank: pid for rank, pid in row["pids_before"].items() if rank not in replaced}
             assert kept.items() <= row["pids_after"].items(), row
-            assert not replaced or strike in (kill_worker, kill_the_leader_in_a_recovery), row
+            assert not replaced or respawned, row
 
 
 @pytest.mark.timeout(150)
-def test_a_node_that_was_cut_off_stops_says_why_and_comes_back(cluster: Callable[..., Job]) -> None:
+@pytest.mark.parametrize(
+    "strike", [kill_worker, kill_agent, cut_silently, kill_the_leaders_node, kill_the_leader_in_a_recovery]
+)
+def test_the_job_goes_on(
+    cluster: Callable[..., Job], strike: Callable[[Job], set[int]], recovery_times: Callable[..., None]
+) -> None:
+    expected = undisturbed(cluster, SCRIPT)
+    job = begin(cluster, SCRIPT)
+    struck = time.monotonic()
+    lost = strike(job)
+    survivors = {0, 1, 2} - lost
+    again = trains_again(job, survivors)
+    alive = survivors | {SPARE}
+    assert job.wait(*alive) == [0] * len(alive), job.everything()
+    assert job.digest() == expected, job.everything()
+    check_survivors(job, survivors, respawned=strike in (kill_worker, kill_the_leader_in_a_recovery))
+    took_over = "forked" in job.text(SPARE)
+    assert took_over == bool(lost), job.everything()
+    assert "cold-start" not in job.text(SPARE)
+    recovery_times(job, strike.__name__, again - struck, survivors)
+
+
+@pytest.mark.timeout(150)
+def test_a_node_that_was_cut_off_stops_says_why_and_comes_back(
+    cluster: Callable[..., Job], recovery_times: Callable[..., None]
+) -> None:
     """Cut and healed: the spare has its place by then, and it becomes the spare."""
     expected = undisturbed(cluster, LONG)
-    job = cluster(4, *OPTIONS)
-    script = LONG
-    job.start(0, 1, 2, script=script)
-    job.wait_for("leads term=1 nodes=3", node=0)
-    job.start(SPARE, script=script)
-    job.wait_for("node-joins", node=0)
-    job.wait_for(r"^step 5$", node=0)
+    job = begin(cluster, LONG)
+    struck = time.monotonic()
     job.namespaces.cut(1)
+    again = trains_again(job, {0, 2})
     job.wait_for("minority found=.1 of 4 nodes, 3 are needed", node=1)
     job.wait_for("workers-stopped", node=1)
     job.namespaces.heal(1)
     assert job.wait(0, 1, 2, SPARE) == [0] * 4, job.everything()
     assert job.digest() == expected
+    check_survivors(job, {0, 2}, respawned=False)
+    recovery_times(job, "cut_and_healed", again - struck, {0, 2})
 
 
 @pytest.mark.timeout(150)

@@ -15,7 +15,8 @@ import zmq
 from hyperpodrun.control import messages as msg
 from hyperpodrun.protocol.messages import MessageError
 from hyperpodrun.rendezvous.keys import derive_keys
-from hyperpodrun.rendezvous.transport import CONTROL, Transport
+from hyperpodrun.rendezvous.sockets import CONTROL
+from hyperpodrun.rendezvous.transport import Transport
 from hyperpodrun.rootless import peer_messages
 
 KEYS = derive_keys(b"a secret that is long enough", "job")
@@ -200,8 +201,8 @@ def test_every_kind_of_message_survives_mutation() -> None:
     samples = [
         msg.encode(msg.Join("job", "key", "host", "host:1", 2)),
         msg.encode(msg.Claim(3, (2, 1), real=True)),
-        msg.encode(msg.Beat(1, 2, 3)),
-        msg.encode(msg.Tell(1, 1, 0, msg.Report((1, 1)))),
+        msg.encode(msg.Beat(1, 0, 2, 3)),
+        msg.encode(msg.Tell(1, 0, 1, 0, msg.Report((1, 1)))),
         peer_messages.encode(peer_messages.Answer(4, b"reply", (b"value", None))),
     ]
     for _ in range(4000):

@@ -1,0 +1,119 @@
+"""ZeroMQ sockets as the agents of a job have them: bounded, encrypted where the job has keys, and watched.
+
+Also who is at the other end of one: an agent is known by its identity, `key|address`, and says three frames.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Sequence
+
+import zmq
+import zmq.utils.monitor
+
+from .addresses import format_address, parse_address
+from .keys import JobKeys
+
+MAX_FRAME_BYTES = 32 << 20
+CONTROL, STORE = b"c", b"s"
+ROOM = 100_000
+"""Messages that wait for a peer who does not read them; more are dropped."""
+UNKNOWN = "unknown"
+FAILED = {
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH,
+}
+WATCHED = (
+    zmq.EVENT_ACCEPTED
+    | zmq.EVENT_CONNECTED
+    | zmq.EVENT_CLOSED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+_FRAMES = 3  # channel, the sender's key, the message
+_KEY = re.compile(rb"[0-9a-z-]{1,64}")
+_HANDSHAKE_MS = 5000
+
+
+def secured(context: zmq.Context[zmq.Socket[bytes]], kind: int, keys: JobKeys | None) -> zmq.Socket[bytes]:
+    """A socket with limits on what it takes and keeps. `keys` None: neither encrypted nor authenticated."""
+    sock: zmq.Socket[bytes] = context.socket(kind)
+    for option, value in (
+        (zmq.MAXMSGSIZE, MAX_FRAME_BYTES),
+        (zmq.LINGER, 0),
+        (zmq.IPV6, 1),
+        (zmq.SNDHWM, ROOM),
+        (zmq.RCVHWM, ROOM),
+        (zmq.HANDSHAKE_IVL, _HANDSHAKE_MS),
+    ):
+        sock.setsockopt(option, value)
+    if keys is not None:
+        sock.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
+        sock.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
+    return sock
+
+
+def next_event(monitor: zmq.Socket[bytes]) -> tuple[int, int] | None:
+    """(event, its value, most often a descriptor) of a watched socket; None if there is no news, or no socket."""
+    try:
+        event = zmq.utils.monitor.recv_monitor_message(monitor, zmq.NOBLOCK)
+    except zmq.ZMQError:
+        return None
+    return event["event"], int(event["value"])
+
+
+def parse_identity(identity: bytes) -> tuple[str, str]:
+    """(key, address), or empty for what is not an agent's identity."""
+    text = identity.decode("ascii", "replace")
+    key, separator, address = text.partition("|")
+    if not separator or not _KEY.fullmatch(key.encode()) or parse_address(address)[1] == 0:
+        return "", ""
+    return key, address
+
+
+def key_in(frames: Sequence[bytes]) -> str:
+    """The sender's key in what an agent says; empty for what is not of this protocol."""
+    if len(frames) != _FRAMES or frames[0] not in (CONTROL, STORE) or not _KEY.fullmatch(frames[1]):
+        return ""
+    return frames[1].decode()
+
+
+def descriptor_of(frame: zmq.Frame) -> int:
+    """The connection that a frame has come from; -1 where ZeroMQ does not say, as for some empty frames."""
+    try:
+        return int(frame.get(zmq.SRCFD))
+    except zmq.ZMQError:
+        return -1
+
+
+def peer_name(descriptor: int) -> str:
+    """Where the other end of a connection is; `unknown` if it has gone."""
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as peer:
+            return _name_of(peer)
+    except OSError:
+        return UNKNOWN
+
+
+def hang_up(descriptor: int, name: str) -> None:
+    """Ends the connection whose other end is `name`, which ZeroMQ itself cannot do to one of many.
+
+    ZeroMQ sees the end of the stream. A descriptor that belongs to another connection by now is left alone.
+    """
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as peer:
+            if _name_of(peer) == name:
+                peer.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return  # it has gone by itself
+
+
+def _name_of(peer: socket.socket) -> str:
+    name = peer.getpeername()
+    return format_address(str(name[0]).removeprefix("::ffff:"), int(name[1]))

@@ -316,7 +316,7 @@ def test_two_loaders_of_one_name_are_told_apart(load):
         next(iter(other))
     twin = load(sources.shuffled)
     next(iter(twin))
-    with pytest.raises(StreamTakenError, match="a newer MMAPDataLoader of this process"):
+    with pytest.raises(StreamTakenError, match="is read by a newer MMAPDataLoader of this process"):
         list(loader)
 
 

@@ -99,6 +99,21 @@ class Connection:
             self.receive(deadline, f"the loader factory of stream {self._stream!r} has not returned", timeout)
         return self.opened
 
+    def await_one(self, timeout: float) -> protocol.Opened:
+        """The same, for who wants one loader. Raises ProducerError where the factory gives several."""
+        opened = self.await_open(timeout)
+        if opened.loaders:
+            raise ProducerError(
+                f"the loader factory of stream {self._stream!r} gives {opened.loaders} loaders: each needs an "
+                "MMAPDataLoader of its own"
+            )
+        return opened
+
+    @property
+    def identity(self) -> tuple[int, str]:
+        """(seed, digest of the recipe). Streams of one name give the same batches where these are the same."""
+        return self._seed, self._digest
+
     def close(self) -> None:
         line, self._line = self._line, None
         if line is not None:
@@ -166,19 +181,24 @@ class Connection:
 
         Raises ProducerError after the deadline: `what` names the reason, `limit` the seconds it was given.
         """
+        if not self.hear(deadline):
+            raise ProducerError(f"{what} within {limit:g} s")
+
+    def hear(self, deadline: float) -> bool:
+        """The same, for who can do without: False after the deadline."""
         if self._line is None:
-            return
+            return True
         self._line.settimeout(max(0.001, deadline - time.monotonic()))
         try:
             data, _ = wire.receive(self._line)
         except TimeoutError:
-            raise ProducerError(f"{what} within {limit:g} s") from None
+            return False
         finally:
             if self._line is not None:
                 self._line.settimeout(_CONNECT_S)
         if not data:
             self._died(None)
-            return
+            return True
         try:
             self._take_in(protocol.decode_to_reader(data))
         except MessageError as error:
@@ -186,6 +206,7 @@ class Connection:
             raise ProducerError(
                 f"the producer of stream {self._stream!r} said what is not in the protocol: {error}"
             ) from None
+        return True
 
     def _take_in(self, message: protocol.ToReader) -> None:
         match message:

@@ -168,7 +168,12 @@ class MMAPDataModule(_base()):  # type: ignore[misc]
     def _make(self, factory: Callable[[], Any], name: str) -> MMAPDataLoader:
         config = self.mmap_config
         if isinstance(config, CacheResumeMMAPConfig) and not name.startswith("train"):
-            config = replace(config, prefetch_length=config.val_prefetch_length, checkpoint_frequency=None)
+            config = replace(
+                config,
+                prefetch_length=config.val_prefetch_length,
+                checkpoint_frequency=None,
+                model_parallel_group=None,
+            )
         return MMAPDataLoader(
             factory, config, name=name, data_rank=data_coordinate(self._parallel_state), seed=self._seed
         )

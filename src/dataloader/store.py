@@ -158,6 +158,10 @@ class StreamDirectory:
         finally:
             os.close(fd)
 
+    def size(self, position: Position) -> int:
+        """Bytes of a batch's file. Raises FileNotFoundError."""
+        return os.stat(self.path / batch_name(position)).st_size
+
     def remove(self, position: Position) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path / batch_name(position))

@@ -17,7 +17,7 @@ from ..protocol import dataloader as protocol
 from ..protocol.dataloader import Position
 from ..protocol.messages import MessageError
 from ..protocol.names import DATA_ENDPOINT
-from . import recipe, standalone, wire
+from . import contents, recipe, standalone, wire
 from .encryption import sealer
 from .errors import ProducerError, StreamTakenError, user_error
 from .store import StreamDirectory
@@ -25,6 +25,8 @@ from .store import StreamDirectory
 _CONNECT_S = 60.0
 _DEATHS = 5
 """So many producers in a row that die before they have a batch ready, and there will be no other."""
+_read_before: dict[tuple[str, str], str] = {}
+"""What the objects held with which this process has last opened a stream, by its cache directory and name."""
 
 
 class Connection:
@@ -40,6 +42,11 @@ class Connection:
     ) -> None:
         self._recipe = recipe.pack(factory)
         self._digest = recipe.fingerprint(factory)
+        self._content = contents.fingerprint(factory)
+        key = (options.cache_dir, stream)
+        self._renew = _read_before.get(key, self._content) != self._content
+        """Until the producer has answered: this process has read other data under this name."""
+        _read_before[key] = self._content
         self._stream = stream
         self._options = options
         self._seed = seed
@@ -66,7 +73,8 @@ class Connection:
         """Asks for the stream, if that has not been done; does not wait for the answer."""
         if self._line is not None:
             return
-        opening = protocol.Open(protocol.VERSION, self._stream, self._options, self._digest, self._seed, self._insist)
+        identity = (self._digest, self._content, self._seed)
+        opening = protocol.Open(protocol.VERSION, self._stream, self._options, *identity, self._insist, self._renew)
         line = self._connect()
         fd = wire.anonymous_file("recipe", self._recipe)
         try:
@@ -228,7 +236,7 @@ class Connection:
             case protocol.Opened():
                 self.opened = message
                 self.directory = StreamDirectory(Path(message.directory), message.mark, sealer(message.key))
-                self._seed, self._insist = message.seed, False
+                self._seed, self._insist, self._renew = message.seed, False, False
             case protocol.Refused():
                 self.close()
                 if message.kind == "factory":

@@ -45,28 +45,20 @@ def main(parent: int, control: socket.socket, opened: protocol.Open, fds: list[i
 def _serve(control: socket.socket, opened: protocol.Open, fds: list[int], job: Path, key: bytes) -> int:
     line_fd, recipe_fd = fds
     try:
-        directory, seed = _directory(opened, job, key)
-        loader = _make_loader(opened, recipe_fd, seed)
+        directory, manifest = open_stream(job, opened, key)
+        loader = _make_loader(opened, recipe_fd, manifest.seed)
     except BaseException as error:  # the user's import, factory or sys.exit: it goes to the training loop
         _refuse(control, line_fd, error)
         return 1
     several = len(loader) if isinstance(loader, list | tuple) else 0
     if several:
-        _tell_several(line_fd, several, directory, seed)
+        _tell_several(line_fd, several, directory, manifest.seed)
         return 0
-    producer = Producer(loader, opened, directory, seed, key)
+    producer = Producer(loader, opened, directory, manifest, key)
     producer.accept(opened, [line_fd])
     os.close(recipe_fd)
     producer.run(control)
     return 0
-
-
-def _directory(opened: protocol.Open, job: Path, key: bytes) -> tuple[StreamDirectory, int]:
-    directory, seed = open_stream(job, opened.stream, opened.digest, opened.seed, key)
-    if opened.insist and seed != opened.seed:
-        os.unlink(directory.path / "stream.json")
-        directory, seed = open_stream(job, opened.stream, opened.digest, opened.seed, key)
-    return directory, seed
 
 
 def _make_loader(opened: protocol.Open, recipe_fd: int, seed: int) -> Any:

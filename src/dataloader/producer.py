@@ -23,7 +23,7 @@ from .fetcher import Fetcher
 from .fetchers import Fetchers
 from .forked import log
 from .readers import Reader, Readers
-from .store import StreamDirectory, batch_name
+from .store import Manifest, StreamDirectory, admit, batch_name, forget
 from .window import Limits, Window
 
 _SKIP_WORTH_LOGGING_S = 0.5
@@ -32,16 +32,18 @@ _SKIP_WORTH_LOGGING_S = 0.5
 class Producer:
     """Serves the readers of one stream until it is killed, or has nobody left to serve it with a new recipe."""
 
-    def __init__(self, loader: Any, opened: protocol.Open, directory: StreamDirectory, seed: int, key: bytes) -> None:
+    def __init__(
+        self, loader: Any, opened: protocol.Open, directory: StreamDirectory, manifest: Manifest, key: bytes
+    ) -> None:
         options = opened.options
         self._loader = loader
         self._name = opened.stream
-        self._digest = opened.digest
         self._directory = directory
-        self._seed = seed
+        self._manifest = manifest
+        self._seed = manifest.seed
         self._key = key
         self._max_skip = options.max_skip_batches
-        self._map = source.MapSource(loader, seed) if source.is_map_style(loader) else None
+        self._map = source.MapSource(loader, self._seed) if source.is_map_style(loader) else None
         self._length = source.length_of(loader)
         limits = Limits(
             options.prefetch,
@@ -98,21 +100,29 @@ class Producer:
         """A new reader. `fds`: its connection, and the recipe that is not needed any more."""
         line = socket.socket(fileno=fds[0])
         wire.close_all(fds[1:])
-        if opened.insist and opened.seed != self._seed:
-            # Restored from a checkpoint of another order: everything made so far is of no use. The reader comes back.
-            log("data-reseeded", stream=self._name, pid=os.getpid())
-            os.unlink(self._directory.path / "stream.json")
-            os._exit(0)
         reader = self._readers.add(line)
-        if opened.digest != self._digest:
+        if opened.digest != self._manifest.digest:
             self._turn_away(reader, "is made by another loader factory, or with other arguments")
             return
-        for other in self._readers:
-            if other.pid == reader.pid and other is not reader:
-                self._turn_away(other, "is read by a newer MMAPDataLoader of this process")
+        if opened.insist and opened.seed != self._seed:
+            self._make_way("restored from a checkpoint of another seed")
+        others = [other for other in self._readers if other.pid != reader.pid]
+        if opened.content not in self._manifest.contents:
+            if opened.renew or not others:
+                self._make_way("the objects in its factory hold something else now")
+            self._manifest = admit(self._directory.path, self._manifest, opened.content)
+        for older in self._readers:
+            if older.pid == reader.pid and older is not reader:
+                self._turn_away(older, "is read by a newer MMAPDataLoader of this process")
         pin = bool(getattr(self._loader, "pin_memory", False))
         place = (str(self._directory.path), self._directory.mark)
         self._readers.say(reader, protocol.Opened(os.getpid(), *place, self._seed, self._length, pin, 0, self._key))
+
+    def _make_way(self, reason: str) -> None:
+        """What was made so far is of no use. Readers come back, to a new producer of a new stream; does not return."""
+        log("data-anew", stream=self._name, pid=os.getpid(), reason=reason)
+        forget(self._directory.path)
+        os._exit(0)
 
     def _turn_away(self, reader: Reader, reason: str) -> None:
         text = f"stream {self._name!r} {reason}: give every MMAPDataLoader a name of its own"

@@ -190,6 +190,7 @@ def test_a_parallel_state_says_who_reads_what(module):
     state = SimpleNamespace(get_data_parallel_rank=lambda: 3, get_context_parallel_rank=lambda: 1)
     data = module(parallel_state_util=state)
     assert data.train_dataloader().stream == "train-dp3-cp1"
+    assert module(parallel_state_util=state, name="math").train_dataloader().stream == "math-train-dp3-cp1"
 
 
 def test_it_can_be_switched_off():

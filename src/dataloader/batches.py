@@ -25,7 +25,7 @@ from .errors import BatchTypeError, CacheCorruptError, CacheFullError, ProducerE
 from .peers import Peers
 from .warming import MOST_BATCHES, Report, plan
 
-_COLD_S = 0.25
+_COLD_S = 0.1
 """A producer that has the batch ready says so within milliseconds. One that has not by then counts as cold."""
 
 

@@ -6,6 +6,7 @@ done: what was not received is still to be received.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -149,7 +150,10 @@ class Connection:
         self._send(protocol.Took(*position))
 
     def pause(self) -> None:
-        self._send(protocol.Pause())
+        """Never raises, as garbage collection says it: a producer that is gone waits for nobody."""
+        if self._line is not None:
+            with contextlib.suppress(OSError):
+                self._line.send(protocol.encode(protocol.Pause()))
 
     def _send(self, message: Any, fds: list[int] | None = None) -> None:
         """A producer that is gone is noticed here, and asked for anew."""

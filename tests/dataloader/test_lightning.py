@@ -100,6 +100,8 @@ def test_every_kind_of_loader_is_cached(module):
     assert len(train) == 10
     assert sorted(numbers(train)) == list(range(40))
     first, second = data.val_dataloader()
+    lengths = [loader._open()._options.prefetch for loader in (train, first, data.test_dataloader())]
+    assert lengths == [5, 3, 3]
     assert (len(first), len(second)) == (3, 2)
     assert numbers(first) == numbers(first) == numbers(second) == list(range(12))  # every epoch from the beginning
     assert numbers(data.test_dataloader()) == numbers(data.predict_dataloader()) == list(range(12))

@@ -317,7 +317,11 @@ def test_two_loaders_of_one_name_are_told_apart(load):
     with pytest.raises(StreamTakenError, match="another loader factory, or with other arguments"):
         next(iter(other))
     twin = load(sources.shuffled)
-    next(iter(twin))
+    twin_batches = iter(twin)
+    next(twin_batches)
+    unread = iter(loader)
+    next(twin_batches)
+    del unread  # nobody is told, and nothing is raised where nobody can catch it
     with pytest.raises(StreamTakenError, match="is read by a newer MMAPDataLoader of this process"):
         list(loader)
 

@@ -387,3 +387,31 @@ def test_readers_of_one_stream_share_one_producer_and_one_copy(load, monkeypatch
     assert os.read(read, 1) == b"1"
     directory = Path(loader._opened().directory)
     wait_for(lambda: len(list(directory.glob("*.safetensors"))) <= 4 + 1)
+
+
+def test_readers_that_come_at_once_get_one_producer(load, monkeypatch):
+    for name, value in (("MASTER_ADDR", "at once"), ("MASTER_PORT", str(os.getpid())), ("RANK", "0")):
+        monkeypatch.setenv(name, value)  # there is no host of this job yet: they race to start it
+    said, say = os.pipe()
+    wait, release = os.pipe()
+    peers = []
+    for _ in range(4):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.close(release)
+                os.write(say, b"%d\n" % producer_of(load(sources.shuffled, rank="shared")))
+                os.read(wait, 1)  # the host lives as long as one of them
+            finally:
+                os._exit(0)
+        peers.append(pid)
+    os.close(say)
+    producers = set()
+    with os.fdopen(said) as lines:
+        for _ in peers:
+            producers.add(lines.readline())
+        os.close(release)
+    for pid in peers:
+        os.waitpid(pid, 0)
+    assert len(producers) == 1
+    assert producers.pop().strip().isdecimal()

@@ -104,6 +104,9 @@ class Producer:
         if opened.digest != self._manifest.digest:
             self._turn_away(reader, "is made by another loader factory, or with other arguments")
             return
+        if opened.options.encrypt != bool(self._key):
+            self._turn_away(reader, "has readers with and without enable_batch_encryption")
+            return
         if opened.insist and opened.seed != self._seed:
             self._make_way("restored from a checkpoint of another seed")
         others = [other for other in self._readers if other.pid != reader.pid]

@@ -316,6 +316,8 @@ def test_two_loaders_of_one_name_are_told_apart(load):
     other = load(part(sources.shuffled, seed=6))
     with pytest.raises(StreamTakenError, match="another loader factory, or with other arguments"):
         next(iter(other))
+    with pytest.raises(StreamTakenError, match="with and without enable_batch_encryption"):
+        next(iter(load(sources.shuffled, enable_batch_encryption=True)))
     twin = load(sources.shuffled)
     twin_batches = iter(twin)
     next(twin_batches)

@@ -10,6 +10,10 @@ StatefulDataLoader's, whose order is its own. Every measurement is a process of 
 `first_batch_s`: from the loader's construction, imports done, to batch `resume_step`. A resume that would take longer
 than --limit is not waited for: its row says null. `batches_per_s` and `cpu_s` (CPU seconds of all processes together
 per 1,000 batches) are of the steady state, where the reader does nothing else; they are in the rows of the first step.
+
+--cold measures something else: a node that replaces another one, where there is neither a producer nor a cache. Its
+first batch is made by its own producer, or comes from a rank of another node that has it (model_parallel_group): two
+processes with hosts and caches of their own, connected over loopback.
 """
 
 from __future__ import annotations
@@ -113,6 +117,28 @@ class Runs:
             state = (str(file),)
         return self.run(environment, kind, workload, "first", str(step), *state)
 
+    def cold(self, workload: str, step: int, share: bool) -> dict[str, Any]:
+        """The row of the rank whose node is new."""
+        arguments = ["mmap", workload, "cold", str(step)]
+        with tempfile.TemporaryDirectory() as directory:
+            ranks = []
+            for rank in (0, 1):
+                command = [sys.executable, str(WORKER), *arguments, directory, str(rank), *(["share"] if share else [])]
+                ranks.append(subprocess.Popen(command, env=self.environment(), stdout=subprocess.PIPE, text=True))
+            try:
+                said = [process.communicate(timeout=self._limit)[0] for process in ranks]
+            finally:
+                for process in ranks:
+                    process.kill()
+                    process.wait()
+        if any(process.returncode for process in ranks):
+            raise harness.RunFailed(f"{arguments}: exit codes {[process.returncode for process in ranks]}")
+        rows = [json.loads(text.strip().splitlines()[-1]) for text in said]
+        if rows[0]["digest"] != rows[1]["digest"]:
+            raise harness.RunFailed(f"{arguments}: the two ranks did not read the same batch")
+        found: dict[str, Any] = rows[1]
+        return found
+
     def steady(self, kind: str, workload: str, batches: int) -> dict[str, Any]:
         row = self.run(self.environment(), kind, workload, "steady", str(batches))
         if row is None:
@@ -139,6 +165,23 @@ def measure(options: argparse.Namespace, runs: Runs, workload: str) -> list[dict
         verify(workload, step, first)
         with_rates = step == options.steps[0]
         rows += [row(kind, workload, step, first[kind], steady[kind] if with_rates else []) for kind in options.loaders]
+    return rows
+
+
+def measure_cold(options: argparse.Namespace, runs: Runs) -> list[dict[str, Any]]:
+    """The first batch of a new node: made by its own producer, or from a peer; they take turns."""
+    rows = []
+    for workload in options.workloads:
+        times: dict[str, list[float]] = {"producer": [], "peer": []}
+        for number in range(options.runs):
+            for source in times:
+                times[source].append(runs.cold(workload, options.steps[-1], source == "peer")["first_batch_s"])
+            harness.progress(f"{workload}: a cold node, {number + 1} of {options.runs}")
+        for source, found in times.items():
+            rows.append({
+                "benchmark": "dataloader-cold", "loader": NAMES["mmap"], "workload": workload, "from": source,
+                "resume_step": options.steps[-1], "first_batch_s": harness.median(found), "runs": found,
+            })  # fmt: skip
     return rows
 
 
@@ -193,6 +236,13 @@ def report(rows: list[dict[str, Any]], limit: float) -> str:
     return harness.table(header, lines)
 
 
+def report_cold(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        (row["workload"], str(row["resume_step"]), row["from"], f"{row['first_batch_s'] * 1000:.0f}") for row in rows
+    ]
+    return harness.table(("workload", "step", "first batch from", "ms"), lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=harness.positive, default=5, help="measurements of each kind (default: 5)")
@@ -204,14 +254,18 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=240.0, help="seconds to wait for a resume (default: 240)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     parser.add_argument("--quick", action="store_true", help="one short run each: does it work at all?")
+    parser.add_argument("--cold", action="store_true", help="measure a node without a cache instead")
     options = parser.parse_args()
     if options.quick:
         options.runs, options.steps = 1, [50]
     print(harness.describe_machine())
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as directory:
         runs = Runs(Path(directory), options.limit)
-        rows = [row for workload in options.workloads for row in measure(options, runs, workload)]
-    print(report(rows, options.limit))
+        if options.cold:
+            rows = measure_cold(options, runs)
+        else:
+            rows = [row for workload in options.workloads for row in measure(options, runs, workload)]
+    print(report_cold(rows) if options.cold else report(rows, options.limit))
     print("every run was verified: the same batch for the same step")
     harness.write_rows(options.json, rows)
     return 0

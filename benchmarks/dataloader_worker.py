@@ -3,6 +3,8 @@
     dataloader_worker.py KIND WORKLOAD first STEP      time from the loader's construction to batch STEP
     dataloader_worker.py KIND WORKLOAD steady BATCHES  throughput, CPU and memory after a warm-up
     dataloader_worker.py KIND WORKLOAD leave STEP      read batch STEP, then wait to be killed
+    dataloader_worker.py mmap WORKLOAD cold STEP DIRECTORY RANK [share]
+                         rank 0 has batch STEP, rank 1 is on another node, where nothing is: the time until it has it
 
 KIND is torch (DataLoader with persistent workers, which skips forward), stateful (torchdata) or mmap (ours). The last
 line of output is JSON.
@@ -103,13 +105,14 @@ def make(workload: str, kind: str = "torch") -> Any:
     return DataLoader(dataset, **options)
 
 
-def construct(kind: str, workload: str) -> Any:
+def construct(kind: str, workload: str, **options: Any) -> Any:
     if kind != "mmap":
         return make(workload, kind)
     from hyperpodrun import CacheResumeMMAPConfig, MMAPDataLoader
 
-    config = CacheResumeMMAPConfig(cache_dir=os.environ["BENCHMARK_CACHE"], prefetch_length=PREFETCH)
-    return MMAPDataLoader(functools.partial(make, workload), config, seed=7)  # what is drawn is then the same, too
+    config = CacheResumeMMAPConfig(cache_dir=os.environ["BENCHMARK_CACHE"], prefetch_length=PREFETCH, **options)
+    # With a seed of ours, what is drawn is the same, too.
+    return MMAPDataLoader(functools.partial(make, workload), config, data_rank=0, seed=7)
 
 
 def digest(batch: Any) -> str:
@@ -191,6 +194,28 @@ def steady(kind: str, workload: str, batches: int) -> dict[str, Any]:
     return {"batches_per_s": batches / seconds, "cpu_s": cpu / batches * 1000, "memory_mb": memory}
 
 
+def cold(workload: str, step: int, directory: Path, rank: int, share: bool) -> dict[str, Any]:
+    """Seconds from construction to batch `step`, on a node that replaces another one; `share`: others may give it."""
+    import hyperpodrun.dataloader.loader  # noqa: F401  # imports are not what is measured
+    from torch import distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
+    if rank == 0:
+        loader = construct("mmap", workload)
+        loader.seek(max(0, step - 1))
+        next(iter(loader))
+        loader.close()
+    dist.barrier()
+    began = time.perf_counter()
+    loader = construct("mmap", workload, model_parallel_group=dist.group.WORLD if share else None)
+    loader.seek(step)
+    batch = next(iter(loader))
+    row = {"first_batch_s": time.perf_counter() - began, "digest": digest(batch)}
+    dist.barrier()  # the one that gives lives until the other one has taken
+    dist.destroy_process_group()
+    return row
+
+
 def stay() -> None:
     """A member of the job that reads nothing: while it lives, so does the job."""
     from hyperpodrun.dataloader import standalone
@@ -222,6 +247,9 @@ def main() -> None:
         return
     if what == "first":
         row = first(kind, workload, int(number), path)
+    elif what == "cold":
+        assert path is not None
+        row = cold(workload, int(number), path, int(sys.argv[6]), share=sys.argv[7:] == ["share"])
     elif what == "save":
         assert path is not None
         row = save_state(workload, int(number), path)

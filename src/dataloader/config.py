@@ -18,7 +18,10 @@ class CacheResumeMMAPConfig:
     `lookback_length`: batches kept behind it, for a restart that has to go back by a few.
     `checkpoint_frequency`: batches between two checkpoints. The first `lookback_length` batches after the last
     checkpoint are then kept too, so that a restart from it finds its first batches ready. None: not kept.
-    `model_parallel_group`: accepted for HyperPod's sake and not used; readers of a stream need not agree beforehand.
+    `model_parallel_group`: a process group whose ranks share data-parallel ranks, Megatron's model-parallel group. On a
+    node that has just replaced another one, its cache cold, ranks then get their first batches from a rank of another
+    node that reads the same stream, while their own producer starts. Every rank of the group must make and iterate its
+    loaders in the same order. None: every node waits for its own producer.
     `enable_batch_encryption`: AES-256-GCM with a key that is only in the memory of the producer and its readers.
 
     Ours: `max_cache_bytes` of one stream; when they are used, preparing waits for readers (None: until the file

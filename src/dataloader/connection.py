@@ -6,6 +6,7 @@ done: what was not received is still to be received.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -17,7 +18,7 @@ from ..protocol import dataloader as protocol
 from ..protocol.dataloader import Position
 from ..protocol.messages import MessageError
 from ..protocol.names import DATA_ENDPOINT
-from . import recipe, standalone, wire
+from . import contents, recipe, standalone, wire
 from .encryption import sealer
 from .errors import ProducerError, StreamTakenError, user_error
 from .store import StreamDirectory
@@ -25,6 +26,8 @@ from .store import StreamDirectory
 _CONNECT_S = 60.0
 _DEATHS = 5
 """So many producers in a row that die before they have a batch ready, and there will be no other."""
+_read_before: dict[tuple[str, str], str] = {}
+"""What the objects held with which this process has last opened a stream, by its cache directory and name."""
 
 
 class Connection:
@@ -40,6 +43,11 @@ class Connection:
     ) -> None:
         self._recipe = recipe.pack(factory)
         self._digest = recipe.fingerprint(factory)
+        self._content = contents.fingerprint(factory)
+        key = (options.cache_dir, stream)
+        self._renew = _read_before.get(key, self._content) != self._content
+        """Until the producer has answered: this process has read other data under this name."""
+        _read_before[key] = self._content
         self._stream = stream
         self._options = options
         self._seed = seed
@@ -66,7 +74,8 @@ class Connection:
         """Asks for the stream, if that has not been done; does not wait for the answer."""
         if self._line is not None:
             return
-        opening = protocol.Open(protocol.VERSION, self._stream, self._options, self._digest, self._seed, self._insist)
+        identity = (self._digest, self._content, self._seed)
+        opening = protocol.Open(protocol.VERSION, self._stream, self._options, *identity, self._insist, self._renew)
         line = self._connect()
         fd = wire.anonymous_file("recipe", self._recipe)
         try:
@@ -99,6 +108,21 @@ class Connection:
             self.receive(deadline, f"the loader factory of stream {self._stream!r} has not returned", timeout)
         return self.opened
 
+    def await_one(self, timeout: float) -> protocol.Opened:
+        """The same, for who wants one loader. Raises ProducerError where the factory gives several."""
+        opened = self.await_open(timeout)
+        if opened.loaders:
+            raise ProducerError(
+                f"the loader factory of stream {self._stream!r} gives {opened.loaders} loaders: each needs an "
+                "MMAPDataLoader of its own"
+            )
+        return opened
+
+    @property
+    def identity(self) -> tuple[int, str]:
+        """(seed, digest of the recipe). Streams of one name give the same batches where these are the same."""
+        return self._seed, self._digest
+
     def close(self) -> None:
         line, self._line = self._line, None
         if line is not None:
@@ -126,7 +150,10 @@ class Connection:
         self._send(protocol.Took(*position))
 
     def pause(self) -> None:
-        self._send(protocol.Pause())
+        """Never raises, as garbage collection says it: a producer that is gone waits for nobody."""
+        if self._line is not None:
+            with contextlib.suppress(OSError):
+                self._line.send(protocol.encode(protocol.Pause()))
 
     def _send(self, message: Any, fds: list[int] | None = None) -> None:
         """A producer that is gone is noticed here, and asked for anew."""
@@ -166,19 +193,24 @@ class Connection:
 
         Raises ProducerError after the deadline: `what` names the reason, `limit` the seconds it was given.
         """
+        if not self.hear(deadline):
+            raise ProducerError(f"{what} within {limit:g} s")
+
+    def hear(self, deadline: float) -> bool:
+        """The same, for who can do without: False after the deadline."""
         if self._line is None:
-            return
+            return True
         self._line.settimeout(max(0.001, deadline - time.monotonic()))
         try:
             data, _ = wire.receive(self._line)
         except TimeoutError:
-            raise ProducerError(f"{what} within {limit:g} s") from None
+            return False
         finally:
             if self._line is not None:
                 self._line.settimeout(_CONNECT_S)
         if not data:
             self._died(None)
-            return
+            return True
         try:
             self._take_in(protocol.decode_to_reader(data))
         except MessageError as error:
@@ -186,6 +218,7 @@ class Connection:
             raise ProducerError(
                 f"the producer of stream {self._stream!r} said what is not in the protocol: {error}"
             ) from None
+        return True
 
     def _take_in(self, message: protocol.ToReader) -> None:
         match message:
@@ -207,7 +240,7 @@ class Connection:
             case protocol.Opened():
                 self.opened = message
                 self.directory = StreamDirectory(Path(message.directory), message.mark, sealer(message.key))
-                self._seed, self._insist = message.seed, False
+                self._seed, self._insist, self._renew = message.seed, False, False
             case protocol.Refused():
                 self.close()
                 if message.kind == "factory":

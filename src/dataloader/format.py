@@ -112,7 +112,7 @@ def write(fd: int, label: Label, batch: Any, state: Any = None, sealer: Sealer |
     if sealer is not None:
         buffers = sealer.seal(buffers, _encode_contents(label))
     total = sum(len(buffer) for buffer in buffers)
-    _write_all(fd, buffers)
+    write_all(fd, buffers)
     del keep
     return total
 
@@ -180,7 +180,8 @@ def _buffers(label: Label, batch: Any, state: Any) -> tuple[list[Any], list[torc
     return buffers, tensors
 
 
-def _write_all(fd: int, buffers: list[Any]) -> None:
+def write_all(fd: int, buffers: list[Any]) -> None:
+    """Writes buffers, one after the other, to the end. Raises OSError."""
     pending = [memoryview(buffer).cast("B") for buffer in buffers]
     while pending:
         written = os.writev(fd, pending[:_MAX_BUFFERS])

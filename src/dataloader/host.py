@@ -28,11 +28,11 @@ import torch  # noqa: F401  # so that producers, which are forked, have it
 
 from ..protocol import dataloader as protocol
 from ..protocol.messages import MessageError
-from . import producer, source, wire  # noqa: F401  # likewise
+from . import opening, source, wire  # noqa: F401  # likewise
 from .encryption import KEY_BYTES
 from .errors import DataLoaderError
+from .forked import describe_exit, log
 from .names import check_stream_name
-from .producer import log
 from .store import JobDirectory, remove_dead_jobs
 
 _HELLO_S = 10.0
@@ -210,7 +210,7 @@ class Host:
                 if fd > 2 and fd not in fds:
                     with contextlib.suppress(OSError):  # what listed them
                         os.close(fd)
-            producer.main(parent, socket.socket(fileno=fds[0]), opened, fds[1:], job, secret)
+            opening.main(parent, socket.socket(fileno=fds[0]), opened, fds[1:], job, secret)
         theirs.close()
         ours.setblocking(False)
         running = _Producer(pid, os.pidfd_open(pid), ours)
@@ -227,10 +227,9 @@ class Host:
         self._selector.unregister(running.pidfd)
         os.close(running.pidfd)
         running.control.close()
-        code = os.waitstatus_to_exitcode(status)
-        if code != 0:
-            how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            log("data-producer-lost", stream=key[1], pid=running.pid, how=how, action="replaced when a reader wants it")
+        if status != 0:
+            how, action = describe_exit(status), "replaced when a reader wants it"
+            log("data-producer-lost", stream=key[1], pid=running.pid, how=how, action=action)
 
 
 def _ends_on_signal(signum: int, frame: Any) -> None:

@@ -43,7 +43,8 @@ class MMAPDataModule(_base()):  # type: ignore[misc]
     Megatron's own state if there is one, else every rank is data-parallel. `is_data_loading_rank` is accepted for
     HyperPod's sake and not used: the producer loads, whoever reads first.
     `num_microbatches`: batches per optimizer step, to find the batch of a global step; None: what the trainer
-    accumulates. `setup_in_worker`: also set the data module up here, for scripts that use what its setup makes.
+    accumulates. `setup_in_worker`: also set the data module up here, for scripts that use what its setup makes. `name`
+    tells data modules apart that are read at the same time.
 
     Attributes that this class does not have are those of `data_module`. It must be picklable. If its `*_dataloader`
     takes `target_load_step`, as HyperPod's do, it is given 0: the position is reached without it.
@@ -59,6 +60,7 @@ class MMAPDataModule(_base()):  # type: ignore[misc]
         num_microbatches: int | None = None,
         setup_in_worker: bool = False,
         seed: int | None = None,
+        name: str = "",
     ) -> None:
         super().__init__()
         self.data_module = data_module
@@ -67,6 +69,7 @@ class MMAPDataModule(_base()):  # type: ignore[misc]
         self._num_microbatches = num_microbatches
         self._setup_in_worker = setup_in_worker
         self._seed = seed
+        self._name = f"{name}-" if name else ""
         self._loaders: dict[str, MMAPDataLoader] = {}
         self._train_state: Mapping[str, Any] | None = None
         self._global_step: int | None = None
@@ -168,9 +171,18 @@ class MMAPDataModule(_base()):  # type: ignore[misc]
     def _make(self, factory: Callable[[], Any], name: str) -> MMAPDataLoader:
         config = self.mmap_config
         if isinstance(config, CacheResumeMMAPConfig) and not name.startswith("train"):
-            config = replace(config, prefetch_length=config.val_prefetch_length, checkpoint_frequency=None)
+            config = replace(
+                config,
+                prefetch_length=config.val_prefetch_length,
+                checkpoint_frequency=None,
+                model_parallel_group=None,
+            )
         return MMAPDataLoader(
-            factory, config, name=name, data_rank=data_coordinate(self._parallel_state), seed=self._seed
+            factory,
+            config,
+            name=f"{self._name}{name}",
+            data_rank=data_coordinate(self._parallel_state),
+            seed=self._seed,
         )
 
     def _sharding(self) -> tuple[int, int] | None:

@@ -7,26 +7,17 @@ batch is a file that the producer has ready; mapping it takes microseconds.
 from __future__ import annotations
 
 import os
-import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from ..protocol import dataloader as protocol
-from ..protocol.dataloader import Position
-from . import format, recipe
+from . import peers, recipe
+from .batches import Batches
 from .config import CacheResumeMMAPConfig, MMAPConfig, PassthroughMMAPConfig
 from .connection import Connection
-from .errors import (
-    BatchTypeError,
-    CacheCorruptError,
-    CacheFullError,
-    ProducerError,
-    SkipLimitError,
-    user_error,
-)
+from .cursor import Cursor
 from .names import check_stream_name, data_coordinate
 from .passthrough import PassthroughReader
 
@@ -72,32 +63,29 @@ class MMAPDataLoader:
         self._factory = loader_factory
         self._config = config
         self._seed = seed
-        self._position: Position = (0, 0)
-        self._global: int | None = None
-        """A number of batches over all epochs, whose epoch only the producer can tell."""
-        self._state: Any = None
-        """The source's own state at the position, from a checkpoint."""
-        self._fresh = True
-        """Whether the next `iter` begins at the position, and not at the epoch after it."""
-        self._iteration = 0
-        self._last: format.Loaded | None = None
+        self._cursor = Cursor()
+        self._peers: peers.Peers | None = None
         self._connection: Connection | None = None
         self._passthrough: PassthroughReader | None = None
         if isinstance(config, PassthroughMMAPConfig):
             self._passthrough = PassthroughReader(loader_factory, seed)
         else:
+            self._peers = peers.make(config.model_parallel_group)
             self._open().open()
 
     # ---- what a training loop uses -----------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
-        if not self._fresh:
-            self._set_position((self._position[0] + 1, 0))
-        self._fresh = False
-        self._iteration += 1
+        cursor = self._cursor
+        if not cursor.fresh:
+            cursor.move((cursor.position[0] + 1, 0), fresh=False)
+        cursor.fresh = False
+        cursor.iteration += 1
         if self._passthrough is not None:
-            return self._passthrough.iterate(self)
-        return _Batches(self, self._iteration)
+            return self._passthrough.iterate(cursor)
+        assert isinstance(self._config, CacheResumeMMAPConfig)
+        others, self._peers = self._peers, None
+        return Batches(self.stream, self._config, cursor, self._open(), others)
 
     def __len__(self) -> int:
         """Batches per epoch. Raises TypeError if the user's loader has no length."""
@@ -110,24 +98,19 @@ class MMAPDataLoader:
         """The next `iter` begins after so many batches, counted over all epochs."""
         if isinstance(batches, bool) or not isinstance(batches, int) or batches < 0:
             raise ValueError(f"a number of batches must be a whole number from 0 on, not {batches!r}")
-        self._set_position((0, 0))
-        self._global = batches
-        self._fresh = True
+        self._cursor.move((0, 0), fresh=True, counted=batches)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, after the last batch that this loader gave out. Plain data, and tensors if the
         user's loader has state of its own with tensors in it."""
-        source = self._state
-        if self._last is not None:
-            source = self._last.state()
-        epoch, index = self._position
+        epoch, index = self._cursor.position
         return {
             "version": STATE_VERSION,
             "epoch": epoch,
             "index": index,
-            "batches": self._global,
+            "batches": self._cursor.counted,
             "seed": self._effective_seed(),
-            "source": source,
+            "source": self._cursor.source_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -148,10 +131,8 @@ class MMAPDataLoader:
             assert self._connection is not None
             self._connection.close()
             self._connection = None
-        self._set_position(position)
-        self._global = None if batches is None else int(batches)
-        self._state = state.get("source")
-        self._fresh = True
+        counted = None if batches is None else int(batches)
+        self._cursor.move(position, fresh=True, counted=counted, state=state.get("source"))
 
     def load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """HyperPod's way to say `seek`: `{"global_step": k}`."""
@@ -166,15 +147,9 @@ class MMAPDataLoader:
         """Reads no more. The producer lives on: a loader made later goes on where it stands."""
         if self._connection is not None:
             self._connection.close()
-        self._iteration += 1
+        self._cursor.iteration += 1
 
     # ---- inside ------------------------------------------------------------------------------------------------
-
-    def _set_position(self, position: Position) -> None:
-        self._position = position
-        self._global = None
-        self._state = None
-        self._last = None
 
     def _open(self) -> Connection:
         if self._connection is None:
@@ -195,13 +170,7 @@ class MMAPDataLoader:
 
     def _opened(self) -> protocol.Opened:
         assert isinstance(self._config, CacheResumeMMAPConfig)
-        opened = self._open().await_open(self._config.start_timeout)
-        if opened.loaders:
-            raise ProducerError(
-                f"the loader factory of stream {self.stream!r} gives {opened.loaders} loaders: each needs an "
-                "MMAPDataLoader of its own"
-            )
-        return opened
+        return self._open().await_one(self._config.start_timeout)
 
     def _effective_seed(self) -> int:
         return self._passthrough.seed if self._passthrough is not None else self._opened().seed
@@ -215,183 +184,3 @@ class MMAPDataLoader:
             return self._passthrough.loaders()
         assert isinstance(self._config, CacheResumeMMAPConfig)
         return self._open().await_open(self._config.start_timeout).loaders
-
-
-class _Batches(Iterator[Any]):
-    """One epoch of a cached loader."""
-
-    def __init__(self, loader: MMAPDataLoader, iteration: int) -> None:
-        assert isinstance(loader._config, CacheResumeMMAPConfig)
-        self._loader = loader
-        self._iteration = iteration
-        self._config = loader._config
-        self._connection = loader._open()
-        self._unreported = 0
-        self._report_every = max(1, loader._config.prefetch_length // 4)
-        self._placed = False
-        self._pin = False
-        self._ended = False
-        self._retry = False
-        self._closer = weakref.finalize(self, _pause, self._connection, weakref.ref(loader), iteration)
-        self._closer.atexit = False
-
-    def __next__(self) -> Any:
-        loader, connection = self._loader, self._connection
-        if loader._iteration != self._iteration:
-            raise RuntimeError(
-                f"stream {loader.stream!r} is iterated anew: an earlier iterator cannot be used any more"
-            )
-        if self._ended:
-            raise StopIteration
-        if not self._placed or not connection.connected:
-            self._place()
-        while True:
-            position = loader._position
-            if (
-                position >= connection.until
-                or position[1] == connection.lengths.get(position[0])
-                or position in connection.failures
-                or loader._global is not None
-            ):
-                position = self._wait(position)
-            assert connection.directory is not None
-            try:
-                loaded = connection.directory.load(position)
-                batch = loaded.batch()
-            except (FileNotFoundError, CacheCorruptError) as error:
-                self._again(position, str(error))
-                continue
-            break
-        self._advance(position, loaded)
-        return _pinned(batch) if self._pin else batch
-
-    def _advance(self, position: Position, loaded: format.Loaded | None) -> None:
-        """A batch goes out: this reader needs it no more."""
-        loader = self._loader
-        loader._position = (position[0], position[1] + 1)
-        loader._state = None
-        loader._last = loaded if loaded is not None and loaded.has_state else None
-        self._unreported += 1
-        if self._unreported >= self._report_every or loader._position >= self._connection.until:
-            self._unreported = 0
-            self._connection.took(loader._position)
-
-    def _place(self) -> None:
-        """Tells the producer, a new one perhaps, where this reader is. What lies ready can be read meanwhile."""
-        loader, connection = self._loader, self._connection
-        first = not self._placed
-        while True:
-            connection.open()
-            if not connection.connected:
-                continue
-            state_fd = self._state_file(loader)
-            try:
-                if loader._global is not None:
-                    connection.seek(None, loader._global, state_fd)
-                else:
-                    connection.seek(*loader._position, state_fd)
-            finally:
-                if state_fd is not None:
-                    os.close(state_fd)
-            if not connection.connected:
-                continue
-            if not first:
-                return
-            generation = connection.generation
-            self._pin = loader._opened().pin_memory and torch.cuda.is_available()
-            if connection.generation != generation:  # the first one was not the producer of this seed, or died
-                continue
-            self._wait_until_sought()
-            if connection.connected:
-                self._placed = True
-                return
-
-    @staticmethod
-    def _state_file(loader: MMAPDataLoader) -> int | None:
-        """The source's own state at the position, as a file for the producer."""
-        state = loader._state if loader._last is None else loader._last.state()
-        if state is None:
-            return None
-        fd = os.memfd_create("state", os.MFD_CLOEXEC)
-        format.write(fd, format.Label("state", *loader._position), state)
-        return fd
-
-    def _wait_until_sought(self) -> None:
-        connection = self._connection
-        deadline = time.monotonic() + self._config.batch_timeout
-        while connection.position is None and connection.connected:
-            connection.receive(deadline, "the producer has not found the position", self._config.batch_timeout)
-        if connection.position is not None:
-            self._loader._position = connection.position
-
-    def _wait(self, position: Position) -> Position:
-        """Returns when the next batch may be read, with its place.
-
-        Raises StopIteration at the epoch's end, and what kept the batch from being made.
-        """
-        loader, connection = self._loader, self._connection
-        deadline = time.monotonic() + self._config.batch_timeout
-        if self._retry:
-            self._retry = False
-            self._again(position, "asked for again")
-        while True:
-            if not connection.connected:
-                self._place()
-            if loader._global is not None and connection.position is not None:
-                # Counted over epochs of unknown length: where it is turns out with their ends.
-                position = loader._position = connection.position
-            failure = connection.failures.get(position)
-            if failure is not None:
-                self._raise(failure)
-            length = connection.lengths.get(position[0])
-            if length is not None and position[1] >= length:
-                self._end(position[0])
-            if position < connection.until:
-                loader._global = None
-                return position
-            what = f"batch {position[1]} of epoch {position[0]} of stream {loader.stream!r} was not ready"
-            connection.receive(deadline, what, self._config.batch_timeout)
-
-    def _end(self, epoch: int) -> None:
-        self._ended = True
-        self._loader._set_position((epoch + 1, 0))
-        self._loader._fresh = True
-        self._closer()
-        raise StopIteration
-
-    def _raise(self, failure: protocol.Failed) -> None:
-        position = (failure.epoch, failure.index)
-        del self._connection.failures[position]
-        where = f"batch {failure.index} of epoch {failure.epoch} of stream {self._loader.stream!r}"
-        if failure.kind in ("dataset", "batch"):
-            self._advance(position, None)  # as in torch: the next one can be asked for
-            if failure.kind == "batch":
-                raise BatchTypeError(f"{where}: {failure.text}")
-            raise user_error(failure.type_name, failure.text)
-        self._retry = True
-        if failure.kind == "full":
-            raise CacheFullError(
-                f"there is no room for {where}: {failure.text}. Make room, choose another cache_dir, or lower "
-                "prefetch_length and lookback_length; the batch can then be asked for again"
-            )
-        if failure.kind == "skip":
-            raise SkipLimitError(failure.text)
-        kind = CacheCorruptError if failure.kind == "corrupt" else ProducerError
-        raise kind(f"{where}: {failure.text}")
-
-    def _again(self, position: Position, reason: str) -> None:
-        self._connection.again(position, reason)
-
-
-def _pause(connection: Connection, loader: Any, iteration: int) -> None:
-    """An iterator is gone: nobody should wait for this reader, unless it has a newer one."""
-    owner = loader()
-    if connection.connected and (owner is None or owner._iteration == iteration):
-        connection.pause()
-
-
-def _pinned(value: Any) -> Any:
-    """As DataLoader(pin_memory=True): the same batch in memory that a GPU can read by itself."""
-    from torch.utils.data._utils.pin_memory import pin_memory
-
-    return pin_memory(value)

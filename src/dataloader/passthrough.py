@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from . import seeds
+from .cursor import Cursor
 from .errors import ProducerError
 from .source import IterableSource, MapSource, is_map_style, length_of
 
@@ -35,24 +36,23 @@ class PassthroughReader:
     def length(self) -> int | None:
         return length_of(self.loader())
 
-    def iterate(self, owner: Any) -> Iterator[Any]:
-        """One epoch from the owner's position on; keeps its position up to date."""
+    def iterate(self, cursor: Cursor) -> Iterator[Any]:
+        """One epoch from the cursor's position on; keeps it up to date."""
         loader = self.loader()
         if self.loaders():
             raise ProducerError(f"the loader factory gives {self.loaders()} loaders: each needs a loader of its own")
-        if owner._global is not None:
+        if cursor.counted is not None:
             length = length_of(loader)
-            owner._position = divmod(owner._global, length) if length else (0, owner._global)
-            owner._global = None
-        epoch, index = owner._position
-        for batch, state in self._batches(loader, epoch, index, owner):
-            owner._position = (epoch, owner._position[1] + 1)
-            owner._state = state
+            cursor.position = divmod(cursor.counted, length) if length else (0, cursor.counted)
+            cursor.counted = None
+        epoch, index = cursor.position
+        for batch, state in self._batches(loader, epoch, index, cursor.state):
+            cursor.advance(None)
+            cursor.state = state
             yield batch
-        owner._set_position((epoch + 1, 0))
-        owner._fresh = True
+        cursor.move((epoch + 1, 0), fresh=True)
 
-    def _batches(self, loader: Any, epoch: int, index: int, owner: Any) -> Iterator[tuple[Any, Any]]:
+    def _batches(self, loader: Any, epoch: int, index: int, state: Any) -> Iterator[tuple[Any, Any]]:
         if self._source is None or self._source.seed != self.seed:
             self._source = (MapSource if is_map_style(loader) else IterableSource)(loader, self.seed)
         source = self._source
@@ -61,7 +61,7 @@ class PassthroughReader:
                 yield batch, None
             return
         with seeds.preserved():
-            source.begin(epoch, index if owner._state is not None else 0, owner._state)
+            source.begin(epoch, index if state is not None else 0, state)
         while True:
             with seeds.preserved():
                 try:

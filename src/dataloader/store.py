@@ -26,6 +26,7 @@ from typing import Any
 
 import msgspec
 
+from ..protocol import dataloader as protocol
 from ..protocol.dataloader import Position
 from . import format
 from .encryption import Sealer
@@ -34,6 +35,7 @@ from .errors import CacheCorruptError, ProducerError
 _JOB = re.compile(r"job-([0-9a-f]{8,64})")
 _BATCH = re.compile(r"(\d+)-(\d+)\.safetensors")
 _TEMPORARY = ".tmp-"
+_MANIFEST = "stream.json"
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,6 +44,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     digest: str
     """Of the recipe."""
+    contents: list[str]
+    """Of the objects in it, of everyone who reads the stream."""
     seed: int
     key_check: str
     """Tells keys apart without telling the key; empty when batches are not encrypted."""
@@ -158,6 +162,10 @@ class StreamDirectory:
         finally:
             os.close(fd)
 
+    def size(self, position: Position) -> int:
+        """Bytes of a batch's file. Raises FileNotFoundError."""
+        return os.stat(self.path / batch_name(position)).st_size
+
     def remove(self, position: Position) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path / batch_name(position))
@@ -179,8 +187,8 @@ class StreamDirectory:
                     os.unlink(entry.path)
 
 
-def open_stream(job: Path, name: str, digest: str, seed: int, key: bytes) -> tuple[StreamDirectory, int]:
-    """The stream's directory and its seed. What lies there is kept if it was made by the same recipe and key.
+def open_stream(job: Path, opened: protocol.Open, key: bytes) -> tuple[StreamDirectory, Manifest]:
+    """The stream's directory, and what it says of itself. What lies there is kept if it is what is wanted.
 
     A stream keeps its first seed: readers that come later may have none of their own, or another.
     """
@@ -188,20 +196,36 @@ def open_stream(job: Path, name: str, digest: str, seed: int, key: bytes) -> tup
 
     from .encryption import sealer
 
-    path = private_directory(job / name)
-    file = path / "stream.json"
+    path = private_directory(job / opened.stream)
     check = hashlib.sha256(b"hyperpodrun " + key).hexdigest()[:16] if key else ""
     with contextlib.suppress(OSError, msgspec.MsgspecError):
-        old = msgspec.json.decode(file.read_bytes(), type=Manifest)
-        if (old.version, old.digest, old.key_check) == (format.VERSION, digest, check):
+        old = msgspec.json.decode((path / _MANIFEST).read_bytes(), type=Manifest)
+        same = (old.version, old.digest, old.key_check) == (format.VERSION, opened.digest, check)
+        if same and opened.content in old.contents and not (opened.insist and old.seed != opened.seed):
             directory = StreamDirectory(path, old.mark, sealer(key))
             directory.remove_unfinished()
-            return directory, old.seed
+            return directory, old
     for entry in list(os.scandir(path)):
         os.unlink(entry.path)
-    manifest = Manifest(format.VERSION, digest, seed, check, secrets.token_hex(8))
+    manifest = Manifest(format.VERSION, opened.digest, [opened.content], opened.seed, check, secrets.token_hex(8))
+    _write_manifest(path, manifest)
+    return StreamDirectory(path, manifest.mark, sealer(key)), manifest
+
+
+def admit(path: Path, manifest: Manifest, content: str) -> Manifest:
+    """The stream is read by somebody whose objects hold something else, too."""
+    manifest = msgspec.structs.replace(manifest, contents=[*manifest.contents, content])
+    _write_manifest(path, manifest)
+    return manifest
+
+
+def forget(path: Path) -> None:
+    """The next producer makes the stream anew."""
+    (path / _MANIFEST).unlink(missing_ok=True)
+
+
+def _write_manifest(path: Path, manifest: Manifest) -> None:
     temporary = path / f"{_TEMPORARY}manifest"
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as output:
         output.write(msgspec.json.encode(manifest))
-    os.rename(temporary, file)
-    return StreamDirectory(path, manifest.mark, sealer(key)), seed
+    os.rename(temporary, path / _MANIFEST)

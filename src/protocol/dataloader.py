@@ -45,17 +45,21 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Open(_Message, frozen=True):
-    """A reader wants a stream. `digest` tells recipes apart.
+    """A reader wants a stream. `digest` tells recipes apart, `content` what the objects in them hold.
 
-    A stream keeps its first seed, unless `insist`: then it is made anew with this one.
+    A stream keeps its first seed, unless `insist`: then it is made anew with this one. Ranks that share a stream may
+    hold objects that differ a little (their own rank, say); with `renew` the process says that it has read the stream
+    with other content before: then it is made anew, unless somebody has opened it with this content, too.
     """
 
     version: int
     stream: str
     options: StreamOptions
     digest: str
+    content: str
     seed: int
     insist: bool
+    renew: bool
 
 
 class Seek(_Message, frozen=True):

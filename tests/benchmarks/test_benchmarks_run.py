@@ -68,6 +68,19 @@ def test_dataloader_compares_the_loaders(tmp_path: Path) -> None:
         assert row["cpu_s"] > 0
 
 
+def test_dataloader_compares_what_a_cold_node_can_do(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    command = [sys.executable, str(BENCHMARKS / "dataloader.py"), "--cold", "--quick", "--workloads=tiny"]
+    ended = subprocess.run([*command, f"--json={path}"], capture_output=True, text=True, timeout=110)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    rows = json.loads(path.read_text())
+    assert [(row["benchmark"], row["from"]) for row in rows] == [
+        ("dataloader-cold", "producer"),
+        ("dataloader-cold", "peer"),
+    ]
+    assert all(row["first_batch_s"] > 0 for row in rows)
+
+
 def test_launch_compares_both_launchers(tmp_path: Path) -> None:
     rows = quick_rows("launch", tmp_path)
     assert [(row["launcher"], row["script"]) for row in rows] == [

@@ -100,6 +100,8 @@ def test_every_kind_of_loader_is_cached(module):
     assert len(train) == 10
     assert sorted(numbers(train)) == list(range(40))
     first, second = data.val_dataloader()
+    lengths = [loader._open()._options.prefetch for loader in (train, first, data.test_dataloader())]
+    assert lengths == [5, 3, 3]
     assert (len(first), len(second)) == (3, 2)
     assert numbers(first) == numbers(first) == numbers(second) == list(range(12))  # every epoch from the beginning
     assert numbers(data.test_dataloader()) == numbers(data.predict_dataloader()) == list(range(12))
@@ -190,6 +192,7 @@ def test_a_parallel_state_says_who_reads_what(module):
     state = SimpleNamespace(get_data_parallel_rank=lambda: 3, get_context_parallel_rank=lambda: 1)
     data = module(parallel_state_util=state)
     assert data.train_dataloader().stream == "train-dp3-cp1"
+    assert module(parallel_state_util=state, name="math").train_dataloader().stream == "math-train-dp3-cp1"
 
 
 def test_it_can_be_switched_off():

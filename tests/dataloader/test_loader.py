@@ -265,8 +265,10 @@ def test_an_error_is_tried_again_after_a_restart(load, tmp_path):
     factory = part(sources.broken, 9, "builtin", str(mended))
     loader = load(factory)
     loader.seek(2)
+    batches = iter(loader)
     with pytest.raises(ValueError, match="sample 9 is broken"):
-        next(iter(loader))
+        next(batches)
+    assert indices([next(batches)]) == [[12, 13, 14, 15]]
     mended.touch()
     again = load(factory)
     again.seek(2)
@@ -314,9 +316,15 @@ def test_two_loaders_of_one_name_are_told_apart(load):
     other = load(part(sources.shuffled, seed=6))
     with pytest.raises(StreamTakenError, match="another loader factory, or with other arguments"):
         next(iter(other))
+    with pytest.raises(StreamTakenError, match="with and without enable_batch_encryption"):
+        next(iter(load(sources.shuffled, enable_batch_encryption=True)))
     twin = load(sources.shuffled)
-    next(iter(twin))
-    with pytest.raises(StreamTakenError, match="a newer MMAPDataLoader of this process"):
+    twin_batches = iter(twin)
+    next(twin_batches)
+    unread = iter(loader)
+    next(twin_batches)
+    del unread  # nobody is told, and nothing is raised where nobody can catch it
+    with pytest.raises(StreamTakenError, match="is read by a newer MMAPDataLoader of this process"):
         list(loader)
 
 
@@ -381,3 +389,31 @@ def test_readers_of_one_stream_share_one_producer_and_one_copy(load, monkeypatch
     assert os.read(read, 1) == b"1"
     directory = Path(loader._opened().directory)
     wait_for(lambda: len(list(directory.glob("*.safetensors"))) <= 4 + 1)
+
+
+def test_readers_that_come_at_once_get_one_producer(load, monkeypatch):
+    for name, value in (("MASTER_ADDR", "at once"), ("MASTER_PORT", str(os.getpid())), ("RANK", "0")):
+        monkeypatch.setenv(name, value)  # there is no host of this job yet: they race to start it
+    said, say = os.pipe()
+    wait, release = os.pipe()
+    peers = []
+    for _ in range(4):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.close(release)
+                os.write(say, b"%d\n" % producer_of(load(sources.shuffled, rank="shared")))
+                os.read(wait, 1)  # the host lives as long as one of them
+            finally:
+                os._exit(0)
+        peers.append(pid)
+    os.close(say)
+    producers = set()
+    with os.fdopen(said) as lines:
+        for _ in peers:
+            producers.add(lines.readline())
+        os.close(release)
+    for pid in peers:
+        os.waitpid(pid, 0)
+    assert len(producers) == 1
+    assert producers.pop().strip().isdecimal()

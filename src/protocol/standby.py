@@ -29,6 +29,8 @@ class SourceOptions(msgspec.Struct, frozen=True):
     """The pid of the agent."""
     python_path: str | None
     """PYTHONPATH as the workers have it."""
+    compiler: bool = False
+    """Import torch.compile's backend, too."""
     preload: tuple[str, ...] = ()
 
 

@@ -1,113 +1,191 @@
 """Are the numbers of a run with faults those of the run without? Many runs, seeded, every one compared bit for bit.
 
-    scripts/bench exactness --runs 200 [--first SEED] [--world-size 4]
+    scripts/bench exactness --runs 200 [--first SEED] [--hsdp]
 
 Each run has one to three faults of random kind, rank and moment: in the forward pass, in the middle of the bucketed
-all-reduce, between it and the optimizer, inside the optimizer's step, after it, at the end of the pass, during the
-restore of the fault before. A run that ends otherwise than the undisturbed one, or through disk, fails.
+all-reduce, between it and the optimizer, inside the optimizer's step, after it, at the end of the pass, and during the
+restore that an earlier fault made necessary (who receives dies, who sends dies, on either way the bytes may take).
+With --hsdp the model is sharded over pairs and every shard is held twice.
+A run fails that ends otherwise than the undisturbed one, has state from elsewhere than the memory of the training
+processes, or in which not every fault has fired.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import subprocess
 import sys
+import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-WORKER = Path(__file__).parents[1] / "tests" / "checkpointless" / "workers" / "exact.py"
+WORKERS = Path(__file__).parents[1] / "tests" / "checkpointless" / "workers"
 KINDS = ("raise", "kill", "exit")
 MOMENTS = ("forward", "allreduce", "before", "begin", "inside", "after", "between")
+RESTORE_MOMENTS = ("restore", "receiving", "sending", "source")
+WORLD_SIZE = 4
 STEPS = 12
+ACCUMULATE = "--accumulate=3"
+HSDP_STEPS = 10
+NO_REPLICAS_OF_EACH_OTHER = ("0", "1", "2", "3", "0+1", "0+3", "1+2", "2+3")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One run: its options for the worker, and its faults in order."""
+    """One run: its worker with its options, and its faults in order."""
 
+    worker: str
     options: tuple[str, ...]
     faults: tuple[str, ...]
 
+    @property
+    def undisturbed(self) -> Plan:
+        """The run to compare with: what does not matter for the numbers is left out."""
+        return Plan(self.worker, tuple(o for o in self.options if o.startswith(("--accumulate", "--steps"))), ())
 
-def plan(seed: int, world_size: int) -> Plan:
-    """The faults of a seed. Never so many at once that nobody would hold the state."""
+
+def plan(seed: int) -> Plan:
+    """The faults of a seed for data parallel training. Never so many at once that nobody would hold the state."""
     dice = random.Random(seed)
-    options: list[str] = []
-    if dice.random() < 0.3:
-        options.append("--rebuild")
-    if dice.random() < 0.3:
-        options.append("--checksum")
-    if dice.random() < 0.3:
-        options.append("--accumulate=3")
-    step, faults = 0, []
-    for number in range(dice.randint(1, 3)):
-        rank = dice.randrange(world_size)
-        moments = ["restore"] if number and dice.random() < 0.3 else MOMENTS
-        step = dice.randint(max(1, step), STEPS - 1)
-        if "--accumulate=3" in options:
-            step = step // 3 * 3 + 2  # the pass that updates, where all the moments are
-        faults.append(f"{dice.choice(KINDS)}:{rank}:{step}:{dice.choice(moments)}")
-    return Plan(tuple(options), tuple(faults))
+    options = [option for option in ("--rebuild", "--checksum", ACCUMULATE, "--stream") if dice.random() < 0.3]
+    faults: list[str] = []
+    for step in _rising_steps(dice, 3 if ACCUMULATE in options else 1):
+        if faults and _leaves_a_receiver(faults[-1]) and dice.random() < 0.4:
+            faults.append(_in_the_restore(dice, faults[-1], "--stream" in options))
+        else:
+            faults.append(f"{dice.choice(KINDS)}:{dice.randrange(WORLD_SIZE)}:{step}:{dice.choice(MOMENTS)}")
+    return Plan("exact.py", (f"--steps={STEPS}", *options), tuple(faults))
 
 
-def launch(world_size: int, options: tuple[str, ...], faults: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def plan_hsdp(seed: int) -> Plan:
+    """The same for HSDP 2x2; two ranks may be lost at once if another one has the shard of each."""
+    dice = random.Random(seed)
+    options = [option for option in ("--offload",) if dice.random() < 0.3]
+    faults = [
+        f"{dice.choice(('raise', 'kill'))}:{dice.choice(NO_REPLICAS_OF_EACH_OTHER)}:{step}:"
+        f"{dice.choice(('forward', 'before', 'inside', 'between'))}"
+        for step in _rising_steps(dice, 1)
+    ]
+    return Plan("hsdp.py", (f"--steps={HSDP_STEPS}", "--rollback", *options), tuple(faults))
+
+
+def _rising_steps(dice: random.Random, window: int) -> list[int]:
+    """One to three passes, each after the one before it; the last pass of an accumulation window, which updates.
+
+    Not the very first pass: with two faults in the restores after it the job would be one that makes no progress.
+    """
+    windows = sorted(dice.sample(range(STEPS // window - 2), dice.randint(1, 2 if window > 1 else 3)))
+    return [(number + 1) * window - 1 + (window == 1) for number in windows]
+
+
+def _leaves_a_receiver(fault: str) -> bool:
+    """Whether its rank has lost its state for sure, and all others have theirs, so that the next restore is known."""
+    kind, _, _, moment = fault.split(":")
+    return kind != "raise" and (moment in MOMENTS or moment == "receiving")
+
+
+def _in_the_restore(dice: random.Random, before: str, stream: bool) -> str:
+    """A fault in the restore after the fault `before`: of the rank that receives, or of the lowest, which gives."""
+    receiver = int(before.split(":")[1])
+    giver = 1 if receiver == 0 else 0
+    moment = dice.choice(("restore", "sending") if stream else ("restore", "receiving", "source"))
+    kind = "kill" if moment == "source" else dice.choice(KINDS)
+    rank = giver if moment == "sending" else receiver if moment != "restore" else dice.choice((giver, receiver))
+    return f"{kind}:{rank}::{moment}"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that is over."""
+
+    exit_code: int
+    digest: str | None
+    fired: int
+    recoveries: tuple[dict[str, object], ...]
+    stderr: str
+
+    def wrong(self, wanted: Plan, digest: str | None) -> str | None:
+        """What is not as it should be."""
+        if self.exit_code or self.digest is None:
+            return f"exit code {self.exit_code}"
+        if digest is None or self.digest != digest:
+            return f"it ends with {self.digest}, the undisturbed run with {digest}"
+        if self.fired != len(wanted.faults):
+            return f"{self.fired} of {len(wanted.faults)} faults have fired"
+        for row in self.recoveries:
+            if row.get("state") not in (None, "memory"):
+                return f"state from {row['state']}"
+        return None
+
+
+def launch(wanted: Plan) -> Ended:
     """One job under hyperpodrun."""
-    words = [word for fault in faults for word in ("--fault", fault)]
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "hyperpodrun", f"--nproc-per-node={world_size}", "--inprocess-restart"),
-            *(str(WORKER), f"--steps={STEPS}", *options, *words),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
+    words = [word for fault in wanted.faults for word in ("--fault", fault)]
+    with tempfile.TemporaryDirectory() as logs:
+        finished = subprocess.run(
+            [
+                *(sys.executable, "-m", "hyperpodrun", f"--nproc-per-node={WORLD_SIZE}", "--inprocess-restart"),
+                *(f"--log-dir={logs}", str(WORKERS / wanted.worker), *wanted.options, *words),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        rows = Path(logs) / "recoveries.jsonl"
+        recoveries = tuple(json.loads(line) for line in rows.read_text().splitlines()) if rows.exists() else ()
+    digests = [line.split()[1] for line in finished.stdout.splitlines() if line.startswith("digest ")]
+    return Ended(
+        finished.returncode,
+        digests[0] if len(digests) == 1 else None,
+        len({line.split()[1] for line in finished.stderr.splitlines() if line.startswith("fault ")}),
+        recoveries,
+        finished.stderr,
     )
-
-
-def digest(finished: subprocess.CompletedProcess[str]) -> str | None:
-    """What the job ended with; None if it did not."""
-    found = [line.split()[1] for line in finished.stdout.splitlines() if line.startswith("digest ")]
-    return found[0] if finished.returncode == 0 and len(found) == 1 else None
 
 
 class Checker:
     """Runs seeds and compares each with the undisturbed run of the same options."""
 
-    def __init__(self, world_size: int) -> None:
-        self._world_size = world_size
-        self._undisturbed: dict[bool, str | None] = {}
+    def __init__(self, *, hsdp: bool = False) -> None:
+        self._plan = plan_hsdp if hsdp else plan
+        self._undisturbed: dict[Plan, str | None] = {}
+        self.moments: Counter[str] = Counter()
+        """Where the faults of the seeds so far were."""
 
     def check(self, seed: int) -> str | None:
         """None if the seed's run ends as it should, else what happened."""
-        wanted = plan(seed, self._world_size)
-        accumulates = "--accumulate=3" in wanted.options
-        if accumulates not in self._undisturbed:
-            options = ("--accumulate=3",) if accumulates else ()
-            self._undisturbed[accumulates] = digest(launch(self._world_size, options))
-        expected = self._undisturbed[accumulates]
-        finished = launch(self._world_size, wanted.options, wanted.faults)
-        fired = finished.stderr.count("fault ") > 0
-        if expected is not None and digest(finished) == expected and fired:
+        wanted = self._plan(seed)
+        self.moments.update(fault.split(":")[3] for fault in wanted.faults)
+        if wanted.undisturbed not in self._undisturbed:
+            self._undisturbed[wanted.undisturbed] = launch(wanted.undisturbed).digest
+        ended = launch(wanted)
+        wrong = ended.wrong(wanted, self._undisturbed[wanted.undisturbed])
+        if wrong is None:
             return None
-        why = "no fault fired" if not fired else f"exit code {finished.returncode}, digest {digest(finished)}"
-        return f"seed {seed}, {' '.join(wanted.options)} {' '.join(wanted.faults)}: {why}\n{finished.stderr[-4000:]}"
+        return f"seed {seed}, {' '.join((*wanted.options, *wanted.faults))}: {wrong}\n{ended.stderr[-4000:]}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Bit for bit: runs with faults beside runs without.")
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--first", type=int, default=0, metavar="SEED")
-    parser.add_argument("--world-size", type=int, default=4)
+    parser.add_argument("--hsdp", action="store_true", help="FSDP2, sharded over pairs, every shard twice")
     args = parser.parse_args()
-    checker, failed, began = Checker(args.world_size), 0, time.monotonic()
+    checker, failed, began = Checker(hsdp=args.hsdp), 0, time.monotonic()
     for seed in range(args.first, args.first + args.runs):
         wrong = checker.check(seed)
         if wrong is not None:
             failed += 1
             print(wrong, flush=True)
-    print(f"{args.runs - failed} of {args.runs} runs bit for bit equal, in {time.monotonic() - began:.0f} s")
+    print("faults:", ", ".join(f"{count} {moment}" for moment, count in checker.moments.most_common()))
+    print(
+        f"{args.runs - failed} of {args.runs} runs bit for bit equal, none of them through snapshot or disk, "
+        f"in {time.monotonic() - began:.0f} s"
+    )
     sys.exit(1 if failed else 0)
 
 

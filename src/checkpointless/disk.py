@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ _log = logging.getLogger("hyperpodrun.checkpointless")
 
 _NAME = re.compile(r"step-(\d+)")
 _KEPT = 2
+_WRITE_LIMIT_S = 3600.0
 
 
 class DiskCheckpoints:
@@ -35,13 +37,17 @@ class DiskCheckpoints:
         self._path = path
         self._every = every
         self._group: Any = None
+        self._agreement: Any = None
         self._pending: Any = None
+        self._unreadable: set[int] = set()
 
     def start(self) -> None:
         """An epoch begins; on all ranks together."""
         self._pending = None
         # Not the group of training: its collectives must not mix with those of a thread, and NCCL has no CPU tensors.
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        together = dist.is_initialized()
+        self._group = dist.new_group(backend="gloo") if together else None
+        self._agreement = dist.new_group(backend="gloo") if together else None
 
     def due(self, step: int) -> bool:
         return step % self._every == 0
@@ -49,9 +55,9 @@ class DiskCheckpoints:
     def save(self, header: Header, shard: str, rank: int, state: StateProvider) -> None:
         """Begins a checkpoint: copies the state, then writes it in the background.
 
-        One that is still being written makes this one be left out.
+        One that is still being written makes this one be left out, on all ranks: a checkpoint is made together.
         """
-        if self._pending is not None and not self._pending.done():
+        if not self._all_idle():
             _log.warning("checkpoint of step %d left out: the one before it is still being written", header.step)
             return
         self._settle()
@@ -59,15 +65,16 @@ class DiskCheckpoints:
 
         described = torch.frombuffer(bytearray(encode(header.as_dict())), dtype=torch.uint8)
         tensors = {_key(shard, name): tensor for name, tensor in state.named_tensors().items()}
-        self._path.mkdir(parents=True, exist_ok=True)
-        self._pending = checkpoint.async_save(
-            {**tensors, f"header/{rank}": described},
-            checkpoint_id=self._path / f"step-{header.step}",
-            process_group=self._group,
-            no_dist=self._group is None,
-        )
-        if rank == 0:
-            self._prune(header.step)
+        with self._surviving():
+            self._path.mkdir(parents=True, exist_ok=True)
+            self._pending = checkpoint.async_save(
+                {**tensors, f"header/{rank}": described},
+                checkpoint_id=self._path / f"step-{header.step}",
+                process_group=self._group,
+                no_dist=self._group is None,
+            )
+            if rank == 0:
+                self._prune(header.step)
 
     def stop(self) -> None:
         """The epoch has failed: what is being written may never be complete."""
@@ -79,8 +86,9 @@ class DiskCheckpoints:
             self._settle()
 
     def newest(self) -> int | None:
-        """The newest complete checkpoint's step."""
-        return max((step for step, path in self._found() if (path / ".metadata").is_file()), default=None)
+        """The newest complete checkpoint's step, without those that turned out to be unreadable."""
+        complete = {step for step, path in self._found() if (path / ".metadata").is_file()}
+        return max(complete - self._unreadable, default=None)
 
     def load(self, step: int, rank: int) -> Header:
         """The header of this rank's part. Raises RestoreError."""
@@ -88,41 +96,64 @@ class DiskCheckpoints:
         from torch.distributed.checkpoint import FileSystemReader
 
         directory = self._path / f"step-{step}"
-        try:
+        with self._reading(directory, step):
             metadata = FileSystemReader(directory).read_metadata()
-            entry = metadata.state_dict_metadata[f"header/{rank}"]
+            entry = metadata.state_dict_metadata.get(f"header/{rank}")
+            if entry is None:
+                raise RestoreError(f"it was written by a job of another size: it has no rank {rank}")
             row = torch.empty(entry.size, dtype=torch.uint8)  # type: ignore[union-attr]
             with _quiet():
                 checkpoint.load({f"header/{rank}": row}, checkpoint_id=directory, no_dist=True)
             return Header.from_dict(decode(row.numpy().tobytes()))
-        except KeyError:
-            raise RestoreError(f"{directory} was written by a job of another size: it has no rank {rank}") from None
-        except (OSError, ValueError, RuntimeError) as error:
-            raise RestoreError(f"the checkpoint {directory} cannot be read: {error}") from error
 
     def fill(self, step: int, shard: str, tensors: dict[str, torch.Tensor]) -> None:
         """Reads the tensors of a shard into their places. Raises RestoreError."""
         from torch.distributed import checkpoint
 
         directory = self._path / f"step-{step}"
-        try:
-            with _quiet():
-                checkpoint.load(
-                    {_key(shard, name): tensor for name, tensor in tensors.items()},
-                    checkpoint_id=directory,
-                    no_dist=True,
-                )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise RestoreError(f"the checkpoint {directory} cannot be read: {error}") from error
+        with self._reading(directory, step), _quiet():
+            checkpoint.load(
+                {_key(shard, name): tensor for name, tensor in tensors.items()},
+                checkpoint_id=directory,
+                no_dist=True,
+            )
+
+    def _all_idle(self) -> bool:
+        """Whether the last checkpoint is written everywhere. Ranks see that at different times, so they agree."""
+        idle = torch.tensor([self._pending is None or self._pending.done()], dtype=torch.int32)
+        if self._agreement is not None:
+            dist.all_reduce(idle, dist.ReduceOp.MIN, self._agreement)
+        return bool(idle.item())
 
     def _settle(self) -> None:
         if self._pending is None:
             return
+        pending, self._pending = self._pending, None
+        with self._surviving():
+            pending.result(_WRITE_LIMIT_S)
+
+    @contextlib.contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """Training does not depend on what a storage backend raises while it writes."""
+        from torch.distributed.checkpoint.api import CheckpointException  # a BaseException
+
         try:
-            self._pending.result()
-        except Exception as error:  # whatever a storage backend raises: training does not depend on it
-            _log.warning("a checkpoint on disk failed: %s", error)
-        self._pending = None
+            yield
+        except TimeoutError:
+            _log.warning("a checkpoint on disk was not written within %g s: it is given up", _WRITE_LIMIT_S)
+        except (Exception, CheckpointException) as error:
+            _log.warning("a checkpoint on disk failed: %s", _in_short(error))
+
+    @contextlib.contextmanager
+    def _reading(self, directory: Path, step: int) -> Iterator[None]:
+        """What a storage backend raises while it reads is a RestoreError. The next plan is made without that step."""
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        try:
+            yield
+        except (Exception, CheckpointException) as error:
+            self._unreadable.add(step)
+            raise RestoreError(f"the checkpoint {directory} cannot be read: {_in_short(error)}") from None
 
     def _found(self) -> list[tuple[int, Path]]:
         with contextlib.suppress(FileNotFoundError):
@@ -141,8 +172,14 @@ def _key(shard: str, name: str) -> str:
     return f"{shard or 'all'}/{name}"
 
 
+def _in_short(error: BaseException) -> str:
+    """A sentence; torch's own text has the traceback of every rank."""
+    failures: dict[int, tuple[BaseException, object]] = getattr(error, "failures", {})
+    return "; ".join(f"rank {rank}: {cause!r}" for rank, (cause, _) in sorted(failures.items())) or repr(error)
+
+
 @contextlib.contextmanager
-def _quiet() -> Any:
+def _quiet() -> Iterator[None]:
     """Without DCP's warning that a load without process group is one: it is meant to be."""
     import warnings
 

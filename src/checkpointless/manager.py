@@ -89,7 +89,8 @@ class CheckpointManager:
         self._disk = DiskCheckpoints(Path(disk_path), disk_every) if disk_path is not None else None
         self._update = Update(self._tracker, self._journal, KeptState() if rollback else None, self._snapshots)
         self._whole = False
-        """Parameters and optimizer are those of one step: not before the first restore, not inside one."""
+        """Parameters and optimizer are those of one step: not before the first restore, nor where one was left while it
+        changed them. (Who only gave, or kept what it had, can give in the next epoch.)"""
         self._ready = False
         """Restored in this epoch."""
         self._distrusted: set[int] = set()
@@ -99,14 +100,14 @@ class CheckpointManager:
     def register(self, **objects: Any) -> None:
         """Says what training must carry over a fault, by name.
 
-        Modules, optimizers, schedulers, a GradScaler, random generators, and anything with `state_dict` and
-        `load_state_dict` that a step reads or changes, such as a data loader's position; the global generators of
-        torch, CUDA, numpy and Python are always carried. Objects may be kept alive over restarts or built anew each
-        time; the names must stay the same. Call it when the model has its final shape (after `fully_shard`).
+        Modules, optimizers, schedulers, a GradScaler, random generators, a `StateProvider`, and anything with
+        `state_dict` and `load_state_dict` that a step reads or changes, such as a data loader's position; the global
+        generators of torch, CUDA, numpy and Python are always carried. Objects may be kept alive over restarts or built
+        anew each time; the names must stay the same. Call it when the model has its final shape (after `fully_shard`).
 
         Raises TypeError for an object whose state cannot be carried.
         """
-        if self._registry is not None and objects == self._registry.objects:
+        if self._registry is not None and _same_objects(objects, self._registry.objects):
             return
         registry = Registry(objects)
         if self._registry is not None:
@@ -125,14 +126,13 @@ class CheckpointManager:
         registry = self._registered()
         registry.state.quiesce()
         self._update.pause()
-        self._shard = shard_name(self._caller.rank, registry.state.parameters, registry.optimizers, self._replicas)
+        self._shard = shard_name(self._caller.rank, registry.state, self._replicas)
         self._caller.registered(self._shard)
         directory = _state_directory()
         self._journal.open(directory / f"rank-{self._caller.rank}" if directory is not None else None)
         self._start_copies(directory)
         with self._caller.restoring():
-            whole, self._whole = self._whole, False
-            self._successor.hand_over(registry, whole=whole)
+            self._successor.hand_over(registry, whole=self._holds_whole())
             restorer = Restorer(
                 registry,
                 self._journal,
@@ -144,6 +144,7 @@ class CheckpointManager:
                 kept=self._update.kept,
                 snapshots=self._snapshots,
                 disk=self._disk,
+                on_change=self._begin_change,
             )
             try:
                 note = restorer.run(self._caller.plan)
@@ -174,6 +175,8 @@ class CheckpointManager:
             self.begin_step()
             yield self._tracker.index
             self.end_step()
+        if self._snapshots is not None:
+            self._snapshots.finish()
         if self._disk is not None:
             self._disk.finish()
 
@@ -188,6 +191,11 @@ class CheckpointManager:
         self._order.first_step_done()
         self._caller.step_completed(self._tracker.point)
         self._copy_due()
+
+    def begin_backward(self) -> None:
+        """The gradients of this step are about to leave this process. Seen by itself where a registered module is
+        called; to be said before the first collective of the backward pass where none is."""
+        self._update.backward_begins()
 
     def update(self) -> contextlib.AbstractContextManager[None]:
         """Around all that belongs to an update, where registered parts do not show it: an exponential average of the
@@ -215,8 +223,8 @@ class CheckpointManager:
             self._snapshots.stop()
         if self._disk is not None:
             self._disk.stop()
-        if self._registry is not None and self._holds_whole():
-            self._successor.offload(self._registry)
+        if self._registry is not None:
+            self._successor.offload(self._registry, whole=self._holds_whole())
 
     def holding(self) -> Holding:
         """What this rank can give to others, for the barrier."""
@@ -234,6 +242,10 @@ class CheckpointManager:
 
     def _holds_whole(self) -> bool:
         return self._whole and not self._tracker.updating and self._tracker.point in self._journal
+
+    def _begin_change(self) -> None:
+        """From here on parameters and optimizer are of no step, until the restore is complete."""
+        self._whole = False
 
     def _start_copies(self, directory: Path | None) -> None:
         if self._snapshots is not None:
@@ -258,6 +270,11 @@ class CheckpointManager:
         if self._registry is None:
             raise RuntimeError("CheckpointManager: call register(model=..., optimizer=...) first")
         return self._registry
+
+
+def _same_objects(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether the same names stand for the same objects. Equal ones are not enough: only one of them is trained."""
+    return one.keys() == other.keys() and all(one[name] is other[name] for name in one)
 
 
 def _state_directory() -> Path | None:

@@ -8,6 +8,7 @@ A note has two parts. The *local* one is known to this rank only and goes into i
 
 from __future__ import annotations
 
+import _random
 import copy
 import ctypes
 import random
@@ -18,10 +19,10 @@ from typing import Any
 
 import torch
 
-from .encoding import decode, encode
+from .encoding import EncodingError, decode, encode
 
 _LARGEST_RECORDED_BUFFERS = 8 << 20
-"""Buffers of more bytes than this, together, are not written into the record at every step."""
+"""So many bytes of buffers, together, are written into the record at most, at every step: the small ones first."""
 _LARGEST_ALWAYS_COPIED = 256 << 10
 """Buffers up to this size are copied and compared themselves: batch norm changes its statistics without counting that
 as a version. Larger ones (masks, tables of rotary embeddings) are believed when their version says they are the same.
@@ -54,15 +55,18 @@ class NoteTaker:
         self.buffers: dict[str, torch.Tensor] = {}
         self.local: dict[str, Any] = {}
         self.shared: dict[str, Any] = {}
-        self.record_buffers = True
+        self._recorded: frozenset[str] = frozenset()
 
     def set_buffers(self, buffers: Mapping[str, torch.Tensor]) -> None:
-        """The buffers to note; they are left out of the record when they are large."""
+        """The buffers to note. The large ones (masks, tables) are left out of the record; so are those of a GPU, which
+        would have to be waited for at every step. A successor has them from a replica."""
         self.buffers = dict(buffers)
-        # From a GPU they would have to be waited for, at every step.
-        self.record_buffers = all(buffer.device.type == "cpu" for buffer in self.buffers.values()) and (
-            sum(buffer.nbytes for buffer in self.buffers.values()) <= _LARGEST_RECORDED_BUFFERS
-        )
+        recorded, room = set(), _LARGEST_RECORDED_BUFFERS
+        for name, buffer in sorted(self.buffers.items(), key=lambda item: item[1].nbytes):
+            if buffer.device.type == "cpu" and buffer.nbytes <= room:
+                recorded.add(name)
+                room -= buffer.nbytes
+        self._recorded = frozenset(recorded)
 
     def take(self, step: int, last: Note | None = None, *, local_only: bool = False) -> Note:
         """The state now. What has not changed since `last` is not copied again."""
@@ -112,7 +116,7 @@ class NoteTaker:
 
     def local_bytes(self, note: Note) -> bytes:
         """The local part of a note, for the record."""
-        return self._bytes(note, {} if not self.record_buffers else note.buffers, {})
+        return self._bytes(note, {name: note.buffers[name] for name in note.buffers.keys() & self._recorded}, {})
 
     def whole_bytes(self, note: Note) -> bytes:
         """A note as the peer sends it."""
@@ -132,9 +136,12 @@ class NoteTaker:
     def from_bytes(step: int, data: bytes) -> Note:
         """A note as it was written by `local_bytes` or `whole_bytes`. Raises EncodingError."""
         parts = decode(data)
-        buffers = {name: (-1, contents) for name, contents in parts["buffers"].items()}
-        generators = {name: decode(state) for name, state in parts["generators"].items()}
-        return Note(step, generators, buffers, parts["local"], parts["shared"])
+        try:
+            buffers = {name: (-1, contents) for name, contents in parts["buffers"].items()}
+            generators = {name: decode(state) for name, state in parts["generators"].items()}
+            return Note(step, generators, buffers, parts["local"], parts["shared"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise EncodingError(f"not a note: {error!r}") from None
 
     def _copy(self, name: str, buffer: torch.Tensor, last: Note | None) -> tuple[int, torch.Tensor]:
         version = buffer._version
@@ -174,25 +181,68 @@ class _NumpyGenerator:
         assert self._seen is not None
         return self._seen[1]
 
+    def forget(self) -> None:
+        """The state has been set: a deviate that had been used up may be there again, with the same words."""
+        self._seen = None
+
 
 _numpy_generator = _NumpyGenerator()
 
 
-_last_python_state: tuple[Any, ...] = ()
+class _PythonGenerator:
+    """Python's global generator. Reading its state takes 8 us, seeing that it has not changed 1 us.
+
+    The same object is given as long as nothing changes, so that it is encoded once.
+    """
+
+    def __init__(self) -> None:
+        self._seen: tuple[bytes, object, tuple[Any, ...]] | None = None
+        self._tells = _raw_state_tells()
+
+    def read(self) -> tuple[Any, ...]:
+        generator: Any = getattr(random.getstate, "__self__", None)
+        if not self._tells or type(generator) is not random.Random:
+            return random.getstate()
+        raw, kept_deviate = _raw_state(generator), vars(generator)["gauss_next"]
+        if self._seen is None or self._seen[:2] != (raw, kept_deviate):
+            self._seen = (raw, kept_deviate, random.getstate())
+        return self._seen[2]
 
 
-def _python_state() -> tuple[Any, ...]:
-    """Python's generator; the same object as long as it does not change, so that it is encoded once."""
-    global _last_python_state
-    state = random.getstate()
-    if state != _last_python_state:
-        _last_python_state = state
-    return _last_python_state
+def _raw_state(generator: random.Random) -> bytes:
+    """The words of CPython's Mersenne Twister and the position in them: what its C type adds to an object."""
+    begin = object.__basicsize__
+    return ctypes.string_at(id(generator) + begin, _random.Random.__basicsize__ - begin)
+
+
+def _raw_state_tells() -> bool:
+    """Whether those bytes are, in this interpreter, all that changes with a draw."""
+    probe = random.Random(0)
+    states, raws = [probe.getstate()], [_raw_state(probe)]
+    for _ in range(3):
+        probe.random()
+        states.append(probe.getstate())
+        raws.append(_raw_state(probe))
+    probe.setstate(states[1])
+    return len(set(raws)) == len(states) and _raw_state(probe) == raws[1]
+
+
+_python_generator = _PythonGenerator()
+_last_torch_state = torch.empty(0, dtype=torch.uint8)
+
+
+def _torch_state() -> torch.Tensor:
+    """Torch's CPU generator; the same object as long as it does not change, so that it is encoded once."""
+    global _last_torch_state
+    state = torch.get_rng_state()
+    if not torch.equal(state, _last_torch_state):
+        _last_torch_state = state
+    return _last_torch_state
 
 
 def read_generators() -> dict[str, Any]:
     """The states of the process-wide random number generators that are in use."""
-    states: dict[str, Any] = {"torch": torch.get_rng_state(), "python": _python_state()}
+    states: dict[str, Any] = {"torch": _torch_state(), "python": _python_generator.read()}
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         states["numpy"] = _numpy_generator.read(numpy)
@@ -208,6 +258,7 @@ def write_generators(states: Mapping[str, Any]) -> None:
     numpy = sys.modules.get("numpy")
     if numpy is not None and "numpy" in states:
         numpy.random.set_state(states["numpy"])
+        _numpy_generator.forget()
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from .bucketing import Memory
 from .errors import RestoreError
 from .notes import Note, NoteTaker
@@ -18,7 +20,7 @@ class Header:
 
     step: int
     skeleton: list[Any]
-    scalars: dict[str, Any]
+    host_state: dict[str, Any]
     note: bytes
     learned: tuple[list[str], bool, bool]
     order: list[int] | None
@@ -27,7 +29,7 @@ class Header:
         return {
             "step": self.step,
             "skeleton": self.skeleton,
-            "scalars": self.scalars,
+            "host_state": self.host_state,
             "note": self.note,
             "learned": self.learned,
             "order": self.order,
@@ -40,14 +42,17 @@ class Header:
             header = Header(
                 fields["step"],
                 list(check_skeleton(fields["skeleton"])),
-                fields["scalars"],
+                fields["host_state"],
                 fields["note"],
-                fields["learned"],
-                fields["order"],
+                msgspec.convert(fields["learned"], tuple[list[str], bool, bool]),
+                msgspec.convert(fields["order"], list[int] | None),
             )
         except KeyError as error:
             raise RestoreError(f"the description of the state lacks {error}") from None
-        if not (isinstance(header.step, int) and isinstance(header.scalars, dict) and isinstance(header.note, bytes)):
+        except msgspec.ValidationError as error:
+            raise RestoreError(f"the description of the state makes no sense: {error}") from None
+        types = (int, dict, bytes)
+        if not all(map(isinstance, (header.step, header.host_state, header.note), types)):
             raise RestoreError("the description of the state has fields of wrong types")
         return header
 
@@ -55,7 +60,7 @@ class Header:
 def describe(registry: Registry, note: Note, learned: tuple[list[str], bool, bool], order: list[int] | None) -> Header:
     """The header of the registered state, which is that before `note.step`."""
     state = registry.state
-    return Header(note.step, state.skeleton(), state.scalars(), registry.notes.whole_bytes(note), learned, order)
+    return Header(note.step, state.skeleton(), state.host_state(), registry.notes.whole_bytes(note), learned, order)
 
 
 def build(registry: Registry, header: Header, step: int) -> Memory:
@@ -63,7 +68,7 @@ def build(registry: Registry, header: Header, step: int) -> Memory:
     if header.step != step:
         raise RestoreError(f"the source stands at step {header.step}, the plan says {step}")
     registry.state.materialise(header.skeleton)
-    registry.state.set_scalars(header.scalars)
+    registry.state.load_host_state(header.host_state)
     memory = Memory(registry.state.named_tensors())
     described = [item[0] for item in header.skeleton]
     if list(memory.rows) != described:

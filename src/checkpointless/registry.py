@@ -10,6 +10,7 @@ import torch
 
 from .encoding import EncodingError, encode
 from .notes import NoteTaker, read_object
+from .provider import CombinedState, StateProvider
 from .tensors import TorchState
 
 _SCHEDULERS = (torch.optim.lr_scheduler.LRScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
@@ -18,8 +19,9 @@ _SCHEDULERS = (torch.optim.lr_scheduler.LRScheduler, torch.optim.lr_scheduler.Re
 class Registry:
     """The objects of one registration. `on_move` is called with a part's name when it has moved.
 
-    Modules and optimizers make the `TorchState`; optimizers, schedulers and the gradient scaler move in an update and
-    are noted in the shared part; generators and anything else with `state_dict` are noted in the local part.
+    Modules and optimizers make a `TorchState`, beside which there may be other providers of state; optimizers,
+    schedulers and the gradient scaler move in an update and are noted in the shared part; generators and anything else
+    with `state_dict` are noted in the local part.
     """
 
     def __init__(self, objects: dict[str, Any]) -> None:
@@ -27,16 +29,15 @@ class Registry:
         self.modules = {name: o for name, o in objects.items() if isinstance(o, torch.nn.Module)}
         self.optimizers = {name: o for name, o in objects.items() if isinstance(o, torch.optim.Optimizer)}
         self.movers = {name: o for name, o in objects.items() if isinstance(o, _SCHEDULERS) or _is_scaler(o)}
-        rest = {
-            name: o
-            for name, o in objects.items()
-            if name not in self.modules and name not in self.optimizers and name not in self.movers
-        }
+        providers = {name: o for name, o in objects.items() if isinstance(o, StateProvider)}
+        carried = {*self.modules, *self.optimizers, *self.movers, *providers}
+        rest = {name: o for name, o in objects.items() if name not in carried}
         for name, target in rest.items():
             _check(name, target)
-        self.state = TorchState(self.modules, self.optimizers)
+        torch_state = TorchState(self.modules, self.optimizers)
+        self.state = CombinedState(torch_state, providers)
         self.notes = NoteTaker()
-        self.notes.set_buffers(self.state.buffers)
+        self.notes.set_buffers(torch_state.buffers)
         self.notes.local = rest
         self.notes.shared = {**self.optimizers, **self.movers}
         self.dropped = False
@@ -73,14 +74,7 @@ class Registry:
         """Lets go of everything large: the state has been copied elsewhere and other objects will take over."""
         self.release()
         self.dropped = True
-        for optimizer in self.optimizers.values():
-            optimizer.state.clear()
-            for group in optimizer.param_groups:
-                group["params"] = []
-        for parameter in self.state.parameters.values():
-            parameter.grad = None
-            parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
-        self.state.parameters.clear()
+        self.state.drop()
 
     def _wrap(self, target: Any, method: str, moved: Callable[[], None]) -> None:
         """By a class of its own for this object: an attribute of the object would get into its `state_dict`."""

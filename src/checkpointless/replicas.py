@@ -2,42 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
 
 from ..protocol.plan import MAX_SHARD_NAME
-from .tensors import sharded
+from .provider import StateProvider
 
 Replicas: TypeAlias = Callable[[int], object]
 """A user's own rule: ranks for which it gives the same value hold the same bytes."""
 
 
-def shard_name(
-    rank: int,
-    parameters: Mapping[str, torch.Tensor],
-    optimizers: Mapping[str, torch.optim.Optimizer],
-    replicas: Replicas | None,
-) -> str:
-    """The name of this rank's shard. Without a rule it is read off the parameters and optimizers.
+def shard_name(rank: int, state: StateProvider, replicas: Replicas | None) -> str:
+    """The name of this rank's shard: by the user's rule, or as the state itself says. Raises ValueError."""
+    name = state.shard() if replicas is None else str(replicas(rank))
+    if len(name) > MAX_SHARD_NAME:
+        source = f"replicas({rank})" if replicas is not None else "the name of this rank's shard"
+        raise ValueError(f"{source} is {len(name)} characters long: give CheckpointManager(replicas=...) a short one")
+    return name
+
+
+def shard_of(parameters: Mapping[str, torch.Tensor], optimizers: Mapping[str, torch.optim.Optimizer]) -> str:
+    """The shard of plain PyTorch's state, read off it.
 
     DDP: one shard, everybody holds it. FSDP2: the coordinates on the mesh dimensions over which parameters are
     sharded; the others are replicas (HSDP). ZeroRedundancyOptimizer: the rank within its process group.
     """
-    if replicas is not None:
-        name = str(replicas(rank))
-        if len(name) > MAX_SHARD_NAME:
-            raise ValueError(f"replicas({rank}) is {len(name)} characters long: give a short name or a number")
-        return name
     parts: set[str] = set()
-    for parameter in sharded(parameters):
+    for parameter in _sharded(parameters):
         parts |= _coordinates(parameter)
     for name, optimizer in optimizers.items():
         if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
             group = optimizer.process_group  # type: ignore[attr-defined]
             parts.add(f"{name}:{torch.distributed.get_rank(group)}")
     return ",".join(sorted(parts))
+
+
+def _sharded(parameters: Mapping[str, torch.Tensor]) -> Iterator[Any]:
+    """The parameters that are spread over ranks (DTensor)."""
+    for value in parameters.values():
+        if hasattr(value, "device_mesh") and hasattr(value, "placements"):
+            yield value
 
 
 def _coordinates(parameter: Any) -> set[str]:

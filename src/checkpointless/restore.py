@@ -7,6 +7,7 @@ other: nobody waits in a circle.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from ..protocol.plan import Origin, RestorePlan, Transfer
@@ -27,7 +28,11 @@ _log = logging.getLogger("hyperpodrun.checkpointless")
 
 
 class Restorer:
-    """What a rank has for a restore. One is made for each."""
+    """What a rank has for a restore. One is made for each.
+
+    `on_change` is called right before parameters and optimizer begin to change. A rank that only gives, or has what it
+    needs, is never changed: a restore that fails, for whatever reason, does not cost its state.
+    """
 
     def __init__(
         self,
@@ -42,6 +47,7 @@ class Restorer:
         kept: KeptState | None = None,
         snapshots: Snapshots | None = None,
         disk: DiskCheckpoints | None = None,
+        on_change: Callable[[], None],
     ) -> None:
         self._registry = registry
         self._journal = journal
@@ -53,6 +59,7 @@ class Restorer:
         self._kept = kept
         self._snapshots = snapshots
         self._disk = disk
+        self._on_change = on_change
         self.distrusted: int | None = None
         """A rank that has sent wrong bytes."""
 
@@ -82,6 +89,7 @@ class Restorer:
         step, rank = plan.target_step, self._rank
         if rank in plan.rollbacks:
             assert self._kept is not None, "only who keeps a state reports it"
+            self._on_change()
             self._kept.go_back(step, self._registry.state)
         note: Note | None = None
         for transfer in plan.transfers:
@@ -99,8 +107,8 @@ class Restorer:
             assert transfer.owner is not None
             if transfer.source == rank == transfer.receiver:
                 header, saved = self._snapshots.load(transfer.owner, step)
-                build(self._registry, header, step).fill_from(saved)
-                note = self._adopt(header, own=transfer.owner == rank)
+                self._build(header, step).fill_from(saved)
+                note = self._adopt(header, giver=transfer.owner)
             elif transfer.source == rank:
                 self._give(transfer, self._snapshots.load(transfer.owner, step))
             elif transfer.receiver == rank:
@@ -112,9 +120,9 @@ class Restorer:
     def _from_disk(self, step: int) -> Note:
         assert self._disk is not None, "only who has checkpoints reports them"
         header = self._disk.load(step, self._rank)
-        build(self._registry, header, step)
+        self._build(header, step)
         self._disk.fill(step, self._shard, self._registry.state.named_tensors())
-        return self._adopt(header, own=True)
+        return self._adopt(header, giver=self._rank)
 
     def _live(self, step: int) -> tuple[Header, Memory]:
         header = describe(self._registry, self._journal[step], self._tracker.learned(), self._order.indices)
@@ -125,15 +133,22 @@ class Restorer:
         send(Link(), transfer.receiver, header.as_dict(), memory, checksum=self._checksum)
 
     def _take(self, transfer: Transfer, step: int) -> Note:
+        headers: list[Header] = []
+
         def make(fields: dict[str, Any]) -> Memory:
-            return build(self._registry, Header.from_dict(fields), step)
+            headers.append(Header.from_dict(fields))
+            return self._build(headers[0], step)
 
         try:
-            fields = receive(Link(), transfer.source, make)
+            receive(Link(), transfer.source, make)
         except ChecksumError as error:
             self.distrusted = error.source
             raise
-        return self._adopt(Header.from_dict(fields), own=transfer.owner == self._rank)
+        return self._adopt(headers[0], giver=transfer.source if transfer.owner is None else transfer.owner)
+
+    def _build(self, header: Header, step: int) -> Memory:
+        self._on_change()
+        return build(self._registry, header, step)
 
     def _put_back(self, step: int) -> Note:
         """Parameters and optimizer are at `step`; all that an interrupted step has touched goes back to it."""
@@ -141,17 +156,21 @@ class Restorer:
         self._registry.notes.put_back(note)
         return note
 
-    def _adopt(self, header: Header, *, own: bool) -> Note:
-        """The small state that came with the tensors. What only this rank's earlier process knew is in its record."""
+    def _adopt(self, header: Header, *, giver: int) -> Note:
+        """The small state that came with the tensors, which were those of rank `giver`.
+
+        If that is another rank, what only this rank's earlier process knew is in its record.
+        """
         note = read_note(header)
-        if not own:
+        if giver != self._rank:
             mine = self._journal.of_predecessor(header.step)
             if mine is None:
                 _log.warning(
-                    "rank %d: its random generators and data position of step %d were lost with its node; it goes on "
-                    "with those of a replica",
+                    "rank %d: its random generators and data position of step %d are nowhere (they are lost with a "
+                    "node; or see CheckpointManager.begin_backward); it goes on with those of rank %d's state",
                     self._rank,
                     header.step,
+                    giver,
                 )
             else:
                 note.generators, note.local = mine.generators, mine.local

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+from typing import Any
 
 import torch
 
@@ -31,6 +33,7 @@ class KeptState:
         """The step whose beginning is kept; None while nothing whole is."""
         self._skeleton: list[TensorSpec] = []
         self._rows: dict[str, torch.Tensor] = {}
+        self._host_state: dict[str, Any] = {}
 
     def keep(self, step: int, state: StateProvider) -> None:
         """Copies the state; to be called right before it changes."""
@@ -47,7 +50,7 @@ class KeptState:
         for name in self._rows.keys() - rows.keys():
             del self._rows[name]
         state.quiesce()
-        self._skeleton = state.skeleton()
+        self._skeleton, self._host_state = state.skeleton(), copy.deepcopy(state.host_state())
         self.step = step
 
     def go_back(self, step: int, state: StateProvider) -> None:
@@ -57,3 +60,4 @@ class KeptState:
         state.materialise(self._skeleton)
         for name, row in Memory(state.named_tensors()).rows.items():
             row.copy_(self._rows[name])
+        state.load_host_state(self._host_state)

@@ -21,18 +21,21 @@ class Successor:
         self._old: Registry | None = None
         self._skeleton: list[TensorSpec] = []
         self._rows: dict[str, torch.Tensor] | None = None
-        self._scalars: dict[str, object] = {}
+        self._host_state: dict[str, object] = {}
 
-    def offload(self, registry: Registry) -> None:
+    def offload(self, registry: Registry, *, whole: bool) -> None:
         """After a fault: copies the state to the host, if that is asked for, and lets go of the objects' tensors."""
         if not self._offload:
             return
-        self._skeleton, self._scalars = registry.state.skeleton(), registry.state.scalars()
-        self._rows = {
-            name: row.cpu().clone() if row.device.type == "cpu" else row.cpu()
-            for name, row in Memory(registry.state.named_tensors()).rows.items()
-        }
-        registry.drop_tensors()
+        holder = self._old or registry
+        if whole and self._rows is None:  # else it waits already, or there is none
+            self._skeleton, self._host_state = holder.state.skeleton(), holder.state.host_state()
+            self._rows = {
+                name: row.cpu().clone() if row.device.type == "cpu" else row.cpu()
+                for name, row in Memory(holder.state.named_tensors()).rows.items()
+            }
+        for one in (holder, registry):
+            one.drop_tensors()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
@@ -42,18 +45,20 @@ class Successor:
             self._old = old
 
     def hand_over(self, registry: Registry, *, whole: bool) -> None:
-        """Copies the old state into the new objects, if there is one worth having, and forgets it."""
-        old, self._old = self._old, None
-        rows, self._rows = self._rows, None
-        if old is None and rows is not None and registry.dropped:
+        """Copies the old state into the new objects, if there is one worth having, and then forgets it.
+
+        Left half way it can be done again: the old state is not touched.
+        """
+        old, rows = self._old, self._rows
+        if registry.dropped:
             raise RuntimeError(
                 "CheckpointManager(enable_offload=True) has let go of the registered objects: build and register "
                 "them anew inside the wrapped function"
             )
-        if old is None or not whole:
-            return
-        if rows is None:
-            self._skeleton, self._scalars = old.state.skeleton(), old.state.scalars()
-            rows = Memory(old.state.named_tensors()).rows
-        header = Header(0, list(self._skeleton), self._scalars, b"", ([], False, False), None)
-        build(registry, header, 0).fill_from(Memory.of_rows(rows))
+        if old is not None and whole:
+            if rows is None:
+                self._skeleton, self._host_state = old.state.skeleton(), old.state.host_state()
+                rows = Memory(old.state.named_tensors()).rows
+            header = Header(0, list(self._skeleton), self._host_state, b"", ([], False, False), None)
+            build(registry, header, 0).fill_from(Memory.of_rows(rows))
+        self._old = self._rows = None

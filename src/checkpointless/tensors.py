@@ -7,13 +7,14 @@ sharded parameters (DTensor) only this rank's local part is meant, everywhere.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from .errors import RestoreError
-from .provider import Skeleton, TensorSpec
+from .provider import Skeleton, TensorSpec, dtype_name, specify
+from .replicas import shard_of
 
 _version = operator.attrgetter("_version")
 
@@ -31,6 +32,7 @@ class TorchState:
             own = unwrap(module)
             self.parameters |= {f"{name}.{key}": value for key, value in own.named_parameters()}
             self.buffers |= {f"{name}.{key}": local(value) for key, value in own.named_buffers()}
+        self._registered_optimizers = dict(optimizers)
         self._optimizers = {name: inner_optimizer(optimizer) for name, optimizer in optimizers.items()}
         names = {id(value): name for name, value in self.parameters.items()}
         self._owned: dict[str, tuple[torch.optim.Optimizer, torch.Tensor]] = {}
@@ -43,6 +45,9 @@ class TorchState:
                     if id(parameter) not in names:  # trained, but of no registered module
                         self.parameters[f"{prefix}.{key}"] = parameter
 
+    def shard(self) -> str:
+        return shard_of(self.parameters, self._registered_optimizers)
+
     def named_tensors(self) -> dict[str, torch.Tensor]:
         tensors = {name: local(value) for name, value in self.parameters.items()}
         for name, (optimizer, parameter) in self._owned.items():
@@ -52,11 +57,9 @@ class TorchState:
         return tensors
 
     def skeleton(self) -> list[TensorSpec]:
-        return [
-            (name, _dtype(value), tuple(value.shape), value.device.type) for name, value in self.named_tensors().items()
-        ]
+        return specify(self.named_tensors())
 
-    def scalars(self) -> dict[str, Any]:
+    def host_state(self) -> dict[str, Any]:
         """Optimizer state that is no tensor (old optimizers count their steps in Python)."""
         return {
             f"{name}/{key}": value
@@ -65,8 +68,8 @@ class TorchState:
             if not isinstance(value, torch.Tensor)
         }
 
-    def set_scalars(self, scalars: Mapping[str, Any]) -> None:
-        for name, value in scalars.items():
+    def load_host_state(self, state: Mapping[str, Any]) -> None:
+        for name, value in state.items():
             owner, _, key = name.rpartition("/")
             optimizer, parameter = self._owner(owner, name)
             optimizer.state[parameter][key] = value
@@ -96,14 +99,25 @@ class TorchState:
         """A number that changes with every change of a parameter in place."""
         return sum(map(_version, self.parameters.values()))
 
+    def drop(self) -> None:
+        for optimizer in {*self._optimizers.values(), *self._registered_optimizers.values()}:
+            optimizer.state.clear()
+            for group in optimizer.param_groups:
+                group["params"] = []
+        for parameter in self.parameters.values():
+            parameter.grad = None
+            parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+        self.parameters.clear()
+        self._owned.clear()
+
     def _check_parameters(self, wanted: Mapping[str, tuple[str, tuple[int, ...], str]]) -> None:
         for name, value in self.parameters.items():
             if name not in wanted:
                 raise RestoreError(f"the source has no parameter {name}: it trains another model")
             here = local(value)
-            if wanted[name][:2] != (_dtype(here), tuple(here.shape)):
+            if wanted[name][:2] != (dtype_name(here), tuple(here.shape)):
                 raise RestoreError(
-                    f"parameter {name} is {_dtype(here)} {list(here.shape)} here and {wanted[name][0]} "
+                    f"parameter {name} is {dtype_name(here)} {list(here.shape)} here and {wanted[name][0]} "
                     f"{list(wanted[name][1])} on the source: they are not replicas of each other"
                 )
 
@@ -115,7 +129,7 @@ class TorchState:
         if not isinstance(kind, torch.dtype):
             raise RestoreError(f"{name} is of an unknown dtype, {dtype!r}")
         present = optimizer.state.get(parameter, {}).get(key)
-        if present is not None and (_dtype(local(present)), tuple(local(present).shape)) == (dtype, shape):
+        if present is not None and (dtype_name(local(present)), tuple(local(present).shape)) == (dtype, shape):
             return
         own = local(parameter)
         if tuple(own.shape) == shape and own.device.type == device:
@@ -167,14 +181,3 @@ def flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_contiguous():
             raise RestoreError(f"a tensor of shape {list(tensor.shape)} is a slice of a larger one")
     return tensor.view(-1).view(torch.uint8)
-
-
-def sharded(parameters: Mapping[str, torch.Tensor]) -> Iterator[Any]:
-    """The parameters that are spread over ranks (DTensor)."""
-    for value in parameters.values():
-        if hasattr(value, "device_mesh") and hasattr(value, "placements"):
-            yield value
-
-
-def _dtype(value: torch.Tensor) -> str:
-    return str(value.dtype).removeprefix("torch.")

@@ -13,8 +13,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import torch
 from torch import distributed as dist
 
@@ -28,6 +29,32 @@ _IN_FLIGHT = 4
 _READ_BYTES = 32 << 20
 _MAX_HEADER = 1 << 30
 _READ, _STREAM = 1, 2
+
+
+class _Hello(msgspec.Struct, frozen=True):
+    """The receiver's first word: the address space in which its pid means something, and its pid."""
+
+    space: str
+    pid: int
+
+
+class _Way(msgspec.Struct, frozen=True):
+    """How the source's tensors can be had: where each begins in the memory of `pid`, none if it cannot be read there;
+    and the checksums of the buckets, none without `enable_checksum`."""
+
+    pid: int
+    addresses: list[int]
+    sums: list[list[int]]
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    """The source's answer."""
+
+    state: dict[str, Any]
+    way: _Way
+
+
+_Word = TypeVar("_Word")
 
 
 class Link:
@@ -95,19 +122,26 @@ class Link:
 
 def send(link: Link, to: int, header: dict[str, Any], memory: Memory, *, checksum: bool) -> None:
     """Gives a state to rank `to`. `header`: what the receiver's `build` and `receive`'s caller want to know."""
-    hello = _expect(link, to, dict)
-    buckets = cut(memory.sizes())
-    readable = hello.get("space") == remote_memory.address_space() != "" and _all_on_cpu(memory)
+    hello = _expect(link, to, _Hello)
+    readable = hello.space == remote_memory.address_space() != "" and _all_on_cpu(memory)
     if readable:
-        remote_memory.allow(int(hello["pid"]))
+        remote_memory.allow(hello.pid)
+    try:
+        _give(link, to, header, memory, readable=readable, checksum=checksum)
+    finally:
+        if readable:
+            remote_memory.allow(0)
+
+
+def _give(link: Link, to: int, header: dict[str, Any], memory: Memory, *, readable: bool, checksum: bool) -> None:
+    buckets = cut(memory.sizes())
     addresses = [row.data_ptr() for row in memory.rows.values()] if readable else []
     sums = [memory.checksum(bucket).tolist() for bucket in buckets] if checksum else []
-    link.send_bytes(encode({**header, "pid": os.getpid(), "addresses": addresses, "sums": sums}), to)
+    way = {"pid": os.getpid(), "addresses": addresses, "sums": sums}
+    link.send_bytes(encode({"state": header, "way": way}), to)
     if _expect(link, to, int) == _STREAM:
         _send_buckets(link, to, memory, buckets)
         _expect(link, to, int)
-    if readable:
-        remote_memory.allow(0)
 
 
 def receive(link: Link, source: int, build: Callable[[dict[str, Any]], Memory]) -> dict[str, Any]:
@@ -117,21 +151,21 @@ def receive(link: Link, source: int, build: Callable[[dict[str, Any]], Memory]) 
     when the source is lost.
     """
     link.send_bytes(encode({"space": remote_memory.address_space(), "pid": os.getpid()}), source)
-    header: dict[str, Any] = _expect(link, source, dict)
-    memory = build(header)
+    answer = _expect(link, source, _Answer)
+    way = answer.way
+    memory = build(answer.state)
     buckets = cut(memory.sizes())
-    if not _read_memory(header, memory):
+    if not _read_memory(way, memory):
         link.send_bytes(encode(_STREAM), source)
         _receive_buckets(link, source, memory, buckets)
-    sums = header["sums"]
-    if sums and len(sums) != len(buckets):
-        raise RestoreError(f"rank {source} counts {len(sums)} buckets, there are {len(buckets)}")
-    for number, expected in enumerate(sums):
+    if way.sums and len(way.sums) != len(buckets):
+        raise RestoreError(f"rank {source} counts {len(way.sums)} buckets, there are {len(buckets)}")
+    for number, expected in enumerate(way.sums):
         if memory.checksum(buckets[number]).tolist() != expected:
             link.send_bytes(encode(_READ), source)  # the source is not to blame for waiting
             raise ChecksumError(source, number)
     link.send_bytes(encode(_READ), source)
-    return header
+    return answer.state
 
 
 def check_skeleton(value: Any) -> Skeleton:
@@ -146,21 +180,20 @@ def check_skeleton(value: Any) -> Skeleton:
     return value
 
 
-def _read_memory(header: dict[str, Any], memory: Memory) -> bool:
+def _read_memory(way: _Way, memory: Memory) -> bool:
     """Copies every tensor from the source's process; False where that is not possible."""
-    addresses = header["addresses"]
-    if len(addresses) != len(memory.rows) or not _all_on_cpu(memory):
+    if len(way.addresses) != len(memory.rows) or not _all_on_cpu(memory):
         return False
     pieces = [
-        (int(address) + begin, row.data_ptr() + begin, min(_READ_BYTES, row.numel() - begin))
-        for address, row in zip(addresses, memory.rows.values(), strict=True)
+        (address + begin, row.data_ptr() + begin, min(_READ_BYTES, row.numel() - begin))
+        for address, row in zip(way.addresses, memory.rows.values(), strict=True)
         for begin in range(0, row.numel(), _READ_BYTES)
     ]
     try:
         # New memory is made page by page as it is filled: that is work for more than one core. Leaving the block, also
         # by an interrupt, waits for the readers: none may write into a tensor that somebody has begun to use again.
         with ThreadPoolExecutor(_readers(), thread_name_prefix="hyperpodrun-restore") as readers:
-            reads = [readers.submit(remote_memory.read, int(header["pid"]), *piece) for piece in pieces]
+            reads = [readers.submit(remote_memory.read, way.pid, *piece) for piece in pieces]
             try:
                 for read in reads:
                     read.result()
@@ -170,7 +203,7 @@ def _read_memory(header: dict[str, Any], memory: Memory) -> bool:
     except PermissionError:
         return False
     except OSError as error:
-        raise RestoreError(f"the memory of process {header['pid']} cannot be read: {error}") from error
+        raise RestoreError(f"the memory of process {way.pid} cannot be read: {error}") from error
     return True
 
 
@@ -242,12 +275,9 @@ def _all_on_cpu(memory: Memory) -> bool:
     return all(row.device.type == "cpu" for row in memory.rows.values())
 
 
-def _expect(link: Link, source: int, kind: type) -> Any:
+def _expect(link: Link, source: int, kind: type[_Word]) -> _Word:
     """The peer's next word, of that type. Raises RestoreError."""
     try:
-        value = decode(link.receive_bytes(source))
-    except EncodingError as error:
-        raise RestoreError(f"rank {source} sent what is no header: {error}") from error
-    if not isinstance(value, kind):
-        raise RestoreError(f"rank {source} sent a {type(value).__name__} instead of a {kind.__name__}")
-    return value
+        return msgspec.convert(decode(link.receive_bytes(source)), kind)
+    except (EncodingError, msgspec.ValidationError) as error:
+        raise RestoreError(f"rank {source} sent what is not the word that was due: {error}") from error

@@ -44,7 +44,7 @@ class Update:
     def watch(self, registry: Registry) -> None:
         """These objects are trained from now on."""
         self._registry = registry
-        registry.watch(self._open, self._moved, self._backward_begins)
+        registry.watch(self._open, self._moved, self.backward_begins)
 
     def pause(self) -> None:
         self._watching = False
@@ -93,7 +93,10 @@ class Update:
 
     @contextlib.contextmanager
     def block(self) -> Iterator[None]:
-        """An update whose extent the user states."""
+        """An update whose extent the user states. Before the first restore it is no update: nothing is carried yet."""
+        if not self._watching:
+            yield
+            return
         self._open()
         self._in_block = True
         try:
@@ -113,9 +116,9 @@ class Update:
         if not self._watching or self._tracker.updating:
             return
         self.caller.finish_gradients()  # may leave the step: nothing has changed yet
-        self._tracker.opens()
-        self.caller.enter_update()
+        self.caller.enter_update()  # may leave the step, too; from here on an interrupt waits
         self._in_section = True
+        self._tracker.opens()
         if self._snapshots is not None:
             self._snapshots.wait_copied()
         self._keep_previous()
@@ -158,7 +161,7 @@ class Update:
             self._in_section = False
             self.caller.leave_update()
 
-    def _backward_begins(self) -> None:
+    def backward_begins(self) -> None:
         """The last moment at which the other ranks cannot have completed this step without this one.
 
         From here on its gradients are on their way; if it dies now, its successor needs the generators as the *next*

@@ -42,7 +42,8 @@ def make_plan(reports: Reports, shard_of: Mapping[int, str] | None = None, newes
     shards = _group(reports, shard_of or {})
     distrusted = {rank for report in reports.values() for rank in report.holding.distrusted}
     newest = max([newest, *(step for report in reports.values() for step in report.holding.steps)])
-    plans = [plan for plan in (_from_memory(reports, shards, distrusted), _from_snapshots(reports, shards)) if plan]
+    found = (_from_memory(reports, shards, distrusted), _from_snapshots(reports, shards, distrusted))
+    plans = [plan for plan in found if plan is not None]
     if plans:
         best = max(plans, key=lambda plan: plan.target_step)  # the first of equals: memory
         return msgspec.structs.replace(best, lost_steps=newest - best.target_step)
@@ -96,12 +97,12 @@ def _from_memory(reports: Reports, shards: _Shards, distrusted: set[int]) -> Res
     return RestorePlan(target, lowest, _in_order(transfers), tuple(sorted(rollbacks)))
 
 
-def _from_snapshots(reports: Reports, shards: _Shards) -> RestorePlan | None:
+def _from_snapshots(reports: Reports, shards: _Shards, distrusted: set[int]) -> RestorePlan | None:
     """The newest step of which a snapshot of every shard can be read by somebody."""
     keepers: dict[str, dict[int, list[tuple[int, int]]]] = {}
     for shard, members in shards.items():
         by_step: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        for keeper in sorted(reports):
+        for keeper in sorted(reports.keys() - distrusted):
             for owner, step in reports[keeper].holding.snapshots:
                 if owner in members:
                     by_step[step].append((keeper, owner))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ def hsdp(run, *options: str):
 
 
 def digest_without_faults(run, undisturbed) -> str:
-    if not undisturbed:
+    if "digest" not in undisturbed:
         finished = hsdp(run)
         assert finished.returncode == 0, finished.output
         undisturbed["digest"] = finished.digest
@@ -45,8 +46,24 @@ def test_a_lost_rank_has_its_shard_from_its_replica(run, undisturbed, faults):
     assert {row["state"] for row in finished.recoveries} == {"memory"}
 
 
+@pytest.mark.parametrize(
+    "faults",
+    [["kill:3:5:forward", "kill:0:7:part"], ["raise:1:4:part", "kill:0+3:6:before"], ["kill:2:3:inside"]],
+    ids=" ".join,
+)
+def test_an_optimizer_that_is_sharded_over_subgroups_is_held_twice(run, undisturbed, faults):
+    """ZeroRedundancyOptimizer sends parts of the model to each other inside its step: a fault there needs rollback."""
+    if "zero" not in undisturbed:
+        undisturbed["zero"] = hsdp(run, "--zero").digest
+    words = [word for fault in faults for word in ("--fault", fault)]
+    finished = hsdp(run, "--zero", "--rollback", *words)
+    assert finished.returncode == 0, finished.output
+    assert finished.digest == undisturbed["zero"]
+    assert {row["state"] for row in finished.recoveries} == {"memory"}
+
+
 def test_offloaded_state_comes_back(run, undisturbed):
-    finished = hsdp(run, "--offload", "--fault", "kill:0:4:forward", "--fault", "raise:3:7:inside")
+    finished = hsdp(run, "--offload", "--rollback", "--fault", "kill:0:4:forward", "--fault", "raise:3:7:inside")
     assert finished.returncode == 0, finished.output
     assert finished.digest == digest_without_faults(run, undisturbed)
 
@@ -74,6 +91,25 @@ def test_a_new_job_goes_on_from_disk(run, undisturbed, tmp_path):
     assert hsdp(run, *disk, "--steps=6").returncode == 0
     finished = hsdp(run, *disk)
     assert finished.returncode == 0, finished.output
+    assert finished.digest == digest_without_faults(run, undisturbed)
+
+
+def test_a_checkpoint_that_cannot_be_written_or_read_costs_neither_training_nor_the_one_before(
+    run, undisturbed, tmp_path
+):
+    path = tmp_path / "checkpoints"
+    path.mkdir()
+    (path / "step-6").write_text("in the way")
+    finished = hsdp(run, "--disk", str(path), "--steps=8")
+    assert finished.returncode == 0, finished.output
+    assert "a checkpoint on disk failed" in finished.output
+    (path / "step-6").unlink()
+    shutil.copytree(path / "step-3", path / "step-6")
+    for part in (path / "step-6").glob("*.distcp"):
+        part.write_bytes(b"")
+    finished = hsdp(run, "--disk", str(path))
+    assert finished.returncode == 0, finished.output
+    assert "step-6 cannot be read" in finished.output
     assert finished.digest == digest_without_faults(run, undisturbed)
 
 

@@ -16,6 +16,7 @@ GPT = str(Path(__file__).parents[2] / "examples" / "gpt" / "train.py")
 SMALL = ["--layers=2", "--width=64", "--batch-size=2", "--block-size=32"]
 SCRIPT = [GPT, "--steps=40", "--log-every=1", *SMALL]
 LONG = [TRAIN, "120"]
+SHARDS = str(Path(__file__).parent / "workers" / "shards.py")
 OPTIONS = ("--nnodes=3", "--inprocess-restart", "--rdzv-conf=heartbeat_interval=0.5,heartbeat_limit=2,join_timeout=60")
 DIGESTS: dict[str, str] = {}
 SPARE = 3
@@ -135,3 +136,22 @@ def test_the_world_shrinks_and_grows_and_keeps_every_log(cluster: Callable[..., 
     assert "step 1\n" in lines()
     assert list(job.logs(2).glob("none_*/attempt_0/0/stdout.log"))
     assert len(list(job.logs(2).glob("none_*"))) == 2
+
+
+@pytest.mark.timeout(150)
+def test_shards_of_a_lost_node_come_back_from_their_snapshots_on_another(cluster: Callable[..., Job]) -> None:
+    """Nobody else held them: all ranks go back to the newest snapshot, and the result is the undisturbed run's."""
+    script = [SHARDS, "40", "4"]
+    expected = undisturbed(cluster, script)
+    job = cluster(4, *OPTIONS)
+    job.start(0, 1, 2, script=script)
+    job.wait_for("leads term=1 nodes=3", node=0)
+    job.start(SPARE, script=script)
+    job.wait_for("node-joins", node=0)
+    job.wait_for(r"^step 15$", node=0)
+    job.namespaces.kill_everything(1)
+    assert job.wait(0, 2, SPARE) == [0] * 3, job.everything()
+    assert job.digest() == expected, job.everything()
+    (row,) = job.recoveries(0)
+    assert row["state"] == "snapshot"
+    assert 0 < row["lost_steps"] <= 8, row

@@ -92,6 +92,19 @@ def test_a_lost_shard_takes_everybody_back_to_the_newest_complete_snapshot():
     )
 
 
+def test_a_snapshot_that_came_with_wrong_bytes_is_had_from_another_keeper_or_from_disk():
+    snapshots = ((0, 4), (1, 4))
+    reports = {
+        0: Report(Holding(distrusted=(1,), disk=2), managed=True),
+        1: Report(Holding("b", snapshots=snapshots, disk=2), managed=True),
+        2: Report(Holding("b", snapshots=snapshots, disk=2), managed=True),
+    }
+    plan = make_plan(reports, {0: "a"})
+    assert plan.transfers == (Transfer(2, 0, 0), Transfer(2, 1, 1), Transfer(2, 2, 1))
+    del reports[2]
+    assert make_plan(reports, {0: "a"}, newest=5) == RestorePlan(2, None, origin=Origin.DISK, lost_steps=3)
+
+
 def test_memory_is_preferred_to_a_snapshot_of_the_same_step():
     assert make_plan({0: holds(8, snapshots=((0, 8),)), 1: NEW}).origin is Origin.MEMORY
 
@@ -132,12 +145,15 @@ SHARDS = st.sampled_from(["a", "b"])
 STEP = st.none() | st.integers(0, 3)
 SNAPSHOTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), max_size=4, unique=True).map(tuple)
 REPORTS = st.builds(
-    lambda shard, step, kept, snapshots, disk, node: Report(Holding(shard, step, kept, snapshots, disk), True, node),
+    lambda shard, step, kept, snapshots, disk, distrusted, node: Report(
+        Holding(shard, step, kept, snapshots, disk, distrusted), True, node
+    ),
     SHARDS,
     STEP,
     STEP,
     SNAPSHOTS,
     st.none() | st.integers(0, 2),
+    st.sampled_from([(), (), (), (0,), (1,)]),
     st.integers(0, 1),
 )
 
@@ -147,8 +163,10 @@ REPORTS = st.builds(
 def test_every_rank_ends_at_the_target_and_who_gives_has_it(reports: dict[int, Report]):
     plan = make_plan(reports)
     shards = {rank: told.holding.shard for rank, told in reports.items()}
+    distrusted = {rank for told in reports.values() for rank in told.holding.distrusted}
+    trusted = {rank: told for rank, told in reports.items() if rank not in distrusted}
     in_memory = [
-        {step for rank, told in reports.items() if shards[rank] == shard for step in told.holding.steps}
+        {step for rank, told in trusted.items() if shards[rank] == shard for step in told.holding.steps}
         for shard in set(shards.values())
     ]
     common = set.intersection(*in_memory)
@@ -167,6 +185,7 @@ def test_every_rank_ends_at_the_target_and_who_gives_has_it(reports: dict[int, R
             assert plan.target_step in told.holding.steps
             continue
         assert transfer is not None
+        assert transfer.source not in distrusted
         given_by = reports[transfer.source].holding
         if plan.origin is Origin.MEMORY:
             assert shards[transfer.source] == shards[rank]

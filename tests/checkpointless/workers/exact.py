@@ -1,7 +1,10 @@
 """Trains a small model with everything that can betray a restart, breaks on purpose, prints what it ends with.
 
-Dropout, batch norm, gradient accumulation, a scheduler, random numbers of numpy and Python, a data loader's position
-in a `state_dict`, another seed on every rank. Faults are `KIND:RANK:STEP:MOMENT`; the n-th fires in epoch n only.
+Dropout, batch norm, gradient accumulation, a scheduler, a gradient scaler, random numbers of numpy, Python and
+generators of its own, a data loader's position in a `state_dict`, another seed on every rank.
+Faults are `KIND:RANK:STEP:MOMENT`; the n-th fires in epoch n only. Moments of a restore do not look at the step:
+`restore` (about to give, or everything received but the small state), `receiving` (some of the tensors are there),
+`sending` (with --stream), `source` (it is the source that dies meanwhile).
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import numpy
 import torch
 import torch.distributed as dist
 from hyperpodrun import CheckpointManager, HPCallWrapper, HPWrapper
+from hyperpodrun.checkpointless import remote_memory, transfer
 from hyperpodrun.checkpointless import restore as restoring
 from hyperpodrun.checkpointless.bucketing import Memory
 from torch import nn
@@ -44,6 +48,11 @@ class Data:
         self.position, self.order = state["position"], state["order"]
 
 
+IN_A_RESTORE = ("restore", "receiving", "sending", "source")
+HALF = 5
+"""Tensors to be read before a fault in the middle of it; the model has 8, with its optimizer 32."""
+
+
 class Faults:
     """Fires the fault of this epoch when its moment comes."""
 
@@ -51,16 +60,18 @@ class Faults:
         self.faults = [text.split(":") for text in texts]
         self.epoch = self.rank = 0
         self.step = -1
+        self.reads = 0
 
-    def reach(self, moment: str) -> None:
+    def reach(self, moment: str, victim: int | None = None) -> None:
         if self.epoch >= len(self.faults):
             return
         kind, rank, step, where = self.faults[self.epoch]
-        if where != moment or int(rank) != self.rank or (moment != "restore" and int(step) != self.step):
+        if where != moment or int(rank) != self.rank or (moment not in IN_A_RESTORE and int(step) != self.step):
             return
-        print(f"fault {kind} rank {rank} step {step} {where}", file=sys.stderr, flush=True)
+        print(f"fault {self.epoch} {kind} rank {rank} step {step} {where}", file=sys.stderr, flush=True)
         if kind == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(victim or os.getpid(), signal.SIGKILL)
+            return
         if kind == "exit":
             os._exit(3)
         raise RuntimeError("on purpose")
@@ -81,6 +92,20 @@ class Faults:
             return give(*args, **kwargs)
 
         restoring.Restorer._adopt, restoring.Restorer._give = broken_adopt, broken_give
+        read, isend = remote_memory.read, transfer.Link.isend
+
+        def broken_read(pid: int, *piece: int) -> None:
+            self.reads += 1
+            if self.reads == HALF:
+                self.reach("receiving")
+                self.reach("source", victim=pid)
+            read(pid, *piece)
+
+        def broken_isend(*args):
+            self.reach("sending")
+            return isend(*args)
+
+        remote_memory.read, transfer.Link.isend = broken_read, broken_isend
 
 
 def send_wrong_bytes() -> None:
@@ -103,7 +128,11 @@ def make(args: argparse.Namespace):
         nn.Linear(16, 64), nn.BatchNorm1d(64), nn.Dropout(0.2), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    return model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.9)
+    # A scale that overflows now and then: such a step is left out, and the scale changes.
+    scaler = torch.amp.GradScaler("cpu", args.scaler or 1.0, growth_interval=2, enabled=args.scaler is not None)
+    rank = int(os.environ["RANK"])
+    generators = (random.Random(rank), numpy.random.default_rng(rank), torch.Generator().manual_seed(rank))
+    return model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.9), scaler, generators
 
 
 def train(args, manager, faults, objects, data, caller: HPCallWrapper | None = None):
@@ -115,9 +144,12 @@ def train(args, manager, faults, objects, data, caller: HPCallWrapper | None = N
     torch.manual_seed(rank)
     random.seed(rank)
     numpy.random.seed(rank)
-    model, optimizer, scheduler = objects
-    manager.register(model=model, optimizer=optimizer, scheduler=scheduler, data=data)
-    faults.epoch, faults.rank = caller.epoch, rank
+    model, optimizer, scheduler, scaler, (dice, numbers, noises) = objects
+    manager.register(
+        model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, data=data,
+        dice=dice, numbers=numbers, noises=noises,
+    )  # fmt: skip
+    faults.epoch, faults.rank, faults.reads = caller.epoch, rank, 0
     if rank == args.damaged and caller.epoch == 0:
         send_wrong_bytes()
     manager.restore()
@@ -128,14 +160,20 @@ def train(args, manager, faults, objects, data, caller: HPCallWrapper | None = N
         if window == 0:
             optimizer.zero_grad()
         noise = random.random() + numpy.random.rand() + numpy.random.randn()
-        batch = data.next() + noise
+        noise += dice.random() + numbers.random()
+        batch = data.next() + noise + torch.rand(1, generator=noises)
         last = window == args.accumulate - 1
         with ddp.no_sync() if not last else torch.enable_grad():
-            ddp(batch).square().mean().backward()
+            loss = ddp(batch).square().mean() * (1000 if args.scaler else 1)
+            scaler.scale(loss).backward()
         faults.reach("before")
         if last:
-            optimizer.step()
+            scale = scaler.get_scale()
+            scaler.step(optimizer)
             faults.reach("after")
+            scaler.update()
+            if scaler.get_scale() < scale and rank == 0:
+                print(f"step {step} is left out", flush=True)
             scheduler.step()
         total = torch.ones(1)
         dist.all_reduce(total)  # as for logging: a fault in it finds everybody behind the update
@@ -144,7 +182,7 @@ def train(args, manager, faults, objects, data, caller: HPCallWrapper | None = N
 
 
 def digest(objects, data: Data) -> str:
-    model, optimizer, scheduler = objects
+    model, optimizer, scheduler, scaler, (dice, numbers, noises) = objects
     own = hashlib.sha256()
     tensors = [*model.state_dict().values()]
     for parameter in model.parameters():
@@ -152,6 +190,7 @@ def digest(objects, data: Data) -> str:
     for tensor in [*tensors, torch.get_rng_state()]:
         own.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     own.update(repr((random.random(), numpy.random.rand(), data.order, scheduler.state_dict())).encode())
+    own.update(repr((scaler.state_dict(), dice.random(), numbers.random(), torch.rand(1, generator=noises))).encode())
     rows = [None] * dist.get_world_size()
     dist.all_gather_object(rows, own.hexdigest())
     return hashlib.sha256(repr(rows).encode()).hexdigest()
@@ -161,14 +200,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--scaler", type=float, metavar="SCALE", help="scale the gradients, to begin with by so much")
     parser.add_argument("--rebuild", action="store_true", help="make model and optimizer anew in every epoch")
     parser.add_argument("--checksum", action="store_true")
     parser.add_argument("--damaged", type=int, help="a rank that sends wrong bytes")
+    parser.add_argument("--stream", action="store_true", help="through the process group, also on one host")
     parser.add_argument("--offload", action="store_true")
     parser.add_argument("--rollback", action="store_true")
     parser.add_argument("--fault", action="append", default=[])
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.stream:
+        remote_memory.address_space = lambda: ""
     manager = CheckpointManager(enable_checksum=args.checksum, enable_offload=args.offload, rollback=args.rollback)
     faults, data, objects = Faults(args.fault), Data(), None
     if not args.rebuild:

@@ -1,5 +1,6 @@
 """FSDP2 with replicas (HSDP 2x2): the model is sharded over pairs, every shard is held twice, ranks are lost.
 
+With --zero it is DDP, and ZeroRedundancyOptimizer shards the state of the optimizer over the same pairs.
 `--fault KIND:RANKS:STEP:MOMENT`, RANKS like 0+2 for several at once; the n-th fires in epoch n only.
 """
 
@@ -17,6 +18,7 @@ from hyperpodrun import CheckpointManager, HPCallWrapper, HPWrapper
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
 
 class Faults:
@@ -34,7 +36,7 @@ class Faults:
         kind, ranks, step, where = self.faults[self.epoch]
         if where != moment or str(dist.get_rank()) not in ranks.split("+") or int(step) != self.step:
             return
-        print(f"fault {kind} rank {dist.get_rank()} step {step} {where}", file=sys.stderr, flush=True)
+        print(f"fault {self.epoch} {kind} rank {dist.get_rank()} step {step} {where}", file=sys.stderr, flush=True)
         if kind == "kill":
             lost = [self.pids[int(other)] for other in ranks.split("+")]
             for pid in sorted(lost, key=lambda pid: pid == os.getpid()):  # the others first, this one last
@@ -42,15 +44,22 @@ class Faults:
         raise RuntimeError("on purpose")
 
 
-def build(faults: Faults):
+def build(faults: Faults, *, zero: bool):
     torch.manual_seed(0)
     model = nn.Sequential(*[nn.Sequential(nn.Linear(32, 32), nn.Dropout(0.1), nn.ReLU()) for _ in range(3)])
     model[1].register_forward_pre_hook(lambda *_: faults.reach("forward"))
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
-    for layer in model:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    if zero:
+        pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+        mine = pairs[dist.get_rank() // 2]
+        adam = torch.optim.AdamW
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), adam, process_group=mine, lr=1e-2)
+        optimizer.optim.register_step_post_hook(lambda *_: faults.reach("part"))  # then the parts are exchanged
+    else:
+        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+        for layer in model:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     optimizer.register_step_post_hook(lambda *_: faults.reach("inside"))
     return model, optimizer
 
@@ -60,22 +69,24 @@ def train(args, manager: CheckpointManager, faults: Faults, caller: HPCallWrappe
     rank, faults.epoch = dist.get_rank(), caller.epoch
     faults.pids = [0] * dist.get_world_size()
     dist.all_gather_object(faults.pids, os.getpid())
-    model, optimizer = build(faults)
+    model, optimizer = build(faults, zero=args.zero)
     torch.manual_seed(rank)
     manager.register(model=model, optimizer=optimizer)
     manager.restore()
+    forward = manager.data_parallel(model) if args.zero else model
     for step in manager.steps(args.steps):
         faults.step = step
         generator = torch.Generator().manual_seed(step * 100 + rank)
-        loss = model(torch.randn(8, 32, generator=generator)).square().mean()
+        loss = forward(torch.randn(8, 32, generator=generator)).square().mean()
         optimizer.zero_grad()
         loss.backward()
         faults.reach("before")
         optimizer.step()
         faults.reach("between")
     own = hashlib.sha256()
+    states = optimizer.optim.state if args.zero else optimizer.state
     for parameter in model.parameters():
-        state = [value for _, value in sorted(optimizer.state[parameter].items())]
+        state = [value for _, value in sorted(states.get(parameter, {}).items())]
         for tensor in (parameter.detach(), *state):
             tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
             own.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -89,6 +100,7 @@ def train(args, manager: CheckpointManager, faults: Faults, caller: HPCallWrappe
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--zero", action="store_true")
     parser.add_argument("--snapshot-every", type=int)
     parser.add_argument("--disk")
     parser.add_argument("--rollback", action="store_true")

@@ -1,0 +1,81 @@
+"""What is registered, and what a manager says when that cannot be carried."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hyperpodrun.checkpointless.manager import CheckpointManager
+
+
+class Counter:
+    """Equal to any other one; but not the same."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Counter)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.count = state["count"]
+
+
+def test_an_object_that_equals_the_registered_one_is_another_one_all_the_same():
+    manager = CheckpointManager()
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    first, second = Counter(), Counter()
+    for counter in (first, second):
+        manager.register(model=model, optimizer=optimizer, counter=counter)
+    assert manager.restore() == 0
+    assert manager._registry is not None
+    assert manager._registry.objects["counter"] is second
+
+
+def test_an_update_before_the_first_step_is_nothing_to_be_carried():
+    """Such as a warm-up of the optimizer while the script is set up."""
+    manager = CheckpointManager()
+    model = torch.nn.Linear(1, 1)
+    manager.register(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    with manager.update():
+        pass
+    assert manager.restore() == 0
+    assert list(manager.steps(2)) == [0, 1]
+
+
+def test_objects_that_offload_has_let_go_of_are_to_be_built_anew():
+    manager = CheckpointManager(enable_offload=True)
+    model = torch.nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    manager.register(model=model, optimizer=optimizer)
+    for _ in manager.steps(1):
+        model(torch.ones(4)).sum().backward()
+        optimizer.step()
+    trained = model.weight.detach().clone()
+    manager.on_restart(None)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 0
+    with pytest.raises(RuntimeError, match="build and register them anew inside the wrapped function"):
+        manager.restore()
+    other = torch.nn.Linear(4, 4)
+    manager.register(model=other, optimizer=torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9))
+    manager.restore()
+    assert torch.equal(other.weight, trained)
+
+
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [(object(), "has no state_dict and load_state_dict"), (lambda: 1, "has no state_dict")],
+    ids=["object", "function"],
+)
+def test_what_cannot_be_carried_is_refused_by_name(target, why):
+    with pytest.raises(TypeError, match=rf"register\(data=\.\.\.\): .*{why}"):
+        CheckpointManager().register(data=target)
+
+
+@pytest.mark.parametrize("settings", [{"snapshot_every": 0}, {"disk_every": -1}], ids=repr)
+def test_an_interval_below_one_is_refused(settings):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        CheckpointManager(**settings)

@@ -1,0 +1,60 @@
+"""Notes of what a step touches: what goes into a rank's own record, and what is refused as a note."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import numpy
+import pytest
+import torch
+from hyperpodrun.checkpointless.encoding import EncodingError, encode
+from hyperpodrun.checkpointless.notes import NoteTaker, read_generators, write_generators
+
+
+def test_a_large_table_does_not_keep_small_buffers_out_of_the_record():
+    """Batch norm's statistics differ from rank to rank; a table of 16 MB is the same everywhere."""
+    taker = NoteTaker()
+    taker.set_buffers({"table": torch.zeros(4 << 20), "mean": torch.arange(3.0), "count": torch.tensor(7)})
+    recorded = NoteTaker.from_bytes(1, taker.local_bytes(taker.take(1)))
+    assert {name: contents.tolist() for name, (_, contents) in recorded.buffers.items()} == {
+        "mean": [0.0, 1.0, 2.0],
+        "count": 7,
+    }
+    assert set(NoteTaker.from_bytes(1, taker.whole_bytes(taker.take(1))).buffers) == {"table", "mean", "count"}
+
+
+@pytest.mark.parametrize("value", [{}, [], {"generators": 1, "buffers": {}, "local": {}, "shared": {}}], ids=repr)
+def test_what_is_no_note_is_refused(value):
+    with pytest.raises(EncodingError):
+        NoteTaker.from_bytes(1, encode(value))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        random.random,
+        lambda: random.gauss(0, 1),
+        lambda: random.shuffle([1, 2, 3]),
+        lambda: random.seed(3),
+        lambda: numpy.random.rand(),
+        lambda: numpy.random.randn(),
+        lambda: torch.rand(1),
+        lambda: torch.randn(1),
+    ],
+    ids=["random", "gauss", "shuffle", "seed", "rand", "randn", "torch.rand", "torch.randn"],
+)
+def test_every_draw_from_a_global_generator_is_noticed_and_can_be_repeated(draw: Callable[[], object]):
+    """Their states are looked at cheaply, three times in a step; twice the same draw also uses up what one keeps."""
+    taker = NoteTaker()
+    for _ in range(3):
+        note = taker.take(1)
+        assert not taker.changed(note)
+        kept = read_generators()
+        draw()
+        assert taker.changed(note)
+        first = (random.gauss(0, 1), numpy.random.randn(), torch.randn(1).item())
+        write_generators(kept)
+        assert not taker.changed(note)
+        draw()
+        assert (random.gauss(0, 1), numpy.random.randn(), torch.randn(1).item()) == first

@@ -87,6 +87,7 @@ class Standbys:
     def __init__(self, config: LaunchConfig, console: Console) -> None:
         self._commands = {worker_command(config, rank) for rank in range(config.nproc_per_node)}
         self._preload = config.preload
+        self._inprocess = config.inprocess_restart
         self._console = console
         self._wanted = self._what_for(config)
         self._environment: dict[str, str] = {}
@@ -265,6 +266,7 @@ class Standbys:
             "control": theirs.fileno(),
             "agent": os.getpid(),
             "python_path": path,
+            "inprocess": self._inprocess,
             "compiler": self._wanted is Imports.COMPILER,
             "preload": self._preload,
         }

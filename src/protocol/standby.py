@@ -31,6 +31,8 @@ class SourceOptions(msgspec.Struct, frozen=True):
     """PYTHONPATH as the workers have it."""
     compiler: bool = False
     """Import torch.compile's backend, too."""
+    inprocess: bool = False
+    """Import what in-process restarts need, too: this package's own modules."""
     preload: tuple[str, ...] = ()
 
 

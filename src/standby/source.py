@@ -37,7 +37,7 @@ def serve(preload_own: bool) -> None:
     modules = (
         *_LATER,
         *(_COMPILER if options.compiler else ()),
-        *(_OWN if preload_own else ()),
+        *(_OWN if preload_own and options.inprocess else ()),
         *options.preload,
     )
     try:

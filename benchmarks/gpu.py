@@ -78,8 +78,9 @@ class Job:
         return {name: statistics.median(row[name] or 0.0 for row in rows) for name in rows[0]} if rows else {}
 
     def resources(self, rank: int) -> list[dict[str, int]]:
-        """By attempt."""
-        return [self._facts["resources"][attempt][rank] for attempt in sorted(self._facts["resources"])]
+        """By attempt; some lack it, as a rank can hear of the fault before it has told."""
+        attempts = self._facts["resources"]
+        return [attempts[attempt][rank] for attempt in sorted(attempts) if rank in attempts[attempt]]
 
     def error_lines(self) -> list[str]:
         """What NCCL, CUDA or torch's C++ code complained about."""

@@ -38,9 +38,6 @@ _IMPORT = re.compile(
 _USES_DYNAMO = re.compile(r"\boptim|DistributedDataParallel|\bDDP\b|FSDP|FullySharded|fully_shard|torch\.compile")
 
 
-_USES_COMPILER = re.compile(r"\btorch\.compile\b")
-
-
 class Imports(enum.Enum):
     """What was found."""
 
@@ -48,7 +45,6 @@ class Imports(enum.Enum):
     UNKNOWN = "not found, but not everything was read"
     TORCH = "torch"
     ALL = "torch, and what brings torch._dynamo with it"
-    COMPILER = "all that, and torch.compile's backend"
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,7 @@ class _Scan:
             self._seen.add(path)
             for file in self._read(path):
                 (own if self._is_own(file) else installed).append(file)
-            if self._found in (Imports.ALL, Imports.COMPILER):
+            if self._found is Imports.ALL:
                 break
         return self._found
 
@@ -122,11 +118,7 @@ class _Scan:
         files: list[Path] = []
         for name in self._imported(text, path):
             top = name.partition(".")[0]
-            if top == "torch" and _USES_COMPILER.search(text):
-                self._found = Imports.COMPILER
-            elif self._found is Imports.COMPILER:
-                continue
-            elif top == "torch":
+            if top == "torch":
                 uses = _USES_DYNAMO.search(text) is not None
                 self._found = Imports.ALL if uses or self._found is Imports.ALL else Imports.TORCH
             elif top == "hyperpodrun":

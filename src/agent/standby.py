@@ -87,7 +87,6 @@ class Standbys:
     def __init__(self, config: LaunchConfig, console: Console) -> None:
         self._commands = {worker_command(config, rank) for rank in range(config.nproc_per_node)}
         self._preload = config.preload
-        self._inprocess = config.inprocess_restart
         self._console = console
         self._wanted = self._what_for(config)
         self._environment: dict[str, str] = {}
@@ -111,9 +110,7 @@ class Standbys:
             if not config.no_python:
                 self._off("workers run another interpreter")
             return Imports.NOTHING
-        found = scan(command)
-        if config.preload and found is not Imports.COMPILER:
-            found = Imports.ALL
+        found = Imports.ALL if config.preload else scan(command)
         return found if found is not Imports.NOTHING and torch_is_installed() else Imports.NOTHING
 
     # ---- for the agent -------------------------------------------------------------------------------------------
@@ -126,7 +123,7 @@ class Standbys:
     def prepare(self, environment: Mapping[str, str]) -> None:
         """Starts the source, if there is to be one, with what the environments of all workers have in common."""
         self._environment = {name: value for name, value in environment.items() if name not in _OF_ONE_WORKER}
-        if self._wanted not in (Imports.NOTHING, Imports.UNKNOWN):
+        if self._wanted in (Imports.TORCH, Imports.ALL):
             self._start_source()
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -266,8 +263,6 @@ class Standbys:
             "control": theirs.fileno(),
             "agent": os.getpid(),
             "python_path": path,
-            "inprocess": self._inprocess,
-            "compiler": self._wanted is Imports.COMPILER,
             "preload": self._preload,
         }
         environment = {

@@ -29,10 +29,6 @@ class SourceOptions(msgspec.Struct, frozen=True):
     """The pid of the agent."""
     python_path: str | None
     """PYTHONPATH as the workers have it."""
-    compiler: bool = False
-    """Import torch.compile's backend, too."""
-    inprocess: bool = False
-    """Import what in-process restarts need, too: this package's own modules."""
     preload: tuple[str, ...] = ()
 
 

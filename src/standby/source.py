@@ -19,9 +19,7 @@ from . import worker
 _CORE = ("torch", "torch.distributed")
 _LATER = ("torch.optim", "torch.nn.parallel", "torch.utils.data", "torch._dynamo")
 """Constructing any optimizer or DDP imports torch._dynamo: it takes as long as torch itself."""
-_COMPILER = ("torch._inductor.compile_fx",)
-"""The first torch.compile imports it: one second here, four on a machine with Triton."""
-_OWN = ("hyperpodrun.inprocess.wrapper", "hyperpodrun.checkpointless.manager", "hyperpodrun.dataloader.loader")
+_OWN = ("hyperpodrun.inprocess.wrapper",)
 
 
 class CannotServe(Exception):
@@ -34,12 +32,7 @@ def serve(preload_own: bool) -> None:
     control = socket.socket(fileno=options.control)
     control.set_inheritable(False)
     source = _Source(control, options.agent)
-    modules = (
-        *_LATER,
-        *(_COMPILER if options.compiler else ()),
-        *(_OWN if preload_own and options.inprocess else ()),
-        *options.preload,
-    )
+    modules = (*_LATER, *(_OWN if preload_own else ()), *options.preload)
     try:
         _import_all(_CORE)
         if source.fork_all(protocol.CORE, block=False):

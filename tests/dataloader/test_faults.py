@@ -46,7 +46,8 @@ def test_what_lies_ready_is_read_while_a_new_producer_starts(load, tmp_path):
     loader = load(part(gated, str(gate)), prefetch_length=6)
     batches = iter(loader)
     next(batches)
-    wait_for(lambda: len(list(Path(loader._opened().directory).glob("*.safetensors"))) >= 6)
+    ready = [Path(loader._opened().directory) / f"0-{number}.safetensors" for number in range(1, 6)]
+    wait_for(lambda: all(file.exists() for file in ready))  # they are not finished in their order
     gate.unlink()  # the next producer's factory does not return
     kill(producer_of(loader))
     for _ in range(5):

@@ -27,6 +27,8 @@ class RankRecord:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         found = _read_slots(self._fd)
         self._steps: list[int | None] = [slot[1] if slot else None for slot in found]
+        self._last: tuple[bytes, int] = (b"", 0)
+        """The last payload, and its checksum."""
         self._sequence = max((slot[0] for slot in found if slot), default=0)
 
     def write(self, step: int, payload: bytes, keep: tuple[int, ...] = ()) -> None:
@@ -39,7 +41,9 @@ class RankRecord:
         slot = self._choose(step, keep)
         self._sequence += 1
         self._steps[slot] = step
-        header = _HEADER.pack(_MAGIC, self._sequence, step, len(payload), zlib.crc32(payload))
+        if payload is not self._last[0]:
+            self._last = (payload, zlib.crc32(payload))
+        header = _HEADER.pack(_MAGIC, self._sequence, step, len(payload), self._last[1])
         os.pwritev(self._fd, [header, payload], slot * _SLOT_BYTES)
 
     def close(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import threading
 import time
@@ -22,7 +21,7 @@ import torch
 import torch.distributed as dist
 from data import batch
 from model import GPT
-from recovery_worker import Journal
+from recovery_worker import Journal, break_down
 from torch.nn import functional as F
 from train import be_deterministic, init_process_group, pick_device
 
@@ -101,14 +100,6 @@ def resources(device: torch.device) -> dict[str, int]:
         held["device_used_mb"] = (total - free) >> 20
         torch.cuda.reset_peak_memory_stats()
     return held
-
-
-def break_down(kind: str, journal: Journal) -> None:
-    """The fault. The others are in their next step's collectives, or soon will be."""
-    journal.write("fault", ns=time.monotonic_ns())
-    if kind == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    raise RuntimeError("a fault on purpose")
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ The survivors keep their processes, and the lost ranks come back on the spare, o
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ LONG = [GPT, "--steps=250", *SMALL]
 """For a node that is to come back before it is over: many seconds, as TCP waits longer and longer to try again."""
 SHARDS = str(Path(__file__).parent / "workers" / "shards.py")
 OPTIONS = ("--nnodes=3", "--inprocess-restart", "--rdzv-conf=heartbeat_interval=0.5,heartbeat_limit=2,join_timeout=60")
+STANDBYS = os.environ.get("HYPERPODRUN_STANDBY") != "0"
+"""This run of the tests is with them."""
 DIGESTS: dict[str, str] = {}
 SPARE = 3
 
@@ -67,7 +70,8 @@ def begin(cluster: Callable[..., Job], script: list[str]) -> Job:
     job.wait_for("leads term=1 nodes=3", node=0)
     job.start(SPARE, script=script, environment={"LOGLEVEL": "DEBUG"})
     job.wait_for("node-joins", node=0)
-    job.wait_for("standby-ready", node=SPARE)
+    if STANDBYS:
+        job.wait_for("standby-ready", node=SPARE)
     job.wait_for(r"^step 5 ", node=0)
     return job
 
@@ -106,9 +110,10 @@ def test_the_job_goes_on(
     assert job.wait(*alive) == [0] * len(alive), job.everything()
     assert job.digest() == expected, job.everything()
     check_survivors(job, survivors, respawned=strike in (kill_worker, kill_the_leader_in_a_recovery))
-    took_over = "forked" in job.text(SPARE)
-    assert took_over == bool(lost), job.everything()
-    assert "cold-start" not in job.text(SPARE)
+    if STANDBYS:
+        took_over = "forked" in job.text(SPARE)
+        assert took_over == bool(lost), job.everything()
+        assert "cold-start" not in job.text(SPARE)
     recovery_times(job, strike.__name__, again - struck, survivors)
 
 

@@ -185,7 +185,7 @@ class Monitor:
                     self._notice = None
                     self.notified_ns = self.aborted_ns = 0
                     self._start = message
-                    self._watch_at = time.monotonic() + _WATCH_NCCL_EVERY_S
+                    self._watch_at = time.monotonic() + _WATCH_NCCL_EVERY_S if nccl.can_be_used() else None
                     self._changed.notify_all()
             case messages.Finish():
                 with self._changed:

@@ -125,6 +125,12 @@ def wait_for_aborts(timeout: float) -> None:
     _pending.join(timeout)
 
 
+def can_be_used() -> bool:
+    """Whether this process's torch has NCCL at all; False also where torch is not imported yet."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.distributed.is_available() and torch.distributed.is_nccl_available()
+
+
 def backends() -> list[Any]:
     """The NCCL backends of all process groups. Empty where torch, CUDA or a group is missing."""
     torch = sys.modules.get("torch")

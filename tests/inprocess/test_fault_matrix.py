@@ -5,6 +5,7 @@ Several faults share one launch, as starting processes is what costs time here.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,9 @@ def test_several_ranks_lost_at_once_are_one_fault(run):
     finished = gpt(run, 4, 40, "kill:rank=0,step=10", "kill:rank=2,step=10", "raise:rank=3,step=10")
     assert finished.returncode == 0, finished.output
     assert sum(row["scope"] == "respawn" for row in finished.recoveries) >= 1
-    assert {rank for row in finished.recoveries for rank in row["respawned"]} == {0, 2}
+    # The news of the first one's end can reach another before it has come to its own fault.
+    struck = {int(rank) for rank in re.findall(r"injecting kill: rank (\d)", finished.stderr)}
+    assert {rank for row in finished.recoveries for rank in row["respawned"]} == struck != set(), finished.output
     assert finished.digest == digest_without_faults(run, 4, 40)
 
 

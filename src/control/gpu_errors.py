@@ -1,7 +1,7 @@
 """What an error that a GPU reports means for the processes on it and for its node.
 
 The numbers are those of NVIDIA's catalogue of Xid errors. Most of them are a program's own doing, or a consequence of
-its death, and the process learns of them by itself: those are only logged. Here are the others.
+its death, and the process learns of them by itself: those are only logged, as is any number that is not here.
 """
 
 from __future__ import annotations

@@ -29,6 +29,8 @@ _OWN_BUDGET_S = 0.05
 """For the script's own files; of processor time: on a busy machine the answer must be the same."""
 _INSTALLED_BUDGET_S = 0.01
 """For installed packages: a script without torch starts so much later, and its own imports take many times as long."""
+_COMPILER_BUDGET_S = 0.01
+"""Once the only question is whether one of the script's files compiles: at worst a respawned worker is slower."""
 _LARGEST = 1 << 20
 _IMPORT = re.compile(
     r"^[ \t]*(?:import[ \t]+(?P<names>[\w., \t]+)|"
@@ -36,6 +38,7 @@ _IMPORT = re.compile(
     re.MULTILINE,
 )
 _USES_DYNAMO = re.compile(r"\boptim|DistributedDataParallel|\bDDP\b|FSDP|FullySharded|fully_shard|torch\.compile")
+_COMPILES = re.compile(r"\btorch\.compile\b")
 
 
 class Imports(enum.Enum):
@@ -45,6 +48,7 @@ class Imports(enum.Enum):
     UNKNOWN = "not found, but not everything was read"
     TORCH = "torch"
     ALL = "torch, and what brings torch._dynamo with it"
+    COMPILER = "all that, and torch.compile"
 
 
 @dataclass(frozen=True)
@@ -93,17 +97,23 @@ class _Scan:
         began = time.thread_time()
         own, installed = list(start), list[Path]()
         while own or installed:
+            if self._found is Imports.COMPILER or (self._found is Imports.ALL and not own):
+                break
             path, budget = (own.pop(0), _OWN_BUDGET_S) if own else (installed.pop(0), _INSTALLED_BUDGET_S)
             if path in self._seen:
                 continue
+            if self._found is Imports.ALL:
+                budget = _COMPILER_BUDGET_S
             if len(self._seen) >= _BUDGET_FILES or time.thread_time() - began > budget:
                 return Imports.UNKNOWN if self._found is Imports.NOTHING else self._found
             self._seen.add(path)
             for file in self._read(path):
                 (own if self._is_own(file) else installed).append(file)
-            if self._found is Imports.ALL:
-                break
         return self._found
+
+    def _at_least(self, found: Imports) -> None:
+        order = list(Imports)
+        self._found = max(self._found, found, key=order.index)
 
     def _is_own(self, file: Path) -> bool:
         return file.is_relative_to(self._search[0]) and not {"site-packages", "dist-packages"} & set(file.parts)
@@ -120,11 +130,11 @@ class _Scan:
             top = name.partition(".")[0]
             if top == "torch":
                 uses = _USES_DYNAMO.search(text) is not None
-                self._found = Imports.ALL if uses or self._found is Imports.ALL else Imports.TORCH
+                self._at_least(Imports.COMPILER if _COMPILES.search(text) else Imports.ALL if uses else Imports.TORCH)
             elif top == "hyperpodrun":
-                self._found = self._found if self._found is not Imports.NOTHING else Imports.TORCH
+                self._at_least(Imports.TORCH)
             elif top in BRINGS_TORCH:
-                self._found = Imports.ALL
+                self._at_least(Imports.ALL)
             elif top not in sys.stdlib_module_names and name not in self._names:
                 self._names.add(name)
                 files += _files(name, self._search)

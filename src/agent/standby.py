@@ -48,7 +48,7 @@ _OF_ONE_WORKER = (
 _ROOM_BYTES = 32 << 10
 _WARM_LIMIT_S = 60.0
 """A worker waits no longer than this for a source that still imports."""
-_FORK_LIMIT_S = 10.0
+_FORK_LIMIT_S = 5.0
 """And no longer than this for one that is warm: it is stuck, and replaced."""
 _DEATHS = 3
 """So many sources in a row that die before they are warm, and there is no other."""
@@ -79,6 +79,8 @@ class _Source:
         self.child = child
         self.control = control
         self.ready = False
+        self.spoiled = False
+        """By torch.compile's backend: the next one goes without."""
 
 
 class Standbys:
@@ -87,6 +89,7 @@ class Standbys:
     def __init__(self, config: LaunchConfig, console: Console) -> None:
         self._commands = {worker_command(config, rank) for rank in range(config.nproc_per_node)}
         self._preload = config.preload
+        self._inprocess = config.inprocess_restart
         self._console = console
         self._wanted = self._what_for(config)
         self._environment: dict[str, str] = {}
@@ -110,7 +113,9 @@ class Standbys:
             if not config.no_python:
                 self._off("workers run another interpreter")
             return Imports.NOTHING
-        found = Imports.ALL if config.preload else scan(command)
+        found = scan(command)
+        if config.preload and found is not Imports.COMPILER:
+            found = Imports.ALL
         return found if found is not Imports.NOTHING and torch_is_installed() else Imports.NOTHING
 
     # ---- for the agent -------------------------------------------------------------------------------------------
@@ -123,7 +128,7 @@ class Standbys:
     def prepare(self, environment: Mapping[str, str]) -> None:
         """Starts the source, if there is to be one, with what the environments of all workers have in common."""
         self._environment = {name: value for name, value in environment.items() if name not in _OF_ONE_WORKER}
-        if self._wanted in (Imports.TORCH, Imports.ALL):
+        if self._wanted not in (Imports.NOTHING, Imports.UNKNOWN):
             self._start_source()
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -264,6 +269,8 @@ class Standbys:
             "agent": os.getpid(),
             "python_path": path,
             "preload": self._preload,
+            "inprocess": self._inprocess,
+            "compiler": self._wanted is Imports.COMPILER,
         }
         environment = {
             **self._environment,
@@ -298,9 +305,15 @@ class Standbys:
         if isinstance(message, protocol.Refused):
             self._wanted = Imports.NOTHING
             self._off(message.reason)
+        elif isinstance(message, protocol.Spoiled):
+            self._wanted = Imports.ALL
+            source.spoiled = True
+            self._console.log("standby-spoiled", reason=message.reason, action="another, which does not import that")
         elif message is not None:
-            source.ready = True
             self._deaths = 0
+            if message.busy:
+                return
+            source.ready = True
             self._console.debug("standby-ready", pid=source.child.pid)
             assert self._loop is not None
             for line in self._pending:
@@ -330,7 +343,7 @@ class Standbys:
     def _on_source_exit(self, source: _Source) -> None:
         """What it was asked for and has not done has ended with its end of the lines."""
         self._on_control(source)  # its last words
-        pid, ready = source.child.pid, source.ready
+        pid, ready, spoiled = source.child.pid, source.ready, source.spoiled
         self._forget_source().child.reap()
         if self._wanted is Imports.NOTHING:
             return
@@ -339,7 +352,8 @@ class Standbys:
             self._wanted = Imports.NOTHING
             self._off(f"{self._deaths} sources died before they were warm")
             return
-        self._console.log("standby-lost", pid=pid, warm=ready, action="replaced")
+        if not spoiled:
+            self._console.log("standby-lost", pid=pid, warm=ready, action="replaced")
         self._start_source()
 
     def _forget_source(self) -> _Source:

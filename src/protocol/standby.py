@@ -30,6 +30,10 @@ class SourceOptions(msgspec.Struct, frozen=True):
     python_path: str | None
     """PYTHONPATH as the workers have it."""
     preload: tuple[str, ...] = ()
+    inprocess: bool = False
+    """Workers restart in process: what that needs of this package is imported, too."""
+    compiler: bool = False
+    """Workers compile: torch.compile's backend is imported, too."""
 
 
 class Fork(msgspec.Struct, frozen=True, tag="fork"):
@@ -39,11 +43,20 @@ class Fork(msgspec.Struct, frozen=True, tag="fork"):
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """Source to agent: everything is imported."""
+    """Source to agent: what workers need is imported, and who waited is forked."""
+
+    busy: bool = False
+    """It goes on importing what saves respawned workers time, and serves nobody until it is `Ready` once more."""
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """Source to agent: it cannot be one, and a new one could not either."""
+
+    reason: str
+
+
+class Spoiled(msgspec.Struct, frozen=True, tag="spoiled"):
+    """Source to agent: by importing torch.compile's backend. A new one without that can serve."""
 
     reason: str
 
@@ -54,7 +67,7 @@ class Forked(msgspec.Struct, frozen=True, tag="forked"):
     pid: int
 
 
-FromSource = Ready | Refused
+FromSource = Ready | Refused | Spoiled
 _from_source: msgspec.msgpack.Decoder[FromSource] = msgspec.msgpack.Decoder(FromSource)
 _to_source = msgspec.msgpack.Decoder(Fork)
 _from_worker = msgspec.msgpack.Decoder(Forked)

@@ -9,6 +9,7 @@ import os
 import select
 import socket
 import sys
+from collections.abc import Iterator
 
 import msgspec
 
@@ -20,6 +21,10 @@ _CORE = ("torch", "torch.distributed")
 _LATER = ("torch.optim", "torch.nn.parallel", "torch.utils.data", "torch._dynamo")
 """Constructing any optimizer or DDP imports torch._dynamo: it takes as long as torch itself."""
 _OWN = ("hyperpodrun.inprocess.wrapper",)
+_OWN_LATER = ("hyperpodrun.checkpointless.manager", "hyperpodrun.dataloader.loader")
+_COMPILER = ("torch._inductor.compile_fx",)
+"""The first torch.compile imports it: one second, and four where Triton is installed. A first start is not kept
+waiting for that, a worker that is respawned finds it done."""
 
 
 class CannotServe(Exception):
@@ -32,12 +37,20 @@ def serve(preload_own: bool) -> None:
     control = socket.socket(fileno=options.control)
     control.set_inheritable(False)
     source = _Source(control, options.agent)
-    modules = (*_LATER, *(_OWN if preload_own else ()), *options.preload)
+    own = preload_own and options.inprocess
+    modules = (*_LATER, *(_OWN if own else ()), *options.preload)
     try:
         _import_all(_CORE)
         if source.fork_all(protocol.CORE, block=False):
             return
         _import_all(modules)
+        if own or options.compiler:
+            control.send(protocol.encode(protocol.Ready(busy=True)))
+            if source.fork_all(protocol.EVERYTHING, block=False):
+                return
+            _import_all(_OWN_LATER if own else ())
+            if options.compiler and not _import_compiler(control):
+                os._exit(1)
         control.send(protocol.encode(protocol.Ready()))
         while not source.fork_all(protocol.EVERYTHING, block=True):
             pass
@@ -84,6 +97,33 @@ def _import_all(names: tuple[str, ...]) -> None:
             target = os.readlink(f"/proc/self/fd/{fd}")
             if target.startswith(("/dev/nvidia", "/dev/kfd", "/dev/dri")):
                 raise CannotServe(f"{target} was opened while importing {', '.join(names)}")
+
+
+def _import_compiler(control: socket.socket) -> bool:
+    """Whether this process can still serve."""
+    try:
+        with _driver_left_alone():
+            _import_all(_COMPILER)
+    except CannotServe as error:
+        control.send(protocol.encode(protocol.Spoiled(str(error)[:1000])))
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _driver_left_alone() -> Iterator[None]:
+    """torch before 2.13 asks whether there is a GPU as it imports the compiler. The answer would come from CUDA's
+    driver, which no fork survives; here it comes from whether the driver has made its device."""
+    import torch
+
+    device = "/dev/kfd" if torch.version.hip else "/dev/nvidiactl"
+    there = torch.cuda._is_compiled() and os.path.exists(device)
+    asks = torch.cuda.is_available
+    torch.cuda.is_available = lambda: there
+    try:
+        yield
+    finally:
+        torch.cuda.is_available = asks
 
 
 class _Source:

@@ -32,6 +32,7 @@ def files(tmp_path, monkeypatch):
         ("from torch.nn.parallel import DistributedDataParallel as DDP", Imports.ALL),
         ("import torch\noptimizer = torch.optim.SGD([])", Imports.ALL),
         ("from transformers import Trainer", Imports.ALL),
+        ("import torch\nmodel = torch.compile(model)\nfrom torch.optim import SGD", Imports.COMPILER),
         ("from hyperpodrun import HPWrapper", Imports.TORCH),
         ("import json, os\nfrom pathlib import Path", Imports.NOTHING),
         ("# import torch\ntext = 'import torch'", Imports.NOTHING),

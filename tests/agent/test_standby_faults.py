@@ -240,6 +240,66 @@ def test_a_killed_rank_comes_back_from_the_source_while_the_others_stay(launch):
     assert [row["respawned"] for row in finished.recoveries] == [[1]]
 
 
+COMPILES = """
+import os, signal, sys, time
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from hyperpodrun import HPWrapper
+backend = "torch._inductor.compile_fx" in sys.modules
+
+@HPWrapper()
+def main(caller=None):
+    dist.init_process_group("gloo")
+    if os.environ["RANK"] == "1" and os.environ["JOB_RESTART_COUNT"] == "0":
+        while not Path("go").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.all_reduce(torch.ones(1))
+    if os.environ["RANK"] == "1":
+        print("imported:", backend, flush=True)
+        torch.compile(lambda x: x + 1, backend="aot_eager")(torch.ones(2))
+
+main()
+"""
+
+
+def log_of_a_kill_when(job, event: str) -> str:
+    """Lets rank 1 be killed as soon as the log tells of this event; the whole log."""
+    lines = []
+    while event not in (line := job.process.stderr.readline()):
+        assert line, "".join(lines)
+        lines.append(line)
+    Path("go").touch()
+    lines += [line, job.process.stderr.read()]
+    assert job.process.wait(60) == 0, "".join(lines)
+    return "".join(lines)
+
+
+def test_a_respawned_worker_of_a_job_that_compiles_finds_the_backend_imported(launch):
+    job = launch("--nproc-per-node=2", "--inprocess-restart", body=COMPILES)
+    log = log_of_a_kill_when(job, "standby-ready")
+    assert log.count("hyperpodrun: forked") == 3, log
+    assert job.process.stdout.read() == "imported: True\n"
+
+
+def test_a_source_that_the_backend_spoils_is_replaced_by_one_without(launch):
+    Path("spoiler.py").write_text("""
+import sys, threading
+class Spoiler:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch._inductor.compile_fx":
+            threading.Thread(target=threading.Event().wait, daemon=True).start()
+sys.meta_path.insert(0, Spoiler())
+""")
+    job = launch("--nproc-per-node=2", "--inprocess-restart", "--preload=spoiler", body=COMPILES)
+    log = log_of_a_kill_when(job, "standby-ready")
+    assert log.count("standby-spoiled") == 1, log
+    assert log.count("standby-off") == log.count("standby-lost") == 0, log
+    assert log.count("hyperpodrun: forked") == 3, log
+    assert job.process.stdout.read() == "imported: False\n"
+
+
 @pytest.mark.parametrize("off", ["option", "variable"])
 def test_standbys_can_be_turned_off(launch, off):
     options = ["--start-method=spawn"] if off == "option" else []

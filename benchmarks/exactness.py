@@ -1,6 +1,6 @@
 """Are the numbers of a run with faults those of the run without? Many runs, seeded, every one compared bit for bit.
 
-    scripts/bench exactness --runs 200 [--first SEED] [--hsdp]
+    scripts/bench exactness --runs 200 [--first SEED] [--hsdp] [--at-once 2]
 
 Each run has one to three faults of random kind, rank and moment: in the forward pass, in the middle of the bucketed
 all-reduce, between it and the optimizer, inside the optimizer's step, after it, at the end of the pass, and during the
@@ -18,8 +18,10 @@ import random
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,11 +43,17 @@ class Plan:
     worker: str
     options: tuple[str, ...]
     faults: tuple[str, ...]
+    world_size: int = WORLD_SIZE
 
     @property
     def undisturbed(self) -> Plan:
         """The run to compare with: what does not matter for the numbers is left out."""
-        return Plan(self.worker, tuple(o for o in self.options if o.startswith(("--accumulate", "--steps"))), ())
+        matter = ("--accumulate", "--steps", "--zero")
+        options = tuple(option for option in self.options if option.startswith(matter))
+        return Plan(self.worker, options, (), self.world_size)
+
+    def __str__(self) -> str:
+        return " ".join((f"{self.world_size} {self.worker}", *self.options, *self.faults))
 
 
 def plan(seed: int) -> Plan:
@@ -128,7 +136,7 @@ def launch(wanted: Plan) -> Ended:
     with tempfile.TemporaryDirectory() as logs:
         finished = subprocess.run(
             [
-                *(sys.executable, "-m", "hyperpodrun", f"--nproc-per-node={WORLD_SIZE}", "--inprocess-restart"),
+                *(sys.executable, "-m", "hyperpodrun", f"--nproc-per-node={wanted.world_size}", "--inprocess-restart"),
                 *(f"--log-dir={logs}", str(WORKERS / wanted.worker), *wanted.options, *words),
             ],
             capture_output=True,
@@ -153,20 +161,23 @@ class Checker:
     def __init__(self, *, hsdp: bool = False) -> None:
         self._plan = plan_hsdp if hsdp else plan
         self._undisturbed: dict[Plan, str | None] = {}
+        self._lock = threading.Lock()
         self.moments: Counter[str] = Counter()
         """Where the faults of the seeds so far were."""
 
     def check(self, seed: int) -> str | None:
-        """None if the seed's run ends as it should, else what happened."""
+        """None if the seed's run ends as it should, else what happened. For any thread."""
         wanted = self._plan(seed)
-        self.moments.update(fault.split(":")[3] for fault in wanted.faults)
-        if wanted.undisturbed not in self._undisturbed:
-            self._undisturbed[wanted.undisturbed] = launch(wanted.undisturbed).digest
+        with self._lock:
+            self.moments.update(fault.split(":")[3] for fault in wanted.faults)
+            if wanted.undisturbed not in self._undisturbed:
+                self._undisturbed[wanted.undisturbed] = launch(wanted.undisturbed).digest
+            digest = self._undisturbed[wanted.undisturbed]
         ended = launch(wanted)
-        wrong = ended.wrong(wanted, self._undisturbed[wanted.undisturbed])
+        wrong = ended.wrong(wanted, digest)
         if wrong is None:
             return None
-        return f"seed {seed}, {' '.join((*wanted.options, *wanted.faults))}: {wrong}\n{ended.stderr[-4000:]}"
+        return f"seed {seed}, {wanted}: {wrong}\n{ended.stderr[-4000:]}"
 
 
 def main() -> None:
@@ -174,13 +185,14 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--first", type=int, default=0, metavar="SEED")
     parser.add_argument("--hsdp", action="store_true", help="FSDP2, sharded over pairs, every shard twice")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="so many runs at the same time")
     args = parser.parse_args()
     checker, failed, began = Checker(hsdp=args.hsdp), 0, time.monotonic()
-    for seed in range(args.first, args.first + args.runs):
-        wrong = checker.check(seed)
-        if wrong is not None:
-            failed += 1
-            print(wrong, flush=True)
+    with ThreadPoolExecutor(args.at_once) as pool:
+        for wrong in pool.map(checker.check, range(args.first, args.first + args.runs)):
+            if wrong is not None:
+                failed += 1
+                print(wrong, flush=True)
     print("faults:", ", ".join(f"{count} {moment}" for moment, count in checker.moments.most_common()))
     print(
         f"{args.runs - failed} of {args.runs} runs bit for bit equal, none of them through snapshot or disk, "

@@ -99,7 +99,7 @@ def main(caller: HPCallWrapper):
     work(caller)
 main()
 """,
-        "--inprocess-timeout=20",
+        "--inprocess-timeout=10",
     )
     assert finished.returncode == 0, finished.output
     assert "kill rank=1" in finished.stderr

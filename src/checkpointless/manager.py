@@ -255,6 +255,8 @@ class CheckpointManager:
 
     def _copy_due(self) -> None:
         """A step is complete: begin the copies that are due."""
+        if self._snapshots is None and self._disk is None:
+            return
         registry, step = self._registered(), self._tracker.point
         to_memory = self._snapshots is not None and self._snapshots.due(step)
         to_disk = self._disk is not None and self._disk.due(step)

@@ -103,7 +103,10 @@ class CombinedState:
             part.load_host_state(values[prefix])
 
     def versions(self) -> int:
-        return sum(part.versions() for part in self._parts.values())
+        total = 0
+        for part in self._parts.values():
+            total += part.versions()
+        return total
 
     def quiesce(self) -> None:
         for part in self._parts.values():

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from .encoding import EncodingError, encode
-from .notes import NoteTaker, read_object
+from .notes import NoteTaker
+from .objects import read_object
 from .provider import CombinedState, StateProvider
 from .tensors import TorchState
 
@@ -95,16 +96,24 @@ class Registry:
 def _backward_hook(on_backward: Callable[[], None]) -> Callable[..., None]:
     """A forward hook that puts a hook on the module's output, which autograd calls first of all in backward."""
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def after_forward(module: torch.nn.Module, args: Any, output: Any) -> None:
-        if not (module.training and torch.is_grad_enabled()):
-            return
-        tensor = _first_with_gradient(output)
-        if tensor is not None:
-            tensor.register_hook(lambda gradient: on_backward())
+    def before_backward(gradient: torch.Tensor) -> None:
+        on_backward()
 
-    hook: Callable[..., None] = after_forward
-    return hook
+    def watch(module: torch.nn.Module, output: Any) -> None:
+        if module.training and torch.is_grad_enabled():
+            tensor = _first_with_gradient(output)
+            if tensor is not None:
+                tensor.register_hook(before_backward)
+
+    watch_outside: Callable[..., None] = torch.compiler.disable(watch)
+
+    def after_forward(module: torch.nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            watch_outside(module, output)
+        else:
+            watch(module, output)
+
+    return after_forward
 
 
 def _first_with_gradient(output: Any) -> torch.Tensor | None:

@@ -9,7 +9,9 @@ import numpy
 import pytest
 import torch
 from hyperpodrun.checkpointless.encoding import EncodingError, encode
-from hyperpodrun.checkpointless.notes import NoteTaker, read_generators, write_generators
+from hyperpodrun.checkpointless.generators import read_generators, write_generators
+from hyperpodrun.checkpointless.notes import NoteTaker
+from hyperpodrun.checkpointless.objects import is_object_in, read_object, write_object
 
 
 def test_a_large_table_does_not_keep_small_buffers_out_of_the_record():
@@ -58,3 +60,42 @@ def test_every_draw_from_a_global_generator_is_noticed_and_can_be_repeated(draw:
         assert not taker.changed(note)
         draw()
         assert (random.gauss(0, 1), numpy.random.randn(), torch.randn(1).item()) == first
+
+
+def test_an_optimizers_noted_hyperparameters_do_not_change_with_it():
+    """A learning rate that is a tensor is changed in place."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=torch.tensor(0.5))
+    rate, state = optimizer.param_groups[0]["lr"], read_object(optimizer)
+    assert is_object_in(optimizer, state)
+    rate.fill_(0.25)
+    assert not is_object_in(optimizer, state)
+    write_object(optimizer, state)
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert rate.item() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("target", "change"),
+    [
+        (random.Random(1), lambda target: target.random()),
+        (torch.Generator(), lambda target: torch.rand(1, generator=target)),
+        (numpy.random.default_rng(1), lambda target: target.random()),
+        (torch.optim.SGD([torch.ones(1)], lr=1.0), lambda target: target.param_groups[0].update(lr=2.0)),
+        (torch.optim.SGD([torch.ones(1)], lr=1.0), lambda target: target.param_groups[0].update(initial_lr=1.0)),
+        (
+            torch.optim.SGD([torch.ones(1)], lr=1.0),
+            lambda target: target.add_param_group({"params": [torch.zeros(1)]}),
+        ),
+        (
+            torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.ones(1)], lr=1.0), 5),
+            lambda target: setattr(target, "last_epoch", 3),
+        ),
+    ],
+    ids=["random", "generator", "numpy", "rate", "new key", "new group", "scheduler"],
+)
+def test_a_change_of_a_registered_object_is_noticed(target, change):
+    state = read_object(target)
+    assert is_object_in(target, state)
+    change(target)
+    assert not is_object_in(target, state)
+    assert is_object_in(target, read_object(target))

@@ -1,0 +1,104 @@
+"""The state of a registered object (a scheduler, an optimizer's hyperparameters, a sampler) as a plain value."""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+_IMMUTABLE = frozenset({type(None), bool, int, float, str, bytes})
+
+
+def read_object(target: Any) -> Any:
+    """The state of a registered object, as a value of its own that does not change with it."""
+    if isinstance(target, torch.Generator):
+        return target.get_state()
+    if isinstance(target, random.Random):
+        return target.getstate()
+    if isinstance(target, torch.optim.Optimizer):
+        return [own_copy({**group, "params": None}) for group in target.param_groups]
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(target, numpy.random.Generator):
+        return own_copy(target.bit_generator.state)
+    return own_copy(target.state_dict())
+
+
+def is_object_in(target: Any, state: Any) -> bool:
+    """Whether a registered object is in that state; nothing is copied."""
+    if isinstance(target, torch.optim.Optimizer):
+        groups = target.param_groups
+        return len(groups) == len(state) and all(map(_is_group_in, groups, state))
+    if isinstance(target, torch.Generator | random.Random) or hasattr(target, "bit_generator"):
+        return same(state, read_object(target))
+    return same(state, target.state_dict())
+
+
+def _is_group_in(group: dict[str, Any], values: dict[str, Any]) -> bool:
+    """Whether a parameter group has these hyperparameters, and no others."""
+    return same(values, {**group, "params": None})
+
+
+def write_object(target: Any, state: Any) -> None:
+    """Brings a registered object to that state."""
+    if isinstance(target, torch.Generator):
+        target.set_state(state)
+    elif isinstance(target, random.Random):
+        target.setstate(state)
+    elif isinstance(target, torch.optim.Optimizer):
+        for group, values in zip(target.param_groups, state, strict=True):
+            _update_group(group, values)
+    elif hasattr(target, "bit_generator"):
+        target.bit_generator.state = state
+    else:
+        target.load_state_dict(own_copy(state))
+
+
+def _update_group(group: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Hyperparameters into a parameter group; a tensor (a capturable learning rate) stays the same object."""
+    for key, value in values.items():
+        if key == "params":  # they are no hyperparameters
+            continue
+        if isinstance(group.get(key), torch.Tensor) and isinstance(value, torch.Tensor):
+            group[key].copy_(value)
+        else:
+            group[key] = value
+
+
+def own_copy(value: Any) -> Any:
+    """A deep copy; `copy.deepcopy` takes ten times as long for the plain values that states are made of."""
+    kind = type(value)
+    if kind in _IMMUTABLE:
+        return value
+    if kind is dict:
+        return {key: item if type(item) in _IMMUTABLE else own_copy(item) for key, item in value.items()}
+    if kind is list:
+        return [item if type(item) in _IMMUTABLE else own_copy(item) for item in value]
+    if kind is tuple:
+        return tuple([item if type(item) in _IMMUTABLE else own_copy(item) for item in value])
+    return value.detach().clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equality of states: dicts, lists and tuples of plain values, tensors and numpy arrays."""
+    if one is other:
+        return True
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, dict | list | tuple):
+        try:
+            return type(one) is type(other) and bool(one == other)
+        except (RuntimeError, ValueError):  # tensors or arrays in it are not equal or different as a whole
+            return _same_items(one, other)
+    if type(one).__module__ == "numpy":
+        return bool((one == other).all()) if hasattr(one, "all") else bool(one == other)
+    return bool(one == other)
+
+
+def _same_items(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    return len(one) == len(other) and all(map(same, one, other))

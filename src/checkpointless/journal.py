@@ -18,6 +18,8 @@ class Journal:
         self._notes: dict[int, Note] = {}
         self._record: RankRecord | None = None
         self._path: Path | None = None
+        self._recorded: Note | None = None
+        """The last one that went into the record."""
 
     def open(self, path: Path | None) -> None:
         """Where the rank's record is; one that is open already is closed when it is another rank's."""
@@ -25,7 +27,7 @@ class Journal:
             return
         if self._record is not None:
             self._record.close()
-        self._path = path
+        self._path, self._recorded = path, None
         self._record = RankRecord(path) if path is not None else None
 
     def clear(self) -> None:
@@ -51,14 +53,22 @@ class Journal:
 
         `local_only`: only what a successor would need; the rest has yet to move.
         """
-        noted = self._notes.get(step)
         note = self._notes[step] = taker.take(step, self.latest, local_only=local_only)
-        for old in sorted(self._notes.keys() - {*keep, step}):
-            if len(self._notes) > _KEPT:
+        if len(self._notes) > _KEPT:
+            for old in sorted(self._notes.keys() - {*keep, step})[: len(self._notes) - _KEPT]:
                 del self._notes[old]
-        if noted is None or noted.taken_by is not taker or not taker.same_local(noted, note):
+        if self._recorded is None or self._recorded.taken_by is not taker or not taker.same_local(self._recorded, note):
             self._write(note, taker, keep)
+        elif self._record is not None:
+            self._record.reach(step)
         return note
+
+    def foresee(self, step: int, taker: NoteTaker, keep: tuple[int, int]) -> None:
+        """Notes what a successor would need of the state before `step`, should this process not get there itself."""
+        if self._recorded is None or not taker.is_in_local(self._recorded):
+            self.take(step, taker, keep, local_only=True)
+        elif self._record is not None:
+            self._record.reach(step)
 
     def of_predecessor(self, step: int) -> Note | None:
         """What the process that had this rank before noted of `step`; None when it was on another node."""
@@ -68,3 +78,4 @@ class Journal:
     def _write(self, note: Note, taker: NoteTaker, keep: tuple[int, ...]) -> None:
         if self._record is not None:
             self._record.write(note.step, taker.local_bytes(note), keep)
+        self._recorded = note

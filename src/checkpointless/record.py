@@ -1,23 +1,49 @@
 """A rank's own record: what only this rank knows (its random generators, buffers, data position), in a file in memory.
 
 The file belongs to the node, not to the process: SIGKILL does not take it away, and the process that replaces the
-rank on the same node reads it. Three slots hold the notes of the last steps; a slot that was being written when the
-process died fails its checksum and is passed over, the other two are whole.
+rank on the same node reads it. A note holds from its step on until there is a newer one, but not beyond the step that
+the record says it reaches; so where nothing that is noted here changes, a step costs one word.
+
+Slots hold the last few notes. A slot is a small header that names the area of the file its note is in. There is one
+area more than slots, so a note is written where no header points to, and counts once its header does. A header that was
+being written when the process died fails its checksum; then notes are believed of their very step only.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import mmap
 import os
 import struct
+import sys
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
-_MAGIC = b"HPRECRD1"
-_HEADER = struct.Struct("<8sQQQI")  # magic, sequence, step, length, checksum
-_SLOTS = 3
-_SLOT_BYTES = 1 << 30
-"""Distance of the slots in the file; it is sparse, only what is written takes memory."""
+_MAGIC = b"HPRECRD3"
+_FIELDS = struct.Struct("<8sQQQQI")  # magic, sequence, first step, area, length and checksum of the note
+_CHECK = struct.Struct("<I")  # of the fields
+_HEADER_BYTES = _FIELDS.size + _CHECK.size
+_SLOTS = 4
+"""For the two points that can be gone back to, for the step that is noted, and one to be written."""
+_SLOT_BYTES = 64
+_REACH = _SLOTS * _SLOT_BYTES
+"""Where the word is that says how far the notes reach: the last step, plus one."""
+_AREAS = _SLOTS + 1
+_AREAS_BEGIN = 4096
+_AREA_BYTES = 1 << 30
+"""Distance of the areas in the file; it is sparse, only what is written takes memory."""
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """What a whole slot holds."""
+
+    sequence: int
+    since: int
+    area: int
+    payload: bytes
 
 
 class RankRecord:
@@ -25,65 +51,102 @@ class RankRecord:
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.posix_fallocate(self._fd, 0, _AREAS_BEGIN)  # or a header could meet a full disk, as SIGBUS
+        self._memory = mmap.mmap(self._fd, _AREAS_BEGIN)
+        """Of the headers: in the midst of a step a call to the kernel takes 15 us."""
+        self._words = memoryview(self._memory).cast("Q")
         found = _read_slots(self._fd)
-        self._steps: list[int | None] = [slot[1] if slot else None for slot in found]
-        self._last: tuple[bytes, int] = (b"", 0)
-        """The last payload, and its checksum."""
-        self._sequence = max((slot[0] for slot in found if slot), default=0)
+        self._since = [slot.since if slot else -1 for slot in found]
+        self._sequences = [slot.sequence if slot else 0 for slot in found]
+        self._areas = [slot.area if slot else -1 for slot in found]
+        self._last: tuple[bytes, int, int] = (b"", 0, -1)
+        """The last note, its checksum, and the area it is in."""
 
     def write(self, step: int, payload: bytes, keep: tuple[int, ...] = ()) -> None:
-        """Records the note of `step`, over an older note of it or else over one whose step is not in `keep`.
+        """Records a note that holds from `step` on. What was noted of the steps in `keep`, and of `step`, stays.
 
-        Raises ValueError when the note is larger than a slot, OSError when memory is full.
+        The very object that was written last is not written again. Raises ValueError when the note is larger than an
+        area, OSError when memory is full.
         """
-        if len(payload) > _SLOT_BYTES - _HEADER.size:
+        if len(payload) > _AREA_BYTES:
             raise ValueError(f"a note of {len(payload)} bytes does not fit into the record")
-        slot = self._choose(step, keep)
-        self._sequence += 1
-        self._steps[slot] = step
-        if payload is not self._last[0]:
-            self._last = (payload, zlib.crc32(payload))
-        header = _HEADER.pack(_MAGIC, self._sequence, step, len(payload), self._last[1])
-        os.pwritev(self._fd, [header, payload], slot * _SLOT_BYTES)
+        slot = self._choose({self._slot_of(kept) for kept in (*keep, step)})
+        if payload is not self._last[0] or self._last[2] not in self._areas:
+            self._write_note(payload)
+        _, checksum, area = self._last
+        sequence = max(self._sequences) + 1
+        fields = _FIELDS.pack(_MAGIC, sequence, step, area, len(payload), checksum)
+        begin = slot * _SLOT_BYTES
+        self._memory[begin : begin + _HEADER_BYTES] = fields + _CHECK.pack(zlib.crc32(fields))
+        self._since[slot], self._sequences[slot], self._areas[slot] = step, sequence, area
+        self.reach(step)
+
+    def reach(self, step: int) -> None:
+        """What was noted last holds for `step`, too, and nothing is noted beyond."""
+        self._words[_REACH // 8] = step + 1
 
     def close(self) -> None:
+        self._words.release()
+        self._memory.close()
         os.close(self._fd)
 
-    def _choose(self, step: int, keep: tuple[int, ...]) -> int:
-        if step in self._steps:
-            return self._steps.index(step)
-        if None in self._steps:
-            return self._steps.index(None)
-        free = [slot for slot in range(_SLOTS) if self._steps[slot] not in keep]
-        # A later step than the present one is left over from before a rollback: it goes first.
-        return max(free or range(_SLOTS), key=lambda slot: abs((self._steps[slot] or 0) - step))
+    def _slot_of(self, step: int) -> int:
+        """Where the note is that holds for `step`; -1: there is none."""
+        slots = [slot for slot in range(_SLOTS) if 0 <= self._since[slot] <= step]
+        return max(slots, key=self._sequences.__getitem__, default=-1)
+
+    def _choose(self, kept: set[int]) -> int:
+        return min((slot for slot in range(_SLOTS) if slot not in kept), key=self._sequences.__getitem__)
+
+    def _write_note(self, payload: bytes) -> None:
+        """Into an area that no slot's note is in."""
+        area = next(number for number in range(_AREAS) if number not in self._areas)
+        self._last = (b"", 0, -1)
+        written = os.pwrite(self._fd, payload, _AREAS_BEGIN + area * _AREA_BYTES)
+        if written != len(payload):
+            raise OSError(errno.ENOSPC, f"only {written} of {len(payload)} bytes of a note could be written")
+        self._last = (payload, zlib.crc32(payload), area)
 
 
 def read_record(path: Path, step: int) -> bytes | None:
-    """The newest whole note of `step` in the record of a rank; None when there is none."""
+    """What holds for `step` in the record of a rank; None when nothing is known to."""
     with contextlib.suppress(FileNotFoundError):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            notes = [slot for slot in _read_slots(fd) if slot and slot[1] == step]
+            found, damaged = _read_slots(fd), _is_damaged(fd)
+            reach = int.from_bytes(os.pread(fd, 8, _REACH), sys.byteorder)
         finally:
             os.close(fd)
-        if notes:
-            return max(notes)[2]
+        slots = [slot for slot in found if slot and (slot.since == step or (slot.since < step and not damaged))]
+        if slots and step < reach:
+            return max(slots, key=lambda slot: slot.sequence).payload
     return None
 
 
-def _read_slots(fd: int) -> list[tuple[int, int, bytes] | None]:
-    """(sequence, step, payload) of every slot that is whole."""
-    found: list[tuple[int, int, bytes] | None] = []
-    for slot in range(_SLOTS):
-        found.append(None)
-        header = os.pread(fd, _HEADER.size, slot * _SLOT_BYTES)
-        if len(header) < _HEADER.size:
-            continue
-        magic, sequence, step, length, checksum = _HEADER.unpack(header)
-        if magic != _MAGIC or length > _SLOT_BYTES - _HEADER.size:
-            continue
-        payload = os.pread(fd, length, slot * _SLOT_BYTES + _HEADER.size)
-        if len(payload) == length and zlib.crc32(payload) == checksum:
-            found[slot] = (sequence, step, payload)
-    return found
+def _read_slots(fd: int) -> list[_Slot | None]:
+    """Every slot that is whole."""
+    return [_read_slot(fd, number) for number in range(_SLOTS)]
+
+
+def _is_damaged(fd: int) -> bool:
+    """Whether a slot has been written that is not whole: what it held is not known."""
+    return any(
+        _read_slot(fd, number) is None and any(os.pread(fd, _HEADER_BYTES, number * _SLOT_BYTES))
+        for number in range(_SLOTS)
+    )
+
+
+def _read_slot(fd: int, number: int) -> _Slot | None:
+    header = os.pread(fd, _HEADER_BYTES, number * _SLOT_BYTES)
+    if len(header) < _HEADER_BYTES:
+        return None
+    fields = header[: _FIELDS.size]
+    magic, sequence, since, area, length, checksum = _FIELDS.unpack(fields)
+    if (zlib.crc32(fields),) != _CHECK.unpack_from(header, _FIELDS.size) or magic != _MAGIC:
+        return None
+    if area >= _AREAS or length > _AREA_BYTES:
+        return None
+    payload = os.pread(fd, length, _AREAS_BEGIN + area * _AREA_BYTES)
+    if len(payload) != length or zlib.crc32(payload) != checksum:
+        return None
+    return _Slot(sequence, since, area, payload)

@@ -167,13 +167,14 @@ class Update:
         From here on its gradients are on their way; if it dies now, its successor needs the generators as the *next*
         step will find them.
         """
-        if self._watching and not self._tracker.updating:
-            self._note(self._tracker.index + 1, local_only=True)
+        tracker = self._tracker
+        if self._watching and not tracker.updating:
+            assert self._registry is not None
+            self._journal.foresee(tracker.index + 1, self._registry.notes, (tracker.point, tracker.previous))
 
-    def _note(self, step: int, *, local_only: bool = False) -> None:
+    def _note(self, step: int) -> None:
         assert self._registry is not None
-        keep = (self._tracker.point, self._tracker.previous)
-        self._journal.take(step, self._registry.notes, keep, local_only=local_only)
+        self._journal.take(step, self._registry.notes, (self._tracker.point, self._tracker.previous))
 
     def _look(self) -> tuple[Note, int]:
         assert self._registry is not None

@@ -6,7 +6,7 @@ import os
 import signal
 
 import pytest
-from hyperpodrun.checkpointless.record import RankRecord, read_record
+from hyperpodrun.checkpointless.record import RankRecord, _read_slots, read_record
 
 
 def test_the_last_three_notes_can_be_read(tmp_path):
@@ -43,19 +43,80 @@ def test_notes_of_before_a_rollback_give_way(tmp_path):
     assert [read_record(tmp_path / "rank-0", step) for step in (30, 31, 32)] == [b"30", b"31", b"32"]
 
 
-@pytest.mark.parametrize("position", [0, 20, 40, 60])
-def test_a_slot_that_is_damaged_is_passed_over(tmp_path, position):
+def test_a_note_holds_until_the_step_that_is_reached(tmp_path):
+    path = tmp_path / "rank-0"
+    record = RankRecord(path)
+    record.write(3, b"since 3")
+    for step in (4, 5, 6):
+        assert read_record(path, step) is None
+        record.reach(step)
+        assert read_record(path, step) == b"since 3"
+    record.write(7, b"since 7", keep=(5, 6))
+    assert [read_record(path, step) for step in (2, 5, 6, 7, 8)] == [None, b"since 3", b"since 3", b"since 7", None]
+
+
+def test_after_a_rollback_what_was_noted_of_later_steps_does_not_hold(tmp_path):
+    path = tmp_path / "rank-0"
+    record = RankRecord(path)
+    for step in (40, 41, 42):
+        record.write(step, str(step).encode(), keep=(step - 1, step))
+    record.write(40, b"again", keep=(40,))
+    assert [read_record(path, step) for step in (40, 41, 42)] == [b"again", None, None]
+    record.reach(41)
+    record.reach(42)
+    assert [read_record(path, step) for step in (40, 41, 42)] == [b"again"] * 3
+
+
+def test_the_two_points_and_the_step_that_is_noted_stay_while_it_is_noted_anew(tmp_path):
+    path = tmp_path / "rank-0"
+    record = RankRecord(path)
+    record.write(4, b"four")
+    record.write(8, b"eight", keep=(4,))
+    for number in range(10):
+        record.write(9, b"nine %d" % number, keep=(4, 8))
+        assert [read_record(path, step) for step in (4, 8, 9)] == [b"four", b"eight", b"nine %d" % number]
+
+
+def test_the_same_note_is_written_once(tmp_path, monkeypatch):
+    record, payload, written = RankRecord(tmp_path / "rank-0"), b"the same" * 1000, []
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: written.append(len(data)) or pwrite(fd, data, offset))
+    for step in range(10):
+        record.write(step, payload, keep=(step - 1, step))
+    assert written == [len(payload)]
+    assert [read_record(tmp_path / "rank-0", step) for step in (7, 8, 9)] == [payload] * 3
+
+
+def test_what_shares_a_note_survives_when_the_note_of_one_is_written_anew(tmp_path):
+    path, shared = tmp_path / "rank-0", b"shared" * 100
+    record = RankRecord(path)
+    for step in (1, 2, 3):
+        record.write(step, shared)
+    record.write(2, b"own")
+    record.write(3, b"of its own", keep=(1, 2))
+    assert [read_record(path, step) for step in (1, 2, 3)] == [shared, b"own", b"of its own"]
+    record = RankRecord(path)  # the next process of this rank
+    record.write(4, shared, keep=(1, 2, 3))
+    assert [read_record(path, step) for step in (1, 2, 3, 4)] == [shared, b"own", b"of its own", shared]
+
+
+NOTES_BEGIN = 4096
+
+
+@pytest.mark.parametrize("position", [0, 12, 20, 28, 36, 42, 46, NOTES_BEGIN, NOTES_BEGIN + 60])
+def test_with_a_damaged_slot_notes_are_believed_of_their_very_step(tmp_path, position):
     path = tmp_path / "rank-0"
     record = RankRecord(path)
     record.write(1, b"x" * 100)
     record.write(2, b"y" * 100)
+    record.reach(3)
+    assert read_record(path, 3) == b"y" * 100
     with path.open("r+b") as file:
         file.seek(position)
         byte = file.read(1)
         file.seek(position)
         file.write(bytes([byte[0] ^ 1]))
-    assert read_record(path, 1) is None
-    assert read_record(path, 2) == b"y" * 100
+    assert [read_record(path, step) for step in (1, 2, 3)] == [None, b"y" * 100, None]
 
 
 def test_a_killed_writer_leaves_whole_notes(tmp_path):
@@ -65,19 +126,37 @@ def test_a_killed_writer_leaves_whole_notes(tmp_path):
     if child == 0:
         record, step = RankRecord(path), 0
         while True:
-            record.write(step, str(step).encode() * 4000, keep=(step - 1, step))
+            record.write(step, str(step).encode() * 4000, keep=(step - 2, step - 1))
             if step == 100:
                 os.write(told, b"x")
             step += 1
     os.read(ready, 1)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    record = RankRecord(path)
-    steps = sorted(step for step in record._steps if step is not None)
-    assert len(steps) >= 2
-    for step in steps:
+    steps = sorted({slot.since for slot in _slots(path)})
+    assert len(steps) >= 3, "only the one that was being replaced may be lost"
+    for step in steps[-3:-1]:
         assert read_record(path, step) == str(step).encode() * 4000
+
+
+def _slots(path):
+    with path.open("rb") as file:
+        return [slot for slot in _read_slots(file.fileno()) if slot]
 
 
 def test_there_is_no_record_where_there_is_no_file(tmp_path):
     assert read_record(tmp_path / "rank-9", 1) is None
+
+
+def test_where_there_is_no_room_the_notes_of_before_stay(tmp_path, monkeypatch):
+    record = RankRecord(tmp_path / "rank-0")
+    for step in (1, 2, 3):
+        record.write(step, b"note %d" % step)
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:20], offset))
+    with pytest.raises(OSError, match="only 20 of 4000 bytes"):
+        record.write(3, b"x" * 4000)
+    monkeypatch.undo()
+    assert [read_record(tmp_path / "rank-0", step) for step in (1, 2, 3)] == [b"note 1", b"note 2", b"note 3"]
+    record.write(3, b"x" * 4000)
+    assert read_record(tmp_path / "rank-0", 3) == b"x" * 4000

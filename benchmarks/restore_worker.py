@@ -6,9 +6,11 @@ import argparse
 import json
 import os
 import signal
+import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "gpt")
 from train import init_process_group, pick_device
 
 LAYER_BYTES = 4 << 20
+BLOCKS, STEPS_IN_BLOCK = 41, 50
 
 
 class Journal:
@@ -139,40 +142,47 @@ def compare(args: argparse.Namespace, journal: Journal, lost: int) -> None:
             path.unlink()
 
 
-def steady(args: argparse.Namespace, journal: Journal, manager: CheckpointManager, caller: HPCallWrapper) -> None:
-    """What being recoverable costs a step: one that does next to nothing, with the manager and without."""
-    dist.init_process_group("gloo")
-    layers = [torch.nn.Linear(4, 4) for _ in range(50)]
-    model = torch.nn.Sequential(*layers)
+Trained = tuple[torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]
+
+
+def make_small() -> Trained:
+    model = torch.nn.Sequential(*[torch.nn.Linear(4, 4) for _ in range(50)])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 100)
+    return model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 100)
 
-    def step() -> None:
-        optimizer.zero_grad()
-        model(torch.ones(1, 4)).sum().backward()
-        optimizer.step()
-        scheduler.step()
 
-    def time_steps(count: int) -> list[float]:
-        times = []
-        for _ in range(count):
-            begin = time.perf_counter()
-            step()
-            times.append(time.perf_counter() - begin)
-        return times
+def train_small(model: torch.nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
+    optimizer.zero_grad()
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    scheduler.step()
 
-    time_steps(200)
-    plain = time_steps(1000)
+
+def steady(args: argparse.Namespace, journal: Journal, manager: CheckpointManager, caller: HPCallWrapper) -> None:
+    """What being recoverable costs a step: one that does next to nothing, with the manager and without.
+
+    Blocks of either kind alternate: a machine's speed drifts by more than what is to be measured.
+    """
+    dist.init_process_group("gloo")
+    plain, managed = make_small(), make_small()
+    model, optimizer, scheduler = managed
     manager.register(model=model, optimizer=optimizer, scheduler=scheduler)
     manager.restore()
-    managed, last = [], None
-    for _ in manager.steps(1200):
-        now = time.perf_counter()
-        if last is not None:
-            managed.append(now - last)
-        last = now
-        step()
-    journal.write(path="steady", plain=sorted(plain)[500], managed=sorted(managed[200:])[500])
+    steps = manager.steps(sys.maxsize)
+    times: dict[str, list[float]] = {"plain": [], "managed": []}
+
+    def step_managed() -> None:
+        next(steps)  # ends the one before
+        train_small(*managed)
+
+    for block in range(BLOCKS):
+        for kind, step in (("plain", lambda: train_small(*plain)), ("managed", step_managed)):
+            for number in range(STEPS_IN_BLOCK):
+                begin = time.perf_counter()
+                step()
+                if block and number:  # the first ones find nothing in the caches
+                    times[kind].append(time.perf_counter() - begin)
+    journal.write(path="steady", **{kind: statistics.median(values) for kind, values in times.items()})
 
 
 def main() -> None:

@@ -311,9 +311,9 @@ class Standbys:
             self._console.log("standby-spoiled", reason=message.reason, action="another, which does not import that")
         elif message is not None:
             self._deaths = 0
+            source.ready = not message.busy
             if message.busy:
                 return
-            source.ready = True
             self._console.debug("standby-ready", pid=source.child.pid)
             assert self._loop is not None
             for line in self._pending:

@@ -41,7 +41,8 @@ class ArrivalOrder:
     def first_step_done(self) -> None:
         if self.indices is None and self._arriving:
             self.indices = list(self._arriving)
-        self._forget()
+        if self._handles:
+            self._forget()
 
     def _forget(self) -> None:
         for handle in self._handles:

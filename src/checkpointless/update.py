@@ -97,6 +97,7 @@ class Update:
         if not self._watching:
             yield
             return
+        self.caller.finish_gradients()  # may leave the step: nothing has changed yet
         self._open()
         self._in_block = True
         try:
@@ -112,11 +113,10 @@ class Update:
         self._seen = None
 
     def _open(self) -> None:
-        """An optimizer is about to change parameters."""
+        """Parameters are about to change. The gradients are there: HPWrapper has every optimizer wait for them."""
         if not self._watching or self._tracker.updating:
             return
-        self.caller.finish_gradients()  # may leave the step: nothing has changed yet
-        self.caller.enter_update()  # may leave the step, too; from here on an interrupt waits
+        self.caller.enter_update()  # may leave the step; from here on an interrupt waits
         self._in_section = True
         self._tracker.opens()
         if self._snapshots is not None:

@@ -43,10 +43,10 @@ class Fork(msgspec.Struct, frozen=True, tag="fork"):
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """Source to agent: what workers need is imported, and who waited is forked."""
+    """Source to agent: what workers need is imported."""
 
     busy: bool = False
-    """It goes on importing what saves respawned workers time, and serves nobody until it is `Ready` once more."""
+    """For a while it imports what saves respawned workers time, and serves nobody until it is `Ready` once more."""
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):

@@ -23,8 +23,10 @@ _LATER = ("torch.optim", "torch.nn.parallel", "torch.utils.data", "torch._dynamo
 _OWN = ("hyperpodrun.inprocess.wrapper",)
 _OWN_LATER = ("hyperpodrun.checkpointless.manager", "hyperpodrun.dataloader.loader")
 _COMPILER = ("torch._inductor.compile_fx",)
-"""The first torch.compile imports it: one second, and four where Triton is installed. A first start is not kept
-waiting for that, a worker that is respawned finds it done."""
+"""The first torch.compile imports it: one second, and four where Triton is installed."""
+_QUIET_S = 5.0
+"""So long after the last fork the source imports what only a respawned worker finds done: a start is not slowed down by
+that, neither by waiting nor by sharing the processors."""
 
 
 class CannotServe(Exception):
@@ -41,18 +43,19 @@ def serve(preload_own: bool) -> None:
     modules = (*_LATER, *(_OWN if own else ()), *options.preload)
     try:
         _import_all(_CORE)
-        if source.fork_all(protocol.CORE, block=False):
+        if source.fork_all(protocol.CORE, wait_s=0):
             return
         _import_all(modules)
+        control.send(protocol.encode(protocol.Ready()))
         if own or options.compiler:
-            control.send(protocol.encode(protocol.Ready(busy=True)))
-            if source.fork_all(protocol.EVERYTHING, block=False):
+            if source.fork_until_quiet():
                 return
+            control.send(protocol.encode(protocol.Ready(busy=True)))
             _import_all(_OWN_LATER if own else ())
             if options.compiler and not _import_compiler(control):
                 os._exit(1)
-        control.send(protocol.encode(protocol.Ready()))
-        while not source.fork_all(protocol.EVERYTHING, block=True):
+            control.send(protocol.encode(protocol.Ready()))
+        while not source.fork_all(protocol.EVERYTHING, wait_s=None):
             pass
     except CannotServe as error:
         with contextlib.suppress(OSError):  # the agent is gone
@@ -133,10 +136,21 @@ class _Source:
         self._control = control
         self._agent = agent
         self._waiting: list[tuple[protocol.Fork, list[int]]] = []
+        self._forked = 0
 
-    def fork_all(self, imported: int, *, block: bool) -> bool:
-        """Forks the workers that are asked for and need no more than what is imported. True in a worker."""
-        while select.select([self._control], [], [], None if block and not self._waiting else 0)[0]:
+    def fork_until_quiet(self) -> bool:
+        """Forks workers until for a while none has been asked for. True in a worker."""
+        forked = -1
+        while forked != self._forked:
+            forked = self._forked
+            if self.fork_all(protocol.EVERYTHING, wait_s=_QUIET_S):
+                return True
+        return False
+
+    def fork_all(self, imported: int, *, wait_s: float | None) -> bool:
+        """Forks the workers that are asked for, now or within `wait_s`, and need no more than what is imported. True in
+        a worker."""
+        while select.select([self._control], [], [], 0 if self._waiting else wait_s)[0]:
             self._waiting.append(self._receive())
         for request in [request for request in self._waiting if request[0].needs <= imported]:
             self._waiting.remove(request)
@@ -176,6 +190,7 @@ class _Source:
                 worker.begin(self._agent, *fds)
                 return True
         os.waitpid(intermediate, 0)
+        self._forked += 1
         for fd in fds:
             os.close(fd)
         return False

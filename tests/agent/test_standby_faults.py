@@ -264,23 +264,32 @@ main()
 """
 
 
-def log_of_a_kill_when(job, event: str) -> str:
-    """Lets rank 1 be killed as soon as the log tells of this event; the whole log."""
+def log_of_a_kill_when(job, *events: str) -> str:
+    """Lets rank 1 be killed as soon as the log has told of these events, in this order; the whole log."""
     lines = []
-    while event not in (line := job.process.stderr.readline()):
-        assert line, "".join(lines)
+    for event in events:
+        while event not in (line := job.process.stderr.readline()):
+            assert line, "".join(lines)
+            lines.append(line)
         lines.append(line)
     Path("go").touch()
-    lines += [line, job.process.stderr.read()]
+    lines.append(job.process.stderr.read())
     assert job.process.wait(60) == 0, "".join(lines)
     return "".join(lines)
 
 
 def test_a_respawned_worker_of_a_job_that_compiles_finds_the_backend_imported(launch):
     job = launch("--nproc-per-node=2", "--inprocess-restart", body=COMPILES)
-    log = log_of_a_kill_when(job, "standby-ready")
+    log = log_of_a_kill_when(job, "standby-ready", "standby-ready")
     assert log.count("hyperpodrun: forked") == 3, log
     assert job.process.stdout.read() == "imported: True\n"
+
+
+def test_a_worker_that_is_respawned_soon_does_not_wait_for_the_backend(launch):
+    job = launch("--nproc-per-node=2", "--inprocess-restart", body=COMPILES)
+    log = log_of_a_kill_when(job, "standby-ready")
+    assert log.count("hyperpodrun: forked") == 3, log
+    assert job.process.stdout.read() == "imported: False\n"
 
 
 def test_a_source_that_the_backend_spoils_is_replaced_by_one_without(launch):
@@ -293,7 +302,7 @@ class Spoiler:
 sys.meta_path.insert(0, Spoiler())
 """)
     job = launch("--nproc-per-node=2", "--inprocess-restart", "--preload=spoiler", body=COMPILES)
-    log = log_of_a_kill_when(job, "standby-ready")
+    log = log_of_a_kill_when(job, "standby-ready", "standby-spoiled", "standby-ready")
     assert log.count("standby-spoiled") == 1, log
     assert log.count("standby-off") == log.count("standby-lost") == 0, log
     assert log.count("hyperpodrun: forked") == 3, log

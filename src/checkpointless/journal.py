@@ -54,9 +54,8 @@ class Journal:
         `local_only`: only what a successor would need; the rest has yet to move.
         """
         note = self._notes[step] = taker.take(step, self.latest, local_only=local_only)
-        if len(self._notes) > _KEPT:
-            for old in sorted(self._notes.keys() - {*keep, step})[: len(self._notes) - _KEPT]:
-                del self._notes[old]
+        while len(self._notes) > _KEPT:
+            del self._notes[next(old for old in self._notes if old != step and old not in keep)]
         if self._recorded is None or self._recorded.taken_by is not taker or not taker.same_local(self._recorded, note):
             self._write(note, taker, keep)
         elif self._record is not None:

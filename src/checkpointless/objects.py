@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,16 +14,13 @@ _IMMUTABLE = frozenset({type(None), bool, int, float, str, bytes})
 
 def read_object(target: Any) -> Any:
     """The state of a registered object, as a value of its own that does not change with it."""
-    if isinstance(target, torch.Generator):
-        return target.get_state()
-    if isinstance(target, random.Random):
-        return target.getstate()
     if isinstance(target, torch.optim.Optimizer):
         return [own_copy({**group, "params": None}) for group in target.param_groups]
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(target, numpy.random.Generator):
-        return own_copy(target.bit_generator.state)
-    return own_copy(target.state_dict())
+    if hasattr(target, "state_dict"):
+        return own_copy(target.state_dict())
+    if isinstance(target, torch.Generator):
+        return target.get_state()
+    return target.getstate() if isinstance(target, random.Random) else own_copy(target.bit_generator.state)
 
 
 def is_object_in(target: Any, state: Any) -> bool:
@@ -32,9 +28,7 @@ def is_object_in(target: Any, state: Any) -> bool:
     if isinstance(target, torch.optim.Optimizer):
         groups = target.param_groups
         return len(groups) == len(state) and all(map(_is_group_in, groups, state))
-    if isinstance(target, torch.Generator | random.Random) or hasattr(target, "bit_generator"):
-        return same(state, read_object(target))
-    return same(state, target.state_dict())
+    return same(state, target.state_dict() if hasattr(target, "state_dict") else read_object(target))
 
 
 def _is_group_in(group: dict[str, Any], values: dict[str, Any]) -> bool:
@@ -51,10 +45,10 @@ def write_object(target: Any, state: Any) -> None:
     elif isinstance(target, torch.optim.Optimizer):
         for group, values in zip(target.param_groups, state, strict=True):
             _update_group(group, values)
-    elif hasattr(target, "bit_generator"):
-        target.bit_generator.state = state
-    else:
+    elif hasattr(target, "state_dict"):
         target.load_state_dict(own_copy(state))
+    else:
+        target.bit_generator.state = state
 
 
 def _update_group(group: dict[str, Any], values: Mapping[str, Any]) -> None:

@@ -99,19 +99,20 @@ def _backward_hook(on_backward: Callable[[], None]) -> Callable[..., None]:
     def before_backward(gradient: torch.Tensor) -> None:
         on_backward()
 
-    def watch(module: torch.nn.Module, output: Any) -> None:
-        if module.training and torch.is_grad_enabled():
-            tensor = _first_with_gradient(output)
-            if tensor is not None:
-                tensor.register_hook(before_backward)
+    def watch(output: Any) -> None:
+        tensor = _first_with_gradient(output)
+        if tensor is not None:
+            tensor.register_hook(before_backward)
 
     watch_outside: Callable[..., None] = torch.compiler.disable(watch)
 
     def after_forward(module: torch.nn.Module, args: Any, output: Any) -> None:
+        if not (module.training and torch.is_grad_enabled()):
+            return
         if torch.compiler.is_compiling():
-            watch_outside(module, output)
+            watch_outside(output)
         else:
-            watch(module, output)
+            watch(output)
 
     return after_forward
 

@@ -98,6 +98,8 @@ class Standbys:
         self._source: _Source | None = None
         self._deaths = 0
         self._pending: dict[socket.socket, Launch] = {}
+        self._limits: dict[socket.socket, asyncio.TimerHandle] = {}
+        """Of who is pending."""
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def _what_for(self, config: LaunchConfig) -> Imports:
@@ -203,7 +205,14 @@ class Standbys:
         assert self._loop is not None
         self._loop.add_reader(line, self._on_line, line)
         warm = self._source is not None and self._source.ready
-        self._loop.call_later(_FORK_LIMIT_S if warm else _WARM_LIMIT_S, self._overdue, line)
+        self._limit(line, _FORK_LIMIT_S if warm else _WARM_LIMIT_S)
+
+    def _limit(self, line: socket.socket, seconds: float) -> None:
+        """From now on; whatever limit there was."""
+        assert self._loop is not None
+        if line in self._limits:
+            self._limits[line].cancel()
+        self._limits[line] = self._loop.call_later(seconds, self._overdue, line)
 
     def _on_line(self, line: socket.socket) -> None:
         """A worker is there, or will never be."""
@@ -236,14 +245,14 @@ class Standbys:
         if self._loop is not None:
             self._loop.remove_reader(line)
         line.close()
+        if line in self._limits:
+            self._limits.pop(line).cancel()
         return self._pending.pop(line)
 
     def _give_up(self, line: socket.socket) -> None:
         self._take(line).cold()
 
     def _overdue(self, line: socket.socket) -> None:
-        if line not in self._pending:
-            return
         source = self._source
         if source is not None and source.ready:
             self._console.log("standby-stuck", pid=source.child.pid, action="replaced")
@@ -312,12 +321,9 @@ class Standbys:
         elif message is not None:
             self._deaths = 0
             source.ready = not message.busy
-            if message.busy:
-                return
-            self._console.debug("standby-ready", pid=source.child.pid)
-            assert self._loop is not None
+            self._console.debug("standby-ready" if source.ready else "standby-busy", pid=source.child.pid)
             for line in self._pending:
-                self._loop.call_later(_FORK_LIMIT_S, self._overdue, line)
+                self._limit(line, _FORK_LIMIT_S if source.ready else _WARM_LIMIT_S)
 
     def _receive(self, source: _Source) -> protocol.FromSource | None:
         from ..protocol import standby as protocol

@@ -292,6 +292,24 @@ def test_a_worker_that_is_respawned_soon_does_not_wait_for_the_backend(launch):
     assert job.process.stdout.read() == "imported: False\n"
 
 
+def test_a_worker_that_is_respawned_while_the_source_imports_waits_for_it(launch):
+    """Longer than it would for a source that has nothing to do."""
+    Path("slow.py").write_text("""
+import sys, time
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch._inductor.compile_fx":
+            time.sleep(6)
+sys.meta_path.insert(0, Slow())
+""")
+    job = launch("--nproc-per-node=2", "--inprocess-restart", "--preload=slow", body=COMPILES)
+    log = log_of_a_kill_when(job, "standby-ready", "standby-busy")
+    assert log.count("hyperpodrun: forked") == 3, log
+    assert "cold-start" not in log
+    assert "standby-s" not in log.replace("standby-source", ""), log  # neither slow nor stuck
+    assert job.process.stdout.read() == "imported: True\n"
+
+
 def test_a_source_that_the_backend_spoils_is_replaced_by_one_without(launch):
     Path("spoiler.py").write_text("""
 import sys, threading

@@ -6,7 +6,7 @@ millisecond; on its listening socket it would terminate the process.
 Gloo forgets a send that fails with EPIPE before it has seen the end of the stream, and a message that is cut in the
 middle: whoever waits for one waits until the group's timeout (seen with many small all-reduces, in one of four
 faults). So only the reading side is shut, after what is on its way has arrived, and the connection is kept open, by a
-descriptor of our own, until every rank is out. A peer that dies closes it all the same: `waits_in_gloo` tells.
+descriptor of our own, until every rank is out. A peer that dies closes it all the same: `GlooWait` tells.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ from pathlib import Path
 from .abort import Abort, AbortState
 
 _LONGEST_ARRIVAL_S = 0.05
+_LOOP, _RUNNER = "gloo_tcp_loop", "pt_gloo_runloo"
+"""Names of gloo's threads: of its event loops, and of those in which torch runs the collectives."""
+_TURNS = 25
+"""Looks of an event loop, a quarter of a second if the machine has nothing else to do."""
 _FUTEX = {"x86_64": "202", "aarch64": "98"}.get(platform.machine(), "")
 
 _held: list[socket.socket] = []
@@ -56,19 +60,45 @@ def release_connections() -> None:
         _held.pop().close()
 
 
-def waits_in_gloo() -> bool:
-    """Whether the main thread or one of gloo's is in a wait that only gloo could end: a futex with a deadline.
+class GlooWait:
+    """Tells when a thread is in a wait that only gloo could end and never will. Made when the sockets have been shut.
 
-    To be asked when the sockets have been shut for a while and the main thread has not followed its signals.
+    Time does not tell: on a busy machine whoever is to be woken may not have run yet. But gloo's event loops look for
+    news every 10 ms; when they have looked that often and the wait goes on, nothing is to come.
     """
-    for name in os.listdir("/proc/self/task"):
+
+    def __init__(self) -> None:
+        self._turns = _switches(_LOOP)
+        self._waits = _switches(_RUNNER)
+
+    def is_endless(self) -> bool:
+        """To be asked again and again, while the main thread does not follow its signals."""
+        turns, waits = _switches(_LOOP), _switches(_RUNNER)
+        if waits != self._waits:  # something has gone on
+            self._turns, self._waits = turns, waits
+        turned = [count - self._turns.get(thread, count) for thread, count in turns.items()]
+        return bool(turned) and min(turned) >= _TURNS and _waits_with_a_deadline()
+
+
+def _waits_with_a_deadline() -> bool:
+    """Whether the main thread or one that runs collectives is in a futex with a deadline, as gloo's waits are."""
+    for thread in (os.getpid(), *_switches(_RUNNER)):
         with contextlib.suppress(OSError):
-            is_main = int(name) == os.getpid()
-            if is_main or Path(f"/proc/self/task/{name}/comm").read_text().startswith("pt_gloo_runloop"):
-                number, *arguments = Path(f"/proc/self/task/{name}/syscall").read_text().split()
-                if number == _FUTEX and int(arguments[3], 16):
-                    return True
+            number, *arguments = Path(f"/proc/self/task/{thread}/syscall").read_text().split()
+            if number == _FUTEX and int(arguments[3], 16):
+                return True
     return False
+
+
+def _switches(name: str) -> dict[int, int]:
+    """By thread of this name: how often it has gone to sleep."""
+    found: dict[int, int] = {}
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError):
+            status = Path(f"/proc/self/task/{thread}/status").read_text()
+            if status.startswith(f"Name:\t{name}"):
+                found[int(thread)] = int(status.split("\nvoluntary_ctxt_switches:")[1].split()[0])
+    return found
 
 
 def _connected(fd: int, listeners: frozenset[tuple[str, int]]) -> socket.socket | None:

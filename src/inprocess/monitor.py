@@ -18,14 +18,12 @@ from ..protocol.plan import NO_EPOCH
 from . import nccl
 from .abort import Abort, AbortState
 from .connection import AgentConnection
-from .gloo import waits_in_gloo
+from .gloo import GlooWait
 from .interrupt import InterruptGate
 from .log import log
 
 _INSIST_EVERY_S = 0.05
 """The interrupt is sent again that often: one that came just before a blocking call is seen only after it."""
-_STUCK_AFTER_S = 0.25
-"""After that long a wait inside gloo, whose sockets are shut, has no end."""
 _FORCE_AFTER_S = 2.0
 """After that long user code is taken to have put the exception away."""
 _WATCH_NCCL_EVERY_S = 1.0
@@ -57,7 +55,8 @@ class Monitor:
         self._failure: BaseException | None = None
         self._policy: AbortPolicy | None = None
         self._insist_at: float | None = None
-        self._force_at = self._stuck_at = 0.0
+        self._force_at = 0.0
+        self._gloo_wait: GlooWait | None = None
         self._watch_at: float | None = None
         """When to ask NCCL's watchdogs next; None while no epoch runs."""
         self._closing = False
@@ -147,7 +146,7 @@ class Monitor:
 
     def _insist(self, now: float) -> None:
         """The main thread has been asked to leave user code and has not come yet."""
-        if now >= self._stuck_at and waits_in_gloo():
+        if self._gloo_wait is not None and self._gloo_wait.is_endless():
             log("gloo-stuck", epoch=self._epoch, action="exit")
             os._exit(1)  # it waits for a message that gloo has lost; the agent replaces the process
         force = now >= self._force_at
@@ -219,7 +218,7 @@ class Monitor:
             self.aborted_ns = time.monotonic_ns()
             self._insist_at = time.monotonic() + _INSIST_EVERY_S
             self._force_at = time.monotonic() + _FORCE_AFTER_S
-            self._stuck_at = time.monotonic() + _STUCK_AFTER_S
+            self._gloo_wait = GlooWait()
             self._changed.notify_all()
         self._gate.request()
 

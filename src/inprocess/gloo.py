@@ -20,7 +20,7 @@ import stat
 import sys
 import termios
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .abort import Abort, AbortState
@@ -77,12 +77,13 @@ class GlooWait:
         if waits != self._waits:  # something has gone on
             self._turns, self._waits = turns, waits
         turned = [count - self._turns.get(thread, count) for thread, count in turns.items()]
-        return bool(turned) and min(turned) >= _TURNS and _waits_with_a_deadline()
+        return bool(turned) and min(turned) >= _TURNS and _waits_with_a_deadline(waits)
 
 
-def _waits_with_a_deadline() -> bool:
-    """Whether the main thread or one that runs collectives is in a futex with a deadline, as gloo's waits are."""
-    for thread in (os.getpid(), *_switches(_RUNNER)):
+def _waits_with_a_deadline(runners: Iterable[int]) -> bool:
+    """Whether the main thread or one of these, which run collectives, is in a futex with a deadline, as gloo's waits
+    are."""
+    for thread in (os.getpid(), *runners):
         with contextlib.suppress(OSError):
             number, *arguments = Path(f"/proc/self/task/{thread}/syscall").read_text().split()
             if number == _FUTEX and int(arguments[3], 16):

@@ -278,6 +278,19 @@ def log_of_a_kill_when(job, *events: str) -> str:
     return "".join(lines)
 
 
+def launch_with_a_backend_that(launch, does: str):
+    """A job that compiles, where the import of torch.compile's backend does this, too."""
+    Path("finder.py").write_text(f"""
+import sys, threading, time
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch._inductor.compile_fx":
+            {does}
+sys.meta_path.insert(0, Finder())
+""")
+    return launch("--nproc-per-node=2", "--inprocess-restart", "--preload=finder", body=COMPILES)
+
+
 def test_a_respawned_worker_of_a_job_that_compiles_finds_the_backend_imported(launch):
     job = launch("--nproc-per-node=2", "--inprocess-restart", body=COMPILES)
     log = log_of_a_kill_when(job, "standby-ready", "standby-ready")
@@ -294,15 +307,7 @@ def test_a_worker_that_is_respawned_soon_does_not_wait_for_the_backend(launch):
 
 def test_a_worker_that_is_respawned_while_the_source_imports_waits_for_it(launch):
     """Longer than it would for a source that has nothing to do."""
-    Path("slow.py").write_text("""
-import sys, time
-class Slow:
-    def find_spec(self, name, path=None, target=None):
-        if name == "torch._inductor.compile_fx":
-            time.sleep(6)
-sys.meta_path.insert(0, Slow())
-""")
-    job = launch("--nproc-per-node=2", "--inprocess-restart", "--preload=slow", body=COMPILES)
+    job = launch_with_a_backend_that(launch, "time.sleep(6)")
     log = log_of_a_kill_when(job, "standby-ready", "standby-busy")
     assert log.count("hyperpodrun: forked") == 3, log
     assert "cold-start" not in log
@@ -311,15 +316,7 @@ sys.meta_path.insert(0, Slow())
 
 
 def test_a_source_that_the_backend_spoils_is_replaced_by_one_without(launch):
-    Path("spoiler.py").write_text("""
-import sys, threading
-class Spoiler:
-    def find_spec(self, name, path=None, target=None):
-        if name == "torch._inductor.compile_fx":
-            threading.Thread(target=threading.Event().wait, daemon=True).start()
-sys.meta_path.insert(0, Spoiler())
-""")
-    job = launch("--nproc-per-node=2", "--inprocess-restart", "--preload=spoiler", body=COMPILES)
+    job = launch_with_a_backend_that(launch, "threading.Thread(target=threading.Event().wait, daemon=True).start()")
     log = log_of_a_kill_when(job, "standby-ready", "standby-spoiled", "standby-ready")
     assert log.count("standby-spoiled") == 1, log
     assert log.count("standby-off") == log.count("standby-lost") == 0, log

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .backward import BackwardWatch
 from .encoding import EncodingError, encode
 from .notes import NoteTaker
 from .objects import read_object
@@ -60,7 +61,7 @@ class Registry:
         for name, mover in self.movers.items():
             self._wrap(mover, "update" if _is_scaler(mover) else "step", functools.partial(on_move, name))
         for module in self.modules.values():
-            self._handles.append(module.register_forward_hook(_backward_hook(on_backward)))
+            self._handles.append(BackwardWatch(module, on_backward))
 
     def release(self) -> None:
         """Takes the hooks away again."""
@@ -91,41 +92,6 @@ class Registry:
         names = {"__module__": original.__module__, "__qualname__": original.__qualname__, method: wrapped}
         target.__class__ = type(original.__name__, (original,), names)
         self._wrapped.append((target, original))
-
-
-def _backward_hook(on_backward: Callable[[], None]) -> Callable[..., None]:
-    """A forward hook that puts a hook on the module's output, which autograd calls first of all in backward."""
-
-    def before_backward(gradient: torch.Tensor) -> None:
-        on_backward()
-
-    def watch(output: Any) -> None:
-        tensor = _first_with_gradient(output)
-        if tensor is not None:
-            tensor.register_hook(before_backward)
-
-    watch_outside: Callable[..., None] = torch.compiler.disable(watch)
-
-    def after_forward(module: torch.nn.Module, args: Any, output: Any) -> None:
-        if not (module.training and torch.is_grad_enabled()):
-            return
-        if torch.compiler.is_compiling():
-            watch_outside(output)
-        else:
-            watch(output)
-
-    return after_forward
-
-
-def _first_with_gradient(output: Any) -> torch.Tensor | None:
-    if isinstance(output, torch.Tensor):
-        return output if output.requires_grad else None
-    from torch.utils import _pytree
-
-    for leaf in _pytree.tree_leaves(output):
-        if isinstance(leaf, torch.Tensor) and leaf.requires_grad:
-            return leaf
-    return None
 
 
 def _is_scaler(target: Any) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+
 import pytest
 import torch
 from hyperpodrun.checkpointless.manager import CheckpointManager
@@ -79,3 +82,44 @@ def test_what_cannot_be_carried_is_refused_by_name(target, why):
 def test_an_interval_below_one_is_refused(settings):
     with pytest.raises(ValueError, match="must be at least 1"):
         CheckpointManager(**settings)
+
+
+@pytest.mark.parametrize("mode", ["eager", "compiled", "eager first", "eager after all"])
+def test_the_note_of_the_next_step_is_made_when_gradients_begin_to_flow(mode):
+    """Once for every pass, and in a compiled module without a break of its graph."""
+    seen: list[str] = []
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    manager = CheckpointManager()
+    manager.register(model=model, optimizer=optimizer)
+    assert manager.restore() == 0
+    foresee = manager._journal.foresee
+    manager._journal.foresee = lambda *args: (seen.append("noted"), foresee(*args))[1]
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda _: seen.append("gradient"))
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=mode != "eager first")
+    modules = {
+        "eager": [model, model],
+        "compiled": [compiled, compiled],
+        "eager first": [model, compiled],
+        "eager after all": [compiled, model],
+    }[mode]
+    for _, module in zip(manager.steps(2), modules, strict=True):
+        for _ in range(2):
+            module(torch.ones(1, 4)).sum().backward()
+            assert seen == ["noted"] + ["gradient"] * 4
+            seen.clear()
+        optimizer.step()
+
+
+def test_a_registered_model_can_be_copied_and_saved_whole():
+    model = torch.nn.Linear(4, 4)
+    manager = CheckpointManager()
+    manager.register(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    assert manager.restore() == 0
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    for other in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
+        other(torch.ones(4)).sum().backward()
+        assert torch.equal(other.weight, model.weight)

@@ -5,7 +5,7 @@
 All ranks are on the first GPU, which makes steps slow and is all right for what is measured here: from a fault to the
 next step on the last rank, exceptions and SIGKILL, with torch.compile and without; what fifty restarts in process leave
 behind; and how fast a lost rank has 8 GB of state again, beside a broadcast of the same bytes. Where there are several
-GPUs, recovery is measured also with a rank on each. On a machine without a GPU it runs on the CPU with gloo, to see
+GPUs, recovery is measured also with a rank on each, and the restore between two. On a machine without a GPU it runs on the CPU with gloo, to see
 whether the benchmark works.
 """
 
@@ -148,24 +148,26 @@ def restarts(args: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
-def restore(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A lost rank's state, beside a broadcast of the same bytes."""
+def restore(args: argparse.Namespace, *, spread: bool = False) -> list[dict[str, Any]]:
+    """A lost rank's state, beside a broadcast of the same bytes. `spread`: the two ranks have a GPU each."""
+    part = "restore on several GPUs" if spread else "restore"
     directory = Path(tempfile.mkdtemp(prefix="gpu-"))
     try:
         arguments = [f"--directory={directory}", f"--bytes={args.restore_mb * 1_000_000}", f"--device={args.device}"]
         arguments += ["--runs=3", "--broadcast"]
         line = harness.command("hyperpodrun", 2, ["--inprocess-restart"], "restore_worker.py", *arguments)
-        finished = harness.run(line, directory, deadline_s=DEADLINE_S, environment=ONE_GPU)
+        environment = {} if spread else ONE_GPU
+        finished = harness.run(line, directory, deadline_s=DEADLINE_S, environment=environment)
         harness.require_success(finished)
         facts = [json.loads(text) for text in (directory / "facts.jsonl").read_text().splitlines()]
     except RunFailed as error:
-        return [{"benchmark": "gpu", "part": "restore", "error": str(error)}]
+        return [{"benchmark": "gpu", "part": part, "error": str(error)}]
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     rows = []
     for path in ("peer", "broadcast"):
         seconds = [fact["seconds"] for fact in facts if fact["path"] == path and fact.get("received", True)]
-        row = {"benchmark": "gpu", "part": "restore", "path": path, "bytes": args.restore_mb * 1_000_000}
+        row = {"benchmark": "gpu", "part": part, "path": path, "bytes": args.restore_mb * 1_000_000}
         rows.append({**row, "median_s": statistics.median(seconds), "runs": seconds})
     return rows
 
@@ -252,6 +254,9 @@ def main() -> int:
             several = recovery_on_several(args)
             rows += several
             print_recovery(several)
+            restored = restore(args, spread=True)
+            rows += restored
+            print_restore(restored)
         else:
             print("left out: there are not several GPUs here")
     harness.write_rows(args.json, rows)

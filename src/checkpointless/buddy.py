@@ -17,8 +17,8 @@ import torch
 from torch import distributed as dist
 
 from .errors import RestoreError
+from .link import Link
 from .snapshot_files import CHUNK_BYTES, SnapshotFiles
-from .transfer import Link
 
 _IN_FLIGHT = 4
 _MAX_BYTES = 1 << 42

@@ -16,13 +16,14 @@ from .buckets import ArrivalOrder
 from .disk import DiskCheckpoints
 from .errors import ChecksumError, RestoreError
 from .journal import Journal
+from .link import Link
 from .notes import Note
 from .parcel import Header, build, describe, read_note
 from .registry import Registry
 from .rollback import KeptState
 from .snapshots import Snapshots
 from .tracker import StepTracker
-from .transfer import Link, receive, send
+from .transfer import receive, send
 
 _log = logging.getLogger("hyperpodrun.checkpointless")
 

@@ -11,23 +11,23 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import msgspec
 import torch
-from torch import distributed as dist
 
 from . import remote_memory
 from .bucketing import BUCKET_BYTES, Bucket, Memory, cut
 from .encoding import EncodingError, decode, encode
 from .errors import ChecksumError, RestoreError
+from .link import Link
 from .provider import Skeleton
 
 _IN_FLIGHT = 4
+_VOLLEY_BYTES = 256 << 20
 _READ_BYTES = 32 << 20
-_MAX_HEADER = 1 << 30
 _READ, _STREAM = 1, 2
 
 
@@ -55,69 +55,6 @@ class _Answer(msgspec.Struct, frozen=True):
 
 
 _Word = TypeVar("_Word")
-
-
-class Link:
-    """Point to point to the ranks of a process group. Small things are rows of bytes, large ones tensors in place."""
-
-    def __init__(self, group: Any = None) -> None:
-        self._group: Any = group if group is not None else dist.group.WORLD
-        backends = {kind: self._backend(kind) for kind in ("cpu", "cuda")}
-        self._devices = {kind: name is not None for kind, name in backends.items()}
-        self._nccl = backends["cuda"] == "nccl"
-        if not any(self._devices.values()):
-            raise RestoreError("the process group can send neither CPU nor CUDA tensors")
-
-    def wire_device(self, kind: str) -> torch.device:
-        """Where bytes of a device must be to travel: there if the group can, else on the other one."""
-        if self._devices.get(kind, False):
-            return torch.device(kind)
-        return torch.device("cpu" if self._devices["cpu"] else "cuda")
-
-    def connect(self) -> None:
-        """To be called on all ranks of the group before any of them sends: with NCCL the communicator of the whole
-        group must exist, or every pair would make one of its own."""
-        if self._nccl:
-            dist.all_reduce(torch.zeros(1, device="cuda"), group=self._group)
-
-    def send_bytes(self, data: bytes, to: int) -> None:
-        device = self.wire_device("cpu")
-        self.isend(torch.tensor([len(data)], dtype=torch.int64, device=device), to).wait()
-        if data:
-            self.isend(torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device), to).wait()
-
-    def receive_bytes(self, source: int) -> bytes:
-        device = self.wire_device("cpu")
-        size = torch.zeros(1, dtype=torch.int64, device=device)
-        self.irecv(size, source).wait()
-        length = int(size.item())
-        if not 0 <= length <= _MAX_HEADER:
-            raise RestoreError(f"rank {source} announces {length} bytes, more than {_MAX_HEADER}")
-        if not length:
-            return b""
-        row = torch.empty(length, dtype=torch.uint8, device=device)
-        self.irecv(row, source).wait()
-        return row.cpu().numpy().tobytes()
-
-    def isend(self, row: torch.Tensor, to: int) -> Any:
-        return self._begin(dist.isend, row, to)
-
-    def irecv(self, row: torch.Tensor, source: int) -> Any:
-        return self._begin(dist.irecv, row, source)
-
-    def _begin(self, operation: Any, row: torch.Tensor, peer: int) -> Any:
-        if not (self._nccl and row.is_cuda):
-            return operation(row, peer, self._group)
-        # NCCL sends single operations through a communicator of the two ranks alone, batches through the group's.
-        (work,) = dist.batch_isend_irecv([dist.P2POp(operation, row, peer, self._group)])
-        return work
-
-    def _backend(self, kind: str) -> str | None:
-        """The name of the backend that moves tensors of this device type."""
-        try:
-            return str(self._group._get_backend(torch.device(kind)).name())
-        except (RuntimeError, AttributeError):
-            return None
 
 
 def send(link: Link, to: int, header: dict[str, Any], memory: Memory, *, checksum: bool) -> None:
@@ -213,44 +150,79 @@ def _readers() -> int:
     return max(1, min(4, len(os.sched_getaffinity(0)) * 2 // ranks))
 
 
+def _volleys(link: Link, memory: Memory, buckets: Sequence[Bucket]) -> Iterator[list[Bucket]]:
+    """What is sent in one go, the same on both sides: buckets that travel in place are joined where that helps."""
+    volley: list[Bucket] = []
+    size = 0
+    for bucket in buckets:
+        joins = link.joins(bucket.device) and _travels_in_place(link, memory, bucket)
+        if volley and not (joins and size + bucket.nbytes <= _VOLLEY_BYTES):
+            yield volley
+            volley, size = [], 0
+        volley.append(bucket)
+        size += bucket.nbytes if joins else _VOLLEY_BYTES
+    if volley:
+        yield volley
+
+
+def _travels_in_place(link: Link, memory: Memory, bucket: Bucket) -> bool:
+    row = memory.view(bucket)
+    return row is not None and row.device.type == link.wire_device(bucket.device).type
+
+
 def _send_buckets(link: Link, to: int, memory: Memory, buckets: Sequence[Bucket]) -> None:
     staging = _Staging(link)
-    flying: deque[tuple[Any, torch.Tensor]] = deque()
-    for bucket in buckets:
+    flying: deque[tuple[list[Any], list[torch.Tensor]]] = deque()
+    for volley in _volleys(link, memory, buckets):
         if len(flying) == _IN_FLIGHT:
-            flying.popleft()[0].wait()
-        row = memory.view(bucket)
-        if row is None or row.device.type != link.wire_device(bucket.device).type:
-            row = staging.row(bucket)
-            if bucket.device == row.device.type:
-                memory.gather(bucket, row)
-            else:
-                row.copy_(torch.cat([memory.rows[name][begin:end] for name, begin, end in bucket.pieces]))
-        flying.append((link.isend(row, to), row))
-    for work, _ in flying:
-        work.wait()
+            _wait(flying.popleft()[0])
+        rows = [_outgoing(link, memory, bucket, staging) for bucket in volley]
+        flying.append((link.isend_all(rows, to), rows))
+    for works, _ in flying:
+        _wait(works)
+
+
+def _outgoing(link: Link, memory: Memory, bucket: Bucket, staging: _Staging) -> torch.Tensor:
+    """The bucket's bytes in one row, on the device from which they travel."""
+    row = memory.view(bucket)
+    if row is not None and _travels_in_place(link, memory, bucket):
+        return row
+    staged = staging.row(bucket)
+    if bucket.device == staged.device.type:
+        memory.gather(bucket, staged)
+    else:
+        staged.copy_(torch.cat([memory.rows[name][begin:end] for name, begin, end in bucket.pieces]))
+    return staged
 
 
 def _receive_buckets(link: Link, source: int, memory: Memory, buckets: Sequence[Bucket]) -> None:
     staging = _Staging(link)
-    flying: deque[tuple[Any, Bucket, torch.Tensor | None]] = deque()
+    flying: deque[tuple[list[Any], list[tuple[Bucket, torch.Tensor]]]] = deque()
 
     def land() -> None:
-        work, bucket, staged = flying.popleft()
-        work.wait()
-        if staged is not None:
-            memory.scatter(bucket, staged)
+        works, staged = flying.popleft()
+        _wait(works)
+        for bucket, row in staged:
+            memory.scatter(bucket, row)
 
-    for bucket in buckets:
+    for volley in _volleys(link, memory, buckets):
         if len(flying) == _IN_FLIGHT:
             land()
-        row = memory.view(bucket)
-        staged = None
-        if row is None or row.device.type != link.wire_device(bucket.device).type:
-            row = staged = staging.row(bucket)
-        flying.append((link.irecv(row, source), bucket, staged))
+        rows, staged = [], []
+        for bucket in volley:
+            row = memory.view(bucket)
+            if row is None or not _travels_in_place(link, memory, bucket):
+                row = staging.row(bucket)
+                staged.append((bucket, row))
+            rows.append(row)
+        flying.append((link.irecv_all(rows, source), staged))
     while flying:
         land()
+
+
+def _wait(works: Sequence[Any]) -> None:
+    for work in works:
+        work.wait()
 
 
 class _Staging:

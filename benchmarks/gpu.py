@@ -5,8 +5,8 @@
 All ranks are on the first GPU, which makes steps slow and is all right for what is measured here: from a fault to the
 next step on the last rank, exceptions and SIGKILL, with torch.compile and without; what fifty restarts in process leave
 behind; and how fast a lost rank has 8 GB of state again, beside a broadcast of the same bytes. Where there are several
-GPUs, recovery is measured also with a rank on each, and the restore between two. On a machine without a GPU it runs on the CPU with gloo, to see
-whether the benchmark works.
+GPUs, recovery is measured also with a rank on each, and the restore between two. On a machine without a GPU it runs on
+the CPU with gloo, to see whether the benchmark works.
 """
 
 from __future__ import annotations

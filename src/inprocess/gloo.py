@@ -7,6 +7,8 @@ Gloo forgets a send that fails with EPIPE before it has seen the end of the stre
 middle: whoever waits for one waits until the group's timeout (seen with many small all-reduces, in one of four
 faults). So only the reading side is shut, after what is on its way has arrived, and the connection is kept open, by a
 descriptor of our own, until every rank is out. A peer that dies closes it all the same: `GlooWait` tells.
+
+A rank that waits for another one to connect has no socket to shut: `answer_calls` ends that.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from pathlib import Path
 from .abort import Abort, AbortState
 
 _LONGEST_ARRIVAL_S = 0.05
+_LONGEST_CALL_S = 1.0
 _LOOP, _RUNNER = "gloo_tcp_loop", "pt_gloo_runloo"
 """Names of gloo's threads: of its event loops, and of those in which torch runs the collectives."""
 _TURNS = 25
@@ -78,6 +81,35 @@ class GlooWait:
             self._turns, self._waits = turns, waits
         turned = [count - self._turns.get(thread, count) for thread, count in turns.items()]
         return bool(turned) and min(turned) >= _TURNS and _waits_with_a_deadline(waits)
+
+
+def answer_calls(listeners: frozenset[tuple[str, int]], world_size: int) -> bool:
+    """Ends this process's waits for ranks that were to connect to it and will not; False if it listens nowhere.
+
+    Whoever has the lower address of two ranks waits until the other one connects and says in eight bytes which pair it
+    means. There is no socket yet that could be shut. So each wait gets its connection, from here, and at once its end.
+    """
+    own = [address for name in os.listdir("/proc/self/fd") if (address := _listens(int(name), listeners)) is not None]
+    for family, address in own:
+        for pair in range(world_size):
+            with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as call:
+                call.settimeout(_LONGEST_CALL_S)
+                call.connect(address)
+                call.sendall(pair.to_bytes(8, sys.byteorder))
+    return bool(own)
+
+
+def _listens(fd: int, listeners: frozenset[tuple[str, int]]) -> tuple[int, tuple[str, int]] | None:
+    """Family and address if `fd` is one of these listeners."""
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            return None
+        with socket.socket(fileno=os.dup(fd)) as found:
+            if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and found.getsockname()[:2] in listeners:
+                return found.family, found.getsockname()
+    except OSError:
+        pass
+    return None
 
 
 def _waits_with_a_deadline(runners: Iterable[int]) -> bool:

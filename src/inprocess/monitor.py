@@ -18,7 +18,7 @@ from ..protocol.plan import NO_EPOCH
 from . import nccl
 from .abort import Abort, AbortState
 from .connection import AgentConnection
-from .gloo import GlooWait
+from .gloo import GlooWait, answer_calls
 from .interrupt import InterruptGate
 from .log import log
 
@@ -57,6 +57,7 @@ class Monitor:
         self._insist_at: float | None = None
         self._force_at = 0.0
         self._gloo_wait: GlooWait | None = None
+        self._calls_answered = False
         self._watch_at: float | None = None
         """When to ask NCCL's watchdogs next; None while no epoch runs."""
         self._closing = False
@@ -147,13 +148,22 @@ class Monitor:
     def _insist(self, now: float) -> None:
         """The main thread has been asked to leave user code and has not come yet."""
         if self._gloo_wait is not None and self._gloo_wait.is_endless():
-            log("gloo-stuck", epoch=self._epoch, action="exit")
-            os._exit(1)  # it waits for a message that gloo has lost; the agent replaces the process
+            self._end_gloo_wait()
         force = now >= self._force_at
         if force:
             self._force_at = now + _FORCE_AFTER_S
         self._insist_at = now + _INSIST_EVERY_S
         self._gate.insist(force=force)
+
+    def _end_gloo_wait(self) -> None:
+        """Either for a rank that was to connect, or for a message that gloo has lost."""
+        assert self._notice is not None
+        listeners = frozenset(self._notice.gloo_listeners)
+        if self._calls_answered or not answer_calls(listeners, int(os.environ["WORLD_SIZE"])):
+            log("gloo-stuck", epoch=self._epoch, action="exit")
+            os._exit(1)  # the agent replaces the process
+        self._calls_answered = True
+        self._gloo_wait = GlooWait()
 
     def _watch_nccl(self, now: float) -> None:
         """A collective that is overdue is a fault: the main thread waits for it and cannot say so itself."""
@@ -219,6 +229,7 @@ class Monitor:
             self._insist_at = time.monotonic() + _INSIST_EVERY_S
             self._force_at = time.monotonic() + _FORCE_AFTER_S
             self._gloo_wait = GlooWait()
+            self._calls_answered = False
             self._changed.notify_all()
         self._gate.request()
 

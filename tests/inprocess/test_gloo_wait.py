@@ -1,4 +1,4 @@
-"""A wait for a message that does not come is found by what gloo's threads do meanwhile."""
+"""Waits in gloo that only a peer could end, and never will."""
 
 from __future__ import annotations
 
@@ -40,3 +40,79 @@ def test_an_endless_wait_is_found(run, script, tmp_path):
     finished = run("--nproc-per-node=2", script(SCRIPT), tmp_path)
     assert finished.returncode == 0, finished.output
     assert finished.stdout == "found\n"
+
+
+NEVER_CONNECTS = """
+import os, sys, time
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from hyperpodrun import HPCallWrapper, HPWrapper
+
+RANK = int(os.environ["RANK"])
+waiter = Path(sys.argv[1]) / "waiter"
+
+
+class Absent(dist.Store):
+    \"\"\"Publishes an address that is higher than any, so that the other rank waits to be called; then fails.\"\"\"
+
+    def __init__(self, store):
+        super().__init__()
+        self.store = store
+
+    def has_extended_api(self):
+        return True
+
+    def set(self, key, value):
+        self.store.set(key, bytes(value).replace(bytes([127, 0, 0, 1]), bytes([127, 255, 255, 254])))
+
+    def multi_set(self, keys, values):
+        for key, value in zip(keys, values):
+            self.set(key, value)
+
+    def get(self, key):
+        self.fail()
+
+    def multi_get(self, keys):
+        self.fail()
+
+    def wait(self, keys, timeout=None):
+        self.fail()
+
+    def fail(self):
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if waiter.exists():
+                number, *arguments = Path(f"/proc/{waiter.read_text()}/syscall").read_text().split()
+                if number == "202" and int(arguments[3], 16):  # a futex with a deadline: gloo's wait
+                    raise RuntimeError("boom")
+            time.sleep(0.01)
+        os._exit(3)
+
+
+@HPWrapper()
+def main(caller: HPCallWrapper):
+    if caller.epoch == 0 and RANK == 1:
+        store, rank, world_size = next(dist.rendezvous("env://"))
+        dist.init_process_group("gloo", store=Absent(dist.PrefixStore("default_pg", store)), rank=1, world_size=2)
+    elif caller.epoch == 0:
+        waiter.with_suffix(".new").write_text(str(os.getpid()))
+        waiter.with_suffix(".new").rename(waiter)
+    dist.init_process_group("gloo")
+    dist.all_reduce(torch.ones(1))
+    caller.step_completed()
+    print("together", flush=True)
+
+
+main()
+"""
+
+
+def test_a_rank_that_waits_for_another_to_connect_is_released(run, script, tmp_path):
+    finished = run("--nproc-per-node=2", "--inprocess-restart", script(NEVER_CONNECTS), tmp_path)
+    assert finished.returncode == 0, finished.output
+    assert finished.stdout == "together\n" * 2, finished.output
+    (row,) = finished.recoveries
+    assert row["respawned"] == [], finished.output
+    assert row["pids_before"] == row["pids_after"]
+    assert "gloo-stuck" not in finished.stderr

@@ -89,7 +89,7 @@ def answer_calls(listeners: frozenset[tuple[str, int]], world_size: int) -> bool
     Whoever has the lower address of two ranks waits until the other one connects and says in eight bytes which pair it
     means. There is no socket yet that could be shut. So each wait gets its connection, from here, and at once its end.
     """
-    own = [address for name in os.listdir("/proc/self/fd") if (address := _listens(int(name), listeners)) is not None]
+    own = [found for name in os.listdir("/proc/self/fd") if (found := _listens(int(name), listeners)) is not None]
     for family, address in own:
         for pair in range(world_size):
             with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as call:

@@ -8,6 +8,7 @@ After them the main thread can be interrupted: no collective (`gloo.py`, `nccl.p
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -26,6 +27,9 @@ class Abort(ABC):
     @abstractmethod
     def __call__(self, state: AbortState) -> None: ...
 
+    def again(self, state: AbortState) -> None:  # noqa: B027 - most have nothing to do
+        """Called every now and then until the main thread has left user code: for what has come up since."""
+
 
 class Compose(Abort):
     """Several aborts as one. As in a composition of functions, and in HyperPod, the last one listed runs first."""
@@ -34,10 +38,16 @@ class Compose(Abort):
         self.aborts = aborts
 
     def __call__(self, state: AbortState) -> None:
+        self._each(lambda abort: abort(state))
+
+    def again(self, state: AbortState) -> None:
+        self._each(lambda abort: abort.again(state))
+
+    def _each(self, call: Callable[[Abort], None]) -> None:
         errors: list[str] = []
         for abort in reversed(self.aborts):
             try:
-                abort(state)
+                call(abort)
             except Exception as error:
                 errors.append(f"{type(abort).__name__}: {error!r}")
         if errors:

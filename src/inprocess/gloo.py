@@ -22,7 +22,7 @@ import stat
 import sys
 import termios
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from .abort import Abort, AbortState
@@ -35,8 +35,8 @@ _TURNS = 25
 """Looks of an event loop, a quarter of a second if the machine has nothing else to do."""
 _FUTEX = {"x86_64": "202", "aarch64": "98"}.get(platform.machine(), "")
 
-_held: list[socket.socket] = []
-"""The connections of a failed epoch, until the next one starts."""
+_held: dict[int, socket.socket] = {}
+"""The connections of a failed epoch, until the next one starts, by the numbers of their inodes."""
 
 
 class AbortGloo(Abort):
@@ -45,22 +45,31 @@ class AbortGloo(Abort):
     def __call__(self, state: AbortState) -> None:
         if not state.gloo_listeners:
             return
-        sockets = [
-            found
-            for name in os.listdir("/proc/self/fd")
-            if (found := _connected(int(name), state.gloo_listeners)) is not None
-        ]
-        _held.extend(sockets)
-        _let_arrive(sockets)
-        for found in sockets:
+        new: dict[int, socket.socket] = {}
+        for name in os.listdir("/proc/self/fd"):
+            found = _connected(int(name), state.gloo_listeners)
+            if found is None:
+                continue
+            inode = os.fstat(found.fileno()).st_ino
+            if inode in _held or inode in new:
+                found.close()
+            else:
+                new[inode] = found
+        _held.update(new)
+        _let_arrive(new.values())
+        for found in new.values():
             with contextlib.suppress(OSError):  # the peer is gone, and with it the connection
                 found.shutdown(socket.SHUT_RD)
+
+    def again(self, state: AbortState) -> None:
+        """A group that was being set up has connections by now that did not exist at first."""
+        self(state)
 
 
 def release_connections() -> None:
     """Closes what `AbortGloo` has kept open, once every rank has left the epoch it belonged to."""
     while _held:
-        _held.pop().close()
+        _held.popitem()[1].close()
 
 
 class GlooWait:
@@ -156,7 +165,7 @@ def _connected(fd: int, listeners: frozenset[tuple[str, int]]) -> socket.socket 
     return None
 
 
-def _let_arrive(sockets: Sequence[socket.socket]) -> None:
+def _let_arrive(sockets: Collection[socket.socket]) -> None:
     """Waits, for a moment at most, until nothing is on its way on these sockets; mostly that is so at once."""
     deadline = time.monotonic() + _LONGEST_ARRIVAL_S
     while any(_in_flight(found) for found in sockets) and time.monotonic() < deadline:

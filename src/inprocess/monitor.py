@@ -58,6 +58,7 @@ class Monitor:
         self._force_at = 0.0
         self._gloo_wait: GlooWait | None = None
         self._calls_answered = False
+        self._abort_deadline = 0.0
         self._watch_at: float | None = None
         """When to ask NCCL's watchdogs next; None while no epoch runs."""
         self._closing = False
@@ -147,19 +148,23 @@ class Monitor:
 
     def _insist(self, now: float) -> None:
         """The main thread has been asked to leave user code and has not come yet."""
+        with self._changed:
+            if self._insist_at is None:  # it has come this very moment
+                return
+            self._insist_at = now + _INSIST_EVERY_S
+            notice = self._notice
+        assert notice is not None
+        self._abort(notice, first=False)
         if self._gloo_wait is not None and self._gloo_wait.is_endless():
-            self._end_gloo_wait()
+            self._end_gloo_wait(notice)
         force = now >= self._force_at
         if force:
             self._force_at = now + _FORCE_AFTER_S
-        self._insist_at = now + _INSIST_EVERY_S
         self._gate.insist(force=force)
 
-    def _end_gloo_wait(self) -> None:
+    def _end_gloo_wait(self, notice: messages.FaultNotice) -> None:
         """Either for a rank that was to connect, or for a message that gloo has lost."""
-        assert self._notice is not None
-        listeners = frozenset(self._notice.gloo_listeners)
-        if self._calls_answered or not answer_calls(listeners, int(os.environ["WORLD_SIZE"])):
+        if self._calls_answered or not answer_calls(frozenset(notice.gloo_listeners), int(os.environ["WORLD_SIZE"])):
             log("gloo-stuck", epoch=self._epoch, action="exit")
             os._exit(1)  # the agent replaces the process
         self._calls_answered = True
@@ -191,7 +196,7 @@ class Monitor:
                         self.stale += 1
                         return
                     self._epoch = message.epoch
-                    self._notice = None
+                    self._notice = self._insist_at = None
                     self.notified_ns = self.aborted_ns = 0
                     self._start = message
                     self._watch_at = time.monotonic() + _WATCH_NCCL_EVERY_S if nccl.can_be_used() else None
@@ -219,11 +224,8 @@ class Monitor:
             self._gate.wait_for_section(policy.timeout)
         if policy.raise_first:
             self._gate.request()
-        limit = max(0.0, deadline - time.monotonic())
-        try:
-            policy.abort(AbortState(notice.epoch, frozenset(notice.gloo_listeners), limit))
-        except Exception as error:
-            log("abort-failed", epoch=notice.epoch, error=repr(error))
+        self._abort_deadline = deadline
+        self._abort(notice, first=True)
         with self._changed:
             self.aborted_ns = time.monotonic_ns()
             self._insist_at = time.monotonic() + _INSIST_EVERY_S
@@ -232,6 +234,18 @@ class Monitor:
             self._calls_answered = False
             self._changed.notify_all()
         self._gate.request()
+
+    def _abort(self, notice: messages.FaultNotice, *, first: bool) -> None:
+        assert self._policy is not None
+        limit = max(0.0, self._abort_deadline - time.monotonic())
+        state = AbortState(notice.epoch, frozenset(notice.gloo_listeners), limit)
+        try:
+            if first:
+                self._policy.abort(state)
+            else:
+                self._policy.abort.again(state)
+        except Exception as error:
+            log("abort-failed", epoch=notice.epoch, error=repr(error))
 
 
 def _main_thread_stack() -> str:

@@ -65,6 +65,11 @@ class AbortNccl(Abort):
         for backend in backends():
             _pending.begin(backend, state.epoch, state.timeout)
 
+    def again(self, state: AbortState) -> None:
+        """A communicator that was being set up exists by now. What is aborted already stays so."""
+        if not _pending.alive():
+            self(state)
+
 
 @dataclass(frozen=True)
 class _PendingAbort:
@@ -96,12 +101,16 @@ class _PendingAborts:
         with self._lock:
             self._all.append(_PendingAbort(thread, epoch, time.monotonic() + timeout))
 
+    def alive(self) -> list[_PendingAbort]:
+        """Those that have not returned."""
+        with self._lock:
+            self._all = [pending for pending in self._all if pending.thread.is_alive()]
+            return list(self._all)
+
     def overdue(self) -> list[int]:
         """The epochs whose communicators should have been gone by now."""
         now = time.monotonic()
-        with self._lock:
-            self._all = [pending for pending in self._all if pending.thread.is_alive()]
-            return sorted({pending.epoch for pending in self._all if pending.deadline < now})
+        return sorted({pending.epoch for pending in self.alive() if pending.deadline < now})
 
     def join(self, timeout: float) -> None:
         """Waits for all, up to `timeout` seconds together: a process must not end inside a group's destructor."""

@@ -44,7 +44,8 @@ class HPWrapper:
         checkpoint_manager: its `on_restart(caller)`, if it has one, is called before `finalize`.
         enabled: False returns the function unchanged.
         trace_file_path: a file to which one JSON line with the times of every restart of this process is appended.
-        async_raise_before_abort: interrupt the main thread before the communicators are broken, not after.
+        async_raise_before_abort: interrupt the main thread before the communicators are broken, too, so that it begins
+            nothing new on them; False: only afterwards.
         early_abort_communicator: do not wait for a critical section before breaking communicators.
         check_memory_status: log this process's memory after every restart.
     """
@@ -60,7 +61,7 @@ class HPWrapper:
         checkpoint_manager: Any = None,
         enabled: bool = True,
         trace_file_path: str | None = None,
-        async_raise_before_abort: bool = False,
+        async_raise_before_abort: bool = True,
         early_abort_communicator: bool = False,
         check_memory_status: bool = False,
     ) -> None:

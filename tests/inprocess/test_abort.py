@@ -74,6 +74,23 @@ def test_gloo_abort_leaves_no_descriptor_behind():
             end.close()
 
 
+def test_what_gloo_has_connected_since_is_shut_down_the_next_time():
+    with socket.create_server(("127.0.0.1", 0)) as gloo:
+        before = len(os.listdir("/proc/self/fd"))
+        abort = Compose(AbortGloo())
+        first = connected_pair(gloo)
+        abort(state(gloo.getsockname()))
+        second = connected_pair(gloo)
+        for _ in range(3):
+            abort.again(state(gloo.getsockname()))
+        for end in (*first, *second):
+            assert end.recv(1) == b"", "shut down"
+        assert len(os.listdir("/proc/self/fd")) == before + 8, "each is held once"
+        release_connections()
+        for end in (*first, *second):
+            end.close()
+
+
 def test_compose_runs_the_last_listed_first_and_goes_on_past_errors():
     order: list[str] = []
 

@@ -101,12 +101,13 @@ class InterruptGate:
         """Raises Interrupted at the end of the outermost section when one came meanwhile."""
         if self._depth == 0:  # the epoch was reset meanwhile
             return
-        self._depth -= 1
-        if self._depth:
+        if self._depth > 1:
+            self._depth -= 1
             return
         self._longest_section = max(self._longest_section, time.monotonic() - self._entered_at)
         if self._watching_section:
-            self._section_left.set()
+            self._section_left.set()  # still inside: an interrupt in there would leave the event's lock taken
+        self._depth = 0
         if self._wanted and self._where is _Where.INSIDE:
             self._raise()
 

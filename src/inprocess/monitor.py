@@ -91,14 +91,15 @@ class Monitor:
         """The function has returned here. True once it has everywhere; False when the epoch failed meanwhile."""
         self.send(messages.Completed(epoch))
         with self._changed:
-            self._changed.wait_for(lambda: self._finished >= epoch or self._faulted(epoch) or self._failure is not None)
+            self._changed.wait_for(lambda: self._finished >= epoch or self.faulted(epoch) or self._failure is not None)
             self._check()
             return self._finished >= epoch
 
     def faulted(self, epoch: int) -> bool:
-        """Whether the agent has said that the epoch failed."""
-        with self._changed:
-            return self._faulted(epoch)
+        """Whether the agent has said that the epoch failed. May be interrupted, and so takes no lock: one that an
+        exception kept from being released would be what the monitor waits for at the next fault."""
+        notice = self._notice
+        return notice is not None and notice.epoch == epoch
 
     def wait_aborted(self, epoch: int, timeout: float) -> bool:
         """Waits until the communicators of the failed epoch are broken; False if that takes longer than `timeout`."""
@@ -113,9 +114,6 @@ class Monitor:
         self._closing = True
         self._connection.wake()
         self._thread.join(2.0)
-
-    def _faulted(self, epoch: int) -> bool:
-        return self._notice is not None and self._notice.epoch == epoch
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -232,8 +230,8 @@ class Monitor:
             self._force_at = time.monotonic() + _FORCE_AFTER_S
             self._gloo_wait = GlooWait()
             self._calls_answered = False
+            self._gate.request()  # while the main thread cannot be on its way to the next epoch, where it would hold
             self._changed.notify_all()
-        self._gate.request()
 
     def _abort(self, notice: messages.FaultNotice, *, first: bool) -> None:
         assert self._policy is not None

@@ -190,6 +190,23 @@ def test_waiting_for_a_section_ends_with_the_section(gate):
     assert waits == [True]
 
 
+def test_whoever_waits_for_a_section_is_told_before_an_interrupt_can_come(gate):
+    """One in the midst of telling would leave the event's lock taken, and the next one to wait waiting for ever."""
+    told: list[str] = []
+
+    class Told(threading.Event):
+        def set(self) -> None:
+            gate.request()
+            super().set()
+            told.append("told")
+
+    gate._section_left, gate._watching_section = Told(), True
+    with interrupted_user_code(gate):
+        gate.enter_section()
+        gate.leave_section()
+    assert told == ["told"]
+
+
 def test_waiting_for_a_section_that_hangs_ends_after_several_times_its_usual_length(gate):
     gate.enter()
     gate.enter_section()

@@ -18,10 +18,9 @@ import random
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,29 +154,34 @@ def launch(wanted: Plan) -> Ended:
     )
 
 
-class Checker:
-    """Runs seeds and compares each with the undisturbed run of the same options."""
+class Runs:
+    """Jobs, so many at the same time; what has been begun once is not run again."""
 
-    def __init__(self, *, hsdp: bool = False) -> None:
-        self._plan = plan_hsdp if hsdp else plan
-        self._undisturbed: dict[Plan, str | None] = {}
-        self._lock = threading.Lock()
-        self.moments: Counter[str] = Counter()
-        """Where the faults of the seeds so far were."""
+    def __init__(self, at_once: int) -> None:
+        self._pool = ThreadPoolExecutor(at_once)
+        self._begun: dict[Plan, Future[Ended]] = {}
 
-    def check(self, seed: int) -> str | None:
-        """None if the seed's run ends as it should, else what happened. For any thread."""
-        wanted = self._plan(seed)
-        with self._lock:
-            self.moments.update(fault.split(":")[3] for fault in wanted.faults)
-            if wanted.undisturbed not in self._undisturbed:
-                self._undisturbed[wanted.undisturbed] = launch(wanted.undisturbed).digest
-            digest = self._undisturbed[wanted.undisturbed]
-        ended = launch(wanted)
-        wrong = ended.wrong(wanted, digest)
-        if wrong is None:
-            return None
-        return f"seed {seed}, {wanted}: {wrong}\n{ended.stderr[-4000:]}"
+    def __enter__(self) -> Runs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def begin(self, wanted: Plan) -> Future[Ended]:
+        """This one, and the undisturbed run that it will be compared with."""
+        for plan in (wanted.undisturbed, wanted):
+            if plan not in self._begun:
+                self._begun[plan] = self._pool.submit(launch, plan)
+        return self._begun[wanted]
+
+    def ended(self, wanted: Plan) -> Ended:
+        return self.begin(wanted).result()
+
+    def wrong(self, wanted: Plan) -> str | None:
+        """None if the run ends like the undisturbed one, else what happened."""
+        ended = self.ended(wanted)
+        wrong = ended.wrong(wanted, self.ended(wanted.undisturbed).digest)
+        return None if wrong is None else f"{wanted}: {wrong}\n{ended.stderr[-4000:]}"
 
 
 def main() -> None:
@@ -187,13 +191,18 @@ def main() -> None:
     parser.add_argument("--hsdp", action="store_true", help="FSDP2, sharded over pairs, every shard twice")
     parser.add_argument("--at-once", type=int, default=1, metavar="N", help="so many runs at the same time")
     args = parser.parse_args()
-    checker, failed, began = Checker(hsdp=args.hsdp), 0, time.monotonic()
-    with ThreadPoolExecutor(args.at_once) as pool:
-        for wrong in pool.map(checker.check, range(args.first, args.first + args.runs)):
+    make, failed, began = plan_hsdp if args.hsdp else plan, 0, time.monotonic()
+    plans = {seed: make(seed) for seed in range(args.first, args.first + args.runs)}
+    with Runs(args.at_once) as runs:
+        for wanted in plans.values():
+            runs.begin(wanted)
+        for seed, wanted in plans.items():
+            wrong = runs.wrong(wanted)
             if wrong is not None:
                 failed += 1
-                print(wrong, flush=True)
-    print("faults:", ", ".join(f"{count} {moment}" for moment, count in checker.moments.most_common()))
+                print(f"seed {seed}, {wrong}", flush=True)
+    moments = Counter(fault.split(":")[3] for wanted in plans.values() for fault in wanted.faults)
+    print("faults:", ", ".join(f"{count} {moment}" for moment, count in moments.most_common()))
     print(
         f"{args.runs - failed} of {args.runs} runs bit for bit equal, none of them through snapshot or disk, "
         f"in {time.monotonic() - began:.0f} s"

@@ -4,9 +4,9 @@
 
 All ranks are on the first GPU, which makes steps slow and is all right for what is measured here: from a fault to the
 next step on the last rank, exceptions and SIGKILL, with torch.compile and without; what fifty restarts in process leave
-behind; and how fast a lost rank has 8 GB of state again, beside a broadcast of the same bytes. Where there are several
-GPUs, recovery is measured also with a rank on each, and the restore between two. On a machine without a GPU it runs on
-the CPU with gloo, to see whether the benchmark works.
+behind; and how fast a lost rank has 8 GB of state again, beside a broadcast and a send of the same bytes. Where there
+are several GPUs, recovery is measured also with a rank on each, and the restore between two. On a machine without a GPU
+it runs on the CPU with gloo, to see whether the benchmark works.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def restarts(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def restore(args: argparse.Namespace, *, spread: bool = False) -> list[dict[str, Any]]:
-    """A lost rank's state, beside a broadcast of the same bytes. `spread`: the two ranks have a GPU each."""
+    """A lost rank's state, beside a broadcast and a send of the same bytes. `spread`: the two ranks have a GPU each."""
     part = "restore on several GPUs" if spread else "restore"
     directory = Path(tempfile.mkdtemp(prefix="gpu-"))
     try:
@@ -165,7 +165,7 @@ def restore(args: argparse.Namespace, *, spread: bool = False) -> list[dict[str,
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     rows = []
-    for path in ("peer", "broadcast"):
+    for path in ("peer", "broadcast", "send"):
         seconds = [fact["seconds"] for fact in facts if fact["path"] == path and fact.get("received", True)]
         row = {"benchmark": "gpu", "part": part, "path": path, "bytes": args.restore_mb * 1_000_000}
         rows.append({**row, "median_s": statistics.median(seconds), "runs": seconds})
@@ -214,8 +214,9 @@ def print_restore(rows: list[dict[str, Any]]) -> None:
         else:
             print(f"{row['path']}: {row['bytes'] / 1e9:.2f} GB in {row['median_s']:.2f} s, "
                   f"{row['bytes'] / 1e9 / row['median_s']:.2f} GB/s")  # fmt: skip
-    if len(rows) == 2:
-        print(f"peer/broadcast: {rows[1]['median_s'] / rows[0]['median_s']:.2f} of its bandwidth")
+    peer, *others = [row for row in rows if "error" not in row] or [{}]
+    for row in others:
+        print(f"peer/{row['path']}: {row['median_s'] / peer['median_s']:.2f} of its bandwidth")
 
 
 def main() -> int:

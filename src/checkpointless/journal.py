@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
+from .device_record import DeviceRecord, read_device_record
 from .notes import Note, NoteTaker
 from .record import RankRecord, read_record
+
+_log = logging.getLogger("hyperpodrun.checkpointless")
 
 _KEPT = 3
 """The point that can be gone back to, the one before it, and the next one, which is noted before it is reached."""
@@ -20,6 +24,8 @@ class Journal:
         self._path: Path | None = None
         self._recorded: Note | None = None
         """The last one that went into the record."""
+        self._device_record: DeviceRecord | None = None
+        self._device_taker: NoteTaker | None = None
 
     def open(self, path: Path | None) -> None:
         """Where the rank's record is; one that is open already is closed when it is another rank's."""
@@ -27,6 +33,7 @@ class Journal:
             return
         if self._record is not None:
             self._record.close()
+        self._close_device_record()
         self._path, self._recorded = path, None
         self._record = RankRecord(path) if path is not None else None
 
@@ -47,6 +54,7 @@ class Journal:
         """State has been restored: what was noted before is of another past."""
         self._notes = {note.step: note}
         self._write(note, taker, ())
+        self._note_device(note.step, taker)
 
     def take(self, step: int, taker: NoteTaker, keep: tuple[int, int], *, local_only: bool = False) -> Note:
         """Notes the state now as that before `step`. The notes of the steps in `keep` stay.
@@ -60,6 +68,7 @@ class Journal:
             self._write(note, taker, keep)
         elif self._record is not None:
             self._record.reach(step)
+        self._note_device(step, taker)
         return note
 
     def foresee(self, step: int, taker: NoteTaker, keep: tuple[int, int]) -> None:
@@ -72,9 +81,37 @@ class Journal:
     def of_predecessor(self, step: int) -> Note | None:
         """What the process that had this rank before noted of `step`; None when it was on another node."""
         payload = read_record(self._path, step) if self._path is not None else None
-        return None if payload is None else NoteTaker.from_bytes(step, payload)
+        if self._path is None or payload is None:
+            return None
+        note = NoteTaker.from_bytes(step, payload)
+        on_device = read_device_record(_beside(self._path), step)
+        note.buffers |= {name: (-1, contents) for name, contents in on_device.items()}
+        return note
 
     def _write(self, note: Note, taker: NoteTaker, keep: tuple[int, ...]) -> None:
         if self._record is not None:
             self._record.write(note.step, taker.local_bytes(note), keep)
         self._recorded = note
+
+    def _note_device(self, step: int, taker: NoteTaker) -> None:
+        if self._path is None or not taker.on_device:
+            return
+        if taker is not self._device_taker:
+            self._close_device_record()
+            self._device_taker = taker
+            try:
+                self._device_record = DeviceRecord(_beside(self._path), taker.on_device)
+            except OSError as error:
+                _log.warning("buffers on the GPU are not recorded, a lost rank has those of its replica: %s", error)
+        if self._device_record is not None:
+            self._device_record.note(step)
+
+    def _close_device_record(self) -> None:
+        if self._device_record is not None:
+            self._device_record.close()
+        self._device_record = self._device_taker = None
+
+
+def _beside(path: Path) -> Path:
+    """The record of what is on the device."""
+    return path.with_name(f"{path.name}.device")

@@ -49,20 +49,26 @@ class NoteTaker:
         self.buffers: dict[str, torch.Tensor] = {}
         self.local: dict[str, Any] = {}
         self.shared: dict[str, Any] = {}
+        self.on_device: dict[str, torch.Tensor] = {}
+        """The buffers of a GPU that are to be recorded by the device itself."""
         self._recorded: frozenset[str] = frozenset()
         self._last_bytes: tuple[States, bytes] | None = None
         """Of the last note that held nothing else: the states of the generators, and these encoded."""
 
     def set_buffers(self, buffers: Mapping[str, torch.Tensor]) -> None:
-        """The buffers to note. The large ones (masks, tables) are left out of the record; so are those of a GPU, which
-        would have to be waited for at every step. A successor has them from a replica."""
+        """The buffers to note. The large ones (masks, tables) are left out of the record: a successor has them from a
+        replica."""
         self.buffers = dict(buffers)
-        recorded, room = set(), _LARGEST_RECORDED_BUFFERS
+        recorded, on_device, room = set(), {}, _LARGEST_RECORDED_BUFFERS
         for name, buffer in sorted(self.buffers.items(), key=lambda item: item[1].nbytes):
-            if buffer.device.type == "cpu" and buffer.nbytes <= room:
+            if buffer.nbytes > room:
+                break
+            room -= buffer.nbytes
+            if _is_on_device(buffer):
+                on_device[name] = buffer
+            else:
                 recorded.add(name)
-                room -= buffer.nbytes
-        self._recorded = frozenset(recorded)
+        self._recorded, self.on_device = frozenset(recorded), on_device
 
     def take(self, step: int, last: Note | None = None, *, local_only: bool = False) -> Note:
         """The state now. What has not changed since `last` is not copied again."""
@@ -119,7 +125,7 @@ class NoteTaker:
         )
 
     def _same_buffers(self, one: Note, other: Note) -> bool:
-        return all(same(one.buffers[name][1], other.buffers[name][1]) for name in self.buffers)
+        return all(same(one.buffers[name][1], other.buffers[name][1]) for name in self._recorded)
 
     def local_bytes(self, note: Note) -> bytes:
         """The local part of a note, for the record: the same object as long as it is the same, as it mostly is where
@@ -168,8 +174,13 @@ def _small(buffer: torch.Tensor) -> bool:
     return buffer.nbytes <= _LARGEST_ALWAYS_COPIED
 
 
+def _is_on_device(buffer: torch.Tensor) -> bool:
+    """Whether the host would have to wait for its contents."""
+    return buffer.device.type != "cpu"
+
+
 def _differs(noted: tuple[int, torch.Tensor], buffer: torch.Tensor) -> bool:
     version, contents = noted
     if version != buffer._version:
         return True
-    return _small(buffer) and buffer.device.type == "cpu" and not torch.equal(contents, buffer)
+    return _small(buffer) and not _is_on_device(buffer) and not torch.equal(contents, buffer)

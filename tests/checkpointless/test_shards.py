@@ -48,9 +48,9 @@ def with_faults(*faults: str, optimizer: str = "") -> Plan:
     ],
     ids=str,
 )
-def test_a_lost_rank_has_its_shard_from_its_replica(ended, wanted):
-    assert ended(wanted).wrong(wanted, ended(wanted.undisturbed).digest) is None, ended(wanted).stderr
-    assert {row["state"] for row in ended(wanted).recoveries} == {"memory"}
+def test_a_lost_rank_has_its_shard_from_its_replica(runs, wanted):
+    assert runs.wrong(wanted) is None
+    assert {row["state"] for row in runs.ended(wanted).recoveries} == {"memory"}
 
 
 def test_offloaded_state_comes_back(run, undisturbed):

@@ -20,7 +20,7 @@ import numpy
 import torch
 import torch.distributed as dist
 from hyperpodrun import CheckpointManager, HPCallWrapper, HPWrapper
-from hyperpodrun.checkpointless import remote_memory, transfer
+from hyperpodrun.checkpointless import notes, remote_memory, transfer
 from hyperpodrun.checkpointless import restore as restoring
 from hyperpodrun.checkpointless.bucketing import Memory
 from torch import nn
@@ -207,11 +207,14 @@ def main() -> None:
     parser.add_argument("--stream", action="store_true", help="through the process group, also on one host")
     parser.add_argument("--offload", action="store_true")
     parser.add_argument("--rollback", action="store_true")
+    parser.add_argument("--buffers-on-device", action="store_true", help="treat buffers as if they were a GPU's")
     parser.add_argument("--fault", action="append", default=[])
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.stream:
         remote_memory.address_space = lambda: ""
+    if args.buffers_on_device:
+        notes._is_on_device = lambda buffer: True
     manager = CheckpointManager(enable_checksum=args.checksum, enable_offload=args.offload, rollback=args.rollback)
     faults, data, objects = Faults(args.fault), Data(), None
     if not args.rebuild:

@@ -56,8 +56,8 @@ class NoteTaker:
         """Of the last note that held nothing else: the states of the generators, and these encoded."""
 
     def set_buffers(self, buffers: Mapping[str, torch.Tensor]) -> None:
-        """The buffers to note. The large ones (masks, tables) are left out of the record: a successor has them from a
-        replica."""
+        """The buffers to note. Large ones (masks, tables) are left out of the record, and so are those of all GPUs but
+        one: a successor has them from a replica."""
         self.buffers = dict(buffers)
         recorded, on_device, room = set(), {}, _LARGEST_RECORDED_BUFFERS
         for name, buffer in sorted(self.buffers.items(), key=lambda item: item[1].nbytes):
@@ -65,8 +65,10 @@ class NoteTaker:
                 break
             room -= buffer.nbytes
             if _is_on_device(buffer):
-                on_device[name] = buffer
-            else:
+                first = next(iter(on_device.values()), buffer)
+                if buffer.device == first.device and _small(buffer):  # it is copied at every step, changed or not
+                    on_device[name] = buffer
+            elif buffer.device.type == "cpu":
                 recorded.add(name)
         self._recorded, self.on_device = frozenset(recorded), on_device
 
@@ -176,11 +178,12 @@ def _small(buffer: torch.Tensor) -> bool:
 
 def _is_on_device(buffer: torch.Tensor) -> bool:
     """Whether the host would have to wait for its contents."""
-    return buffer.device.type != "cpu"
+    return buffer.device.type == "cuda"
 
 
 def _differs(noted: tuple[int, torch.Tensor], buffer: torch.Tensor) -> bool:
     version, contents = noted
     if version != buffer._version:
         return True
-    return _small(buffer) and not _is_on_device(buffer) and not torch.equal(contents, buffer)
+    comparable = buffer.device.type == "cpu" and not _is_on_device(buffer)
+    return _small(buffer) and comparable and not torch.equal(contents, buffer)

@@ -59,7 +59,9 @@ class NoteTaker:
         """The buffers to note. Large ones (masks, tables) are left out of the record, and so are those of all GPUs but
         one: a successor has them from a replica."""
         self.buffers = dict(buffers)
-        recorded, on_device, room = set(), {}, _LARGEST_RECORDED_BUFFERS
+        recorded: set[str] = set()
+        on_device: dict[str, torch.Tensor] = {}
+        room = _LARGEST_RECORDED_BUFFERS
         for name, buffer in sorted(self.buffers.items(), key=lambda item: item[1].nbytes):
             if buffer.nbytes > room:
                 break

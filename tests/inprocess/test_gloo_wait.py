@@ -111,7 +111,7 @@ main()
 def test_a_rank_that_waits_for_another_to_connect_is_released(run, script, tmp_path):
     finished = run("--nproc-per-node=2", "--inprocess-restart", script(NEVER_CONNECTS), tmp_path)
     assert finished.returncode == 0, finished.output
-    assert finished.stdout == "together\n" * 2, finished.output
+    assert finished.stdout.count("together") == 2, finished.output
     (row,) = finished.recoveries
     assert row["respawned"] == [], finished.output
     assert row["pids_before"] == row["pids_after"]

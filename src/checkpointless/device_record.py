@@ -33,7 +33,7 @@ _STEPS = 4
 """The last three steps can be asked for."""
 _SLOTS = 2 * _STEPS
 """A step may be noted many times; one note of it is always whole."""
-_NUMBERS = struct.Struct("<qq")
+_NUMBERS_BYTES = 16
 """At the beginning of a slot, and what everything in it is aligned to."""
 
 
@@ -46,10 +46,10 @@ class _Layout:
 
     @staticmethod
     def of(buffers: Mapping[str, torch.Tensor]) -> _Layout:
-        places, at = {}, _NUMBERS.size
+        places, at = {}, _NUMBERS_BYTES
         for name, buffer in buffers.items():
             places[name] = (dtype_name(buffer), tuple(buffer.shape), at)
-            at += -(-buffer.nbytes // _NUMBERS.size) * _NUMBERS.size
+            at += -(-buffer.nbytes // _NUMBERS_BYTES) * _NUMBERS_BYTES
         return _Layout(places, _pages(at))
 
     @staticmethod
@@ -94,9 +94,8 @@ class DeviceRecord:
 
     def __init__(self, path: Path, buffers: Mapping[str, torch.Tensor]) -> None:
         """`buffers`: of one device. Raises OSError when memory is full, or cannot be shared with the device."""
-        self.buffers = {name: buffer.detach() for name, buffer in buffers.items()}
-        self._layout = _Layout.of(self.buffers)
-        self._device = next(iter(self.buffers.values())).device
+        self._layout = _Layout.of(buffers)
+        self._device = next(iter(buffers.values())).device
         fd = _open(path, self._layout)
         try:
             self._memory = mmap.mmap(fd, self._layout.file_bytes)
@@ -108,8 +107,8 @@ class DeviceRecord:
         self._slots = self._layout.slots(self._file)
         self._sequence = max(sequence for sequence, _ in _numbers(self._slots))
         self._staging = torch.zeros(self._layout.slot_bytes, dtype=torch.uint8, device=self._device)
-        self._nothing = torch.zeros(_NUMBERS.size, dtype=torch.uint8, device=self._device)
-        self._copies = self._by_dtype()
+        self._nothing = torch.zeros(_NUMBERS_BYTES, dtype=torch.uint8, device=self._device)
+        self._copies = self._by_dtype(buffers)
         self._last: Any = None
         """The event after the last note: the next one, on whatever stream, uses the staging again."""
 
@@ -119,7 +118,7 @@ class DeviceRecord:
             return  # what a graph repeats would be this very step
         self._sequence += 1
         slot = self._slots[step % _STEPS * 2 + self._sequence % 2]
-        end = _NUMBERS.size
+        end = _NUMBERS_BYTES
         with torch.no_grad(), self._in_order():
             numbers = self._staging[:end].view(torch.int64)
             numbers[0].fill_(self._sequence)
@@ -135,13 +134,13 @@ class DeviceRecord:
             torch.cuda.synchronize(self._device)
             torch.cuda.cudart().cudaHostUnregister(self._file.data_ptr())
 
-    def _by_dtype(self) -> list[tuple[list[torch.Tensor], list[torch.Tensor]]]:
+    def _by_dtype(self, buffers: Mapping[str, torch.Tensor]) -> list[tuple[list[torch.Tensor], list[torch.Tensor]]]:
         """(places in the staging, buffers), of one dtype each, which one kernel copies."""
         groups: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = defaultdict(lambda: ([], []))
-        for name, buffer in self.buffers.items():
-            places, buffers = groups[buffer.dtype]
+        for name, buffer in buffers.items():
+            places, sources = groups[buffer.dtype]
             places.append(self._layout.view(self._staging, name))
-            buffers.append(buffer)
+            sources.append(buffer.detach())
         return list(groups.values())
 
     @contextlib.contextmanager
@@ -179,7 +178,7 @@ def read_device_record(path: Path, step: int) -> dict[str, torch.Tensor]:
 
 def _numbers(slots: torch.Tensor) -> list[tuple[int, int]]:
     """Sequence and step plus one of every slot; zero in one that is empty or was being written."""
-    return [(int(sequence), int(after)) for sequence, after in slots[:, : _NUMBERS.size].view(torch.int64).tolist()]
+    return [(int(sequence), int(after)) for sequence, after in slots[:, :_NUMBERS_BYTES].view(torch.int64).tolist()]
 
 
 def _pages(nbytes: int) -> int:

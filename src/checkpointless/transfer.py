@@ -155,7 +155,7 @@ def _volleys(link: Link, memory: Memory, buckets: Sequence[Bucket]) -> Iterator[
     volley: list[Bucket] = []
     size = 0
     for bucket in buckets:
-        joins = link.joins(bucket.device) and _travels_in_place(link, memory, bucket)
+        joins = link.joins(bucket.device) and _in_place(link, memory, bucket) is not None
         if volley and not (joins and size + bucket.nbytes <= _VOLLEY_BYTES):
             yield volley
             volley, size = [], 0
@@ -165,9 +165,10 @@ def _volleys(link: Link, memory: Memory, buckets: Sequence[Bucket]) -> Iterator[
         yield volley
 
 
-def _travels_in_place(link: Link, memory: Memory, bucket: Bucket) -> bool:
+def _in_place(link: Link, memory: Memory, bucket: Bucket) -> torch.Tensor | None:
+    """The bucket's bytes where they lie, if they can travel from and to there."""
     row = memory.view(bucket)
-    return row is not None and row.device.type == link.wire_device(bucket.device).type
+    return row if row is not None and row.device.type == link.wire_device(bucket.device).type else None
 
 
 def _send_buckets(link: Link, to: int, memory: Memory, buckets: Sequence[Bucket]) -> None:
@@ -184,8 +185,8 @@ def _send_buckets(link: Link, to: int, memory: Memory, buckets: Sequence[Bucket]
 
 def _outgoing(link: Link, memory: Memory, bucket: Bucket, staging: _Staging) -> torch.Tensor:
     """The bucket's bytes in one row, on the device from which they travel."""
-    row = memory.view(bucket)
-    if row is not None and _travels_in_place(link, memory, bucket):
+    row = _in_place(link, memory, bucket)
+    if row is not None:
         return row
     staged = staging.row(bucket)
     if bucket.device == staged.device.type:
@@ -210,8 +211,8 @@ def _receive_buckets(link: Link, source: int, memory: Memory, buckets: Sequence[
             land()
         rows, staged = [], []
         for bucket in volley:
-            row = memory.view(bucket)
-            if row is None or not _travels_in_place(link, memory, bucket):
+            row = _in_place(link, memory, bucket)
+            if row is None:
                 row = staging.row(bucket)
                 staged.append((bucket, row))
             rows.append(row)

@@ -22,7 +22,7 @@ import stat
 import sys
 import termios
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from .abort import Abort, AbortState
@@ -46,15 +46,12 @@ class AbortGloo(Abort):
         if not state.gloo_listeners:
             return
         new: dict[int, socket.socket] = {}
-        for name in os.listdir("/proc/self/fd"):
-            found = _connected(int(name), state.gloo_listeners)
-            if found is None:
-                continue
+        for found in _sockets():
             inode = os.fstat(found.fileno()).st_ino
-            if inode in _held or inode in new:
-                found.close()
-            else:
+            if _connects(found, state.gloo_listeners) and inode not in _held and inode not in new:
                 new[inode] = found
+            else:
+                found.close()
         _held.update(new)
         _let_arrive(new.values())
         for found in new.values():
@@ -98,7 +95,11 @@ def answer_calls(listeners: frozenset[tuple[str, int]], world_size: int) -> bool
     Whoever has the lower address of two ranks waits until the other one connects and says in eight bytes which pair it
     means. There is no socket yet that could be shut. So each wait gets its connection, from here, and at once its end.
     """
-    own = [found for name in os.listdir("/proc/self/fd") if (found := _listens(int(name), listeners)) is not None]
+    own: list[tuple[int, tuple[str, int]]] = []
+    for found in _sockets():
+        with found:
+            if _listens(found, listeners):
+                own.append((found.family, found.getsockname()))
     for family, address in own:
         for pair in range(world_size):
             with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as call:
@@ -106,19 +107,6 @@ def answer_calls(listeners: frozenset[tuple[str, int]], world_size: int) -> bool
                 call.connect(address)
                 call.sendall(pair.to_bytes(8, sys.byteorder))
     return bool(own)
-
-
-def _listens(fd: int, listeners: frozenset[tuple[str, int]]) -> tuple[int, tuple[str, int]] | None:
-    """Family and address if `fd` is one of these listeners."""
-    try:
-        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-            return None
-        with socket.socket(fileno=os.dup(fd)) as found:
-            if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and found.getsockname()[:2] in listeners:
-                return found.family, found.getsockname()
-    except OSError:
-        pass
-    return None
 
 
 def _waits_with_a_deadline(runners: Iterable[int]) -> bool:
@@ -143,26 +131,36 @@ def _switches(name: str) -> dict[int, int]:
     return found
 
 
-def _connected(fd: int, listeners: frozenset[tuple[str, int]]) -> socket.socket | None:
-    """A descriptor of our own for a connected socket with one of these ends; None if `fd` is anything else.
+def _sockets() -> Iterator[socket.socket]:
+    """A descriptor of our own for every TCP socket of this process. To be closed by the caller.
 
     Of our own because another thread may close and reuse the number at any moment.
     """
-    try:
-        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-            return None
-        duplicate = socket.socket(fileno=os.dup(fd))
-    except OSError:
-        return None
-    try:
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                continue
+            duplicate = socket.socket(fileno=os.dup(int(name)))
+        except OSError:
+            continue
         if duplicate.family in (socket.AF_INET, socket.AF_INET6) and duplicate.type == socket.SOCK_STREAM:
-            ends = (duplicate.getpeername()[:2], duplicate.getsockname()[:2])  # OSError: not connected, so not ours
-            if any(end in listeners for end in ends):
-                return duplicate
-    except OSError:
-        pass
-    duplicate.close()
-    return None
+            yield duplicate
+        else:
+            duplicate.close()
+
+
+def _connects(found: socket.socket, listeners: frozenset[tuple[str, int]]) -> bool:
+    """Whether it is connected with one of these at either end."""
+    try:
+        ends = (found.getpeername()[:2], found.getsockname()[:2])
+    except OSError:  # not connected
+        return False
+    return any(end in listeners for end in ends)
+
+
+def _listens(found: socket.socket, listeners: frozenset[tuple[str, int]]) -> bool:
+    """Whether it is one of these."""
+    return bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)) and found.getsockname()[:2] in listeners
 
 
 def _let_arrive(sockets: Collection[socket.socket]) -> None:

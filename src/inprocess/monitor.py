@@ -152,7 +152,7 @@ class Monitor:
             self._insist_at = now + _INSIST_EVERY_S
             notice = self._notice
         assert notice is not None
-        self._abort(notice, first=False)
+        self._abort(notice, again=True)
         if self._gloo_wait is not None and self._gloo_wait.is_endless():
             self._end_gloo_wait(notice)
         force = now >= self._force_at
@@ -217,13 +217,12 @@ class Monitor:
             self._watch_at = None
             self._changed.notify_all()
         assert policy is not None  # there is no epoch without an arrival
-        deadline = time.monotonic() + policy.timeout
+        self._abort_deadline = time.monotonic() + policy.timeout
         if policy.wait_for_section:
             self._gate.wait_for_section(policy.timeout)
         if policy.raise_first:
             self._gate.request()
-        self._abort_deadline = deadline
-        self._abort(notice, first=True)
+        self._abort(notice)
         with self._changed:
             self.aborted_ns = time.monotonic_ns()
             self._insist_at = time.monotonic() + _INSIST_EVERY_S
@@ -233,15 +232,13 @@ class Monitor:
             self._gate.request()  # while the main thread cannot be on its way to the next epoch, where it would hold
             self._changed.notify_all()
 
-    def _abort(self, notice: messages.FaultNotice, *, first: bool) -> None:
+    def _abort(self, notice: messages.FaultNotice, *, again: bool = False) -> None:
         assert self._policy is not None
+        abort = self._policy.abort.again if again else self._policy.abort
         limit = max(0.0, self._abort_deadline - time.monotonic())
         state = AbortState(notice.epoch, frozenset(notice.gloo_listeners), limit)
         try:
-            if first:
-                self._policy.abort(state)
-            else:
-                self._policy.abort.again(state)
+            abort(state)
         except Exception as error:
             log("abort-failed", epoch=notice.epoch, error=repr(error))
 

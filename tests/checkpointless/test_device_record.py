@@ -23,6 +23,11 @@ def move(buffers: dict[str, torch.Tensor], value: int) -> None:
         buffer.fill_(value)
 
 
+def note(record: DeviceRecord, buffers: dict[str, torch.Tensor], step: int, value: int) -> None:
+    move(buffers, value)
+    record.note(step)
+
+
 def assert_found(path, step: int, buffers: dict[str, torch.Tensor], value: int) -> None:
     found = read_device_record(path, step)
     move(buffers, value)
@@ -36,8 +41,7 @@ def test_the_last_steps_are_found_and_no_others(tmp_path, buffers):
     path = tmp_path / "record"
     record = DeviceRecord(path, buffers)
     for step in range(10):
-        move(buffers, step)
-        record.note(step)
+        note(record, buffers, step, step)
     record.close()
     for step in range(7, 10):
         assert_found(path, step, buffers, step)
@@ -48,11 +52,9 @@ def test_the_last_steps_are_found_and_no_others(tmp_path, buffers):
 def test_the_newest_note_of_a_step_counts_however_many_there_are(tmp_path, buffers):
     path = tmp_path / "record"
     record = DeviceRecord(path, buffers)
-    move(buffers, 1)
-    record.note(1)
+    note(record, buffers, 1, 1)
     for value in range(50):
-        move(buffers, value)
-        record.note(2)
+        note(record, buffers, 2, value)
     assert_found(path, 1, buffers, 1)
     assert_found(path, 2, buffers, 49)
 
@@ -61,8 +63,7 @@ def test_a_note_that_was_being_written_does_not_hide_the_one_before(tmp_path, bu
     path = tmp_path / "record"
     record = DeviceRecord(path, buffers)
     for value in (1, 2):
-        move(buffers, value)
-        record.note(3)
+        note(record, buffers, 3, value)
     newest = max(record._slots, key=lambda slot: slot[:8].view(torch.int64).item())
     newest[:16] = 0
     assert_found(path, 3, buffers, 1)
@@ -72,12 +73,10 @@ def test_a_successor_goes_on_where_the_process_before_it_was(tmp_path, buffers):
     path = tmp_path / "record"
     first = DeviceRecord(path, buffers)
     for step in range(3):
-        move(buffers, step)
-        first.note(step)
+        note(first, buffers, step, step)
     second = DeviceRecord(path, buffers)
     assert_found(path, 2, buffers, 2)
-    move(buffers, 7)
-    second.note(2)
+    note(second, buffers, 2, 7)
     assert_found(path, 2, buffers, 7)
     assert_found(path, 1, buffers, 1)
 

@@ -48,6 +48,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from hyperpodrun import HPCallWrapper, HPWrapper
+from hyperpodrun.inprocess.gloo import _FUTEX
 
 RANK = int(os.environ["RANK"])
 waiter = Path(sys.argv[1]) / "waiter"
@@ -84,7 +85,7 @@ class Absent(dist.Store):
         while time.monotonic() < deadline:
             if waiter.exists():
                 number, *arguments = Path(f"/proc/{waiter.read_text()}/syscall").read_text().split()
-                if number == "202" and int(arguments[3], 16):  # a futex with a deadline: gloo's wait
+                if number == _FUTEX and int(arguments[3], 16):  # with a deadline: gloo's wait
                     raise RuntimeError("boom")
             time.sleep(0.01)
         os._exit(3)

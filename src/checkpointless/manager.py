@@ -28,19 +28,19 @@ import torch
 
 from ..protocol.names import STATE_DIRECTORY
 from ..protocol.plan import Holding, Origin
-from .buckets import ArrivalOrder, data_parallel
 from .caller import Caller, NoCaller
-from .disk import DiskCheckpoints
-from .journal import Journal
-from .parcel import describe
-from .registry import Registry
-from .replicas import Replicas, shard_name
-from .restore import Restorer
-from .rollback import KeptState
-from .snapshots import Snapshots
-from .successor import Successor
-from .tracker import StepTracker
-from .update import Update
+from .ddp import ArrivalOrder, data_parallel
+from .state.registry import Registry
+from .state.replicas import Replicas, shard_name
+from .step.history import History
+from .step.rollback import KeptState
+from .step.tracker import StepTracker
+from .step.update import Update
+from .transfer.disk import DiskCheckpoints
+from .transfer.handover import Handover
+from .transfer.header import describe
+from .transfer.restore import Restorer
+from .transfer.snapshots import Snapshots
 
 
 class CheckpointManager:
@@ -81,10 +81,10 @@ class CheckpointManager:
         self._call = 0
         self._registry: Registry | None = None
         self._shard: str | None = None
-        self._journal = Journal()
+        self._journal = History()
         self._tracker = StepTracker()
         self._order = ArrivalOrder()
-        self._successor = Successor(offload=enable_offload)
+        self._successor = Handover(offload=enable_offload)
         self._snapshots = Snapshots(snapshot_every) if snapshot_every is not None else None
         self._disk = DiskCheckpoints(Path(disk_path), disk_every) if disk_path is not None else None
         self._update = Update(self._tracker, self._journal, KeptState() if rollback else None, self._snapshots)

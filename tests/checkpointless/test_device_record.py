@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hyperpodrun.checkpointless.device_record import DeviceRecord, read_device_record
+from hyperpodrun.checkpointless.step.device_record import DeviceRecord, read_device_record
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from collections import Counter, OrderedDict
 import numpy
 import pytest
 import torch
-from hyperpodrun.checkpointless.encoding import EncodingError, decode, encode
+from hyperpodrun.checkpointless.state.encoding import EncodingError, decode, encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

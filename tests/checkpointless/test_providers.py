@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hyperpodrun.checkpointless.bucketing import Memory
 from hyperpodrun.checkpointless.errors import RestoreError
-from hyperpodrun.checkpointless.parcel import build, describe
-from hyperpodrun.checkpointless.registry import Registry
-from hyperpodrun.checkpointless.rollback import KeptState
+from hyperpodrun.checkpointless.state.registry import Registry
+from hyperpodrun.checkpointless.step.rollback import KeptState
+from hyperpodrun.checkpointless.transfer.buckets import Memory
+from hyperpodrun.checkpointless.transfer.header import build, describe
 
 WORKER = Path(__file__).parent / "workers" / "provider.py"
 COMMAND = ("--nproc-per-node=2", "--inprocess-restart", WORKER)

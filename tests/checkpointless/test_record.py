@@ -6,7 +6,7 @@ import os
 import signal
 
 import pytest
-from hyperpodrun.checkpointless.record import RankRecord, _read_slots, read_record
+from hyperpodrun.checkpointless.step.record import RankRecord, _read_slots, read_record
 
 
 def test_the_last_three_notes_can_be_read(tmp_path):

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hyperpodrun.checkpointless.bucketing import Memory
 from hyperpodrun.checkpointless.errors import RestoreError
-from hyperpodrun.checkpointless.parcel import Header
-from hyperpodrun.checkpointless.provider import specify
-from hyperpodrun.checkpointless.snapshot_files import SnapshotFiles, contents, inventory
+from hyperpodrun.checkpointless.state.provider import specify
+from hyperpodrun.checkpointless.transfer.buckets import Memory
+from hyperpodrun.checkpointless.transfer.header import Header
+from hyperpodrun.checkpointless.transfer.snapshot_files import SnapshotFiles, contents, inventory
 
 WORKER = Path(__file__).parent / "workers" / "buddies.py"
 

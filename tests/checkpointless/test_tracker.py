@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hyperpodrun.checkpointless.tracker import StepTracker
+from hyperpodrun.checkpointless.step.tracker import StepTracker
 
 
 def one_pass(tracker: StepTracker, *movers: str, changed: bool | None = False) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hyperpodrun.checkpointless.bucketing import BUCKET_BYTES, Bucket, Memory, checksum, cut
 from hyperpodrun.checkpointless.errors import RestoreError
-from hyperpodrun.checkpointless.transfer import check_skeleton
+from hyperpodrun.checkpointless.transfer.buckets import BUCKET_BYTES, Bucket, Memory, checksum, cut
+from hyperpodrun.checkpointless.transfer.exchange import check_skeleton
 
 WORKER = Path(__file__).parent / "workers" / "transfer.py"
 

@@ -7,7 +7,7 @@ import random
 import numpy
 import pytest
 import torch
-from hyperpodrun.checkpointless import generators, twisters
+from hyperpodrun.checkpointless.state import generators, twisters
 
 DRAWS = [
     lambda: random.random(),

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from hyperpodrun.checkpointless.bucketing import Memory
-from hyperpodrun.checkpointless.buddy import Buddy
-from hyperpodrun.checkpointless.parcel import Header
-from hyperpodrun.checkpointless.provider import specify
-from hyperpodrun.checkpointless.snapshot_files import CHUNK_BYTES, SnapshotFiles, contents, inventory
+from hyperpodrun.checkpointless.state.provider import specify
+from hyperpodrun.checkpointless.transfer.buckets import Memory
+from hyperpodrun.checkpointless.transfer.header import Header
+from hyperpodrun.checkpointless.transfer.peer_copies import PeerCopies
+from hyperpodrun.checkpointless.transfer.snapshot_files import CHUNK_BYTES, SnapshotFiles, contents, inventory
 from hyperpodrun.protocol.names import STATE_DIRECTORY
 
 
@@ -36,7 +36,7 @@ def main() -> None:
     files = SnapshotFiles(directory, rank)
     (directory / f".unfinished-{rank}-{rank}").write_bytes(b"of a process that was killed")
     files.remove_unfinished()
-    buddy = Buddy(rank, 1, files, lambda: False)
+    buddy = PeerCopies(rank, 1, files, lambda: False)
     buddy.exchange(write(files, rank, 3), 3)
     buddy.exchange(write(files, rank, 6) if rank == 0 else None, 6)  # rank 1 was slow
     full, publish = True, files.publish

@@ -20,9 +20,10 @@ import numpy
 import torch
 import torch.distributed as dist
 from hyperpodrun import CheckpointManager, HPCallWrapper, HPWrapper
-from hyperpodrun.checkpointless import notes, remote_memory, transfer
-from hyperpodrun.checkpointless import restore as restoring
-from hyperpodrun.checkpointless.bucketing import Memory
+from hyperpodrun.checkpointless.state import small
+from hyperpodrun.checkpointless.transfer import exchange, remote_memory
+from hyperpodrun.checkpointless.transfer import restore as restoring
+from hyperpodrun.checkpointless.transfer.buckets import Memory
 from torch import nn
 
 
@@ -92,7 +93,7 @@ class Faults:
             return give(*args, **kwargs)
 
         restoring.Restorer._adopt, restoring.Restorer._give = broken_adopt, broken_give
-        read, isend = remote_memory.read, transfer.Link.isend
+        read, isend = remote_memory.read, exchange.Link.isend
 
         def broken_read(pid: int, *piece: int) -> None:
             self.reads += 1
@@ -105,7 +106,7 @@ class Faults:
             self.reach("sending")
             return isend(*args)
 
-        remote_memory.read, transfer.Link.isend = broken_read, broken_isend
+        remote_memory.read, exchange.Link.isend = broken_read, broken_isend
 
 
 def send_wrong_bytes() -> None:
@@ -214,7 +215,7 @@ def main() -> None:
     if args.stream:
         remote_memory.address_space = lambda: ""
     if args.buffers_on_device:
-        notes._is_on_device = lambda buffer: True
+        small._is_on_device = lambda buffer: True
     manager = CheckpointManager(enable_checksum=args.checksum, enable_offload=args.offload, rollback=args.rollback)
     faults, data, objects = Faults(args.fault), Data(), None
     if not args.rebuild:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from hyperpodrun import CheckpointManager, HPCallWrapper, HPWrapper
 from hyperpodrun.checkpointless.errors import RestoreError
-from hyperpodrun.checkpointless.provider import Skeleton, StateProvider, TensorSpec, specify
+from hyperpodrun.checkpointless.state.provider import Skeleton, StateProvider, TensorSpec, specify
 
 
 class Momentum:

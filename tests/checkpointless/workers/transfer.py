@@ -6,9 +6,9 @@ import sys
 
 import torch
 import torch.distributed as dist
-from hyperpodrun.checkpointless import remote_memory, transfer
-from hyperpodrun.checkpointless.bucketing import BUCKET_BYTES, Memory
 from hyperpodrun.checkpointless.errors import ChecksumError, RestoreError
+from hyperpodrun.checkpointless.transfer import exchange, remote_memory
+from hyperpodrun.checkpointless.transfer.buckets import BUCKET_BYTES, Memory
 
 SHAPES = {
     "large": (BUCKET_BYTES // 4 * 2 + 3,),
@@ -29,12 +29,12 @@ def state(rank: int) -> dict[str, torch.Tensor]:
     return tensors if rank == 0 else {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
 
 
-def exchange(rank: int, *, checksum: bool) -> None:
+def move(rank: int, *, checksum: bool) -> None:
     tensors = state(rank)
     if rank == 0:
-        transfer.send(transfer.Link(), 1, {"word": "here"}, Memory(tensors), checksum=checksum)
+        exchange.send(exchange.Link(), 1, {"word": "here"}, Memory(tensors), checksum=checksum)
     else:
-        header = transfer.receive(transfer.Link(), 0, lambda header: Memory(tensors))
+        header = exchange.receive(exchange.Link(), 0, lambda header: Memory(tensors))
         assert header["word"] == "here"
         for name, tensor in state(0).items():
             assert torch.equal(tensors[name], tensor), name
@@ -52,7 +52,7 @@ def main() -> None:
 
     remote_memory.read = counted
     for checksum in (False, True):
-        exchange(rank, checksum=checksum)
+        move(rank, checksum=checksum)
     assert rank == 0 or used, "not through the peer's memory"
 
     used.clear()
@@ -61,26 +61,26 @@ def main() -> None:
         raise PermissionError("as Yama says")
 
     remote_memory.read = refused
-    exchange(rank, checksum=True)  # both sides thought it could be read: the receiver asks for buckets
-    transfer.remote_memory.address_space = lambda: ""
+    move(rank, checksum=True)  # both sides thought it could be read: the receiver asks for buckets
+    exchange.remote_memory.address_space = lambda: ""
     for checksum in (False, True):
-        exchange(rank, checksum=checksum)
+        move(rank, checksum=checksum)
     assert not used
 
     if rank == 0:
-        transfer.Memory.checksum = lambda self, bucket: torch.tensor([1, 2])
+        exchange.Memory.checksum = lambda self, bucket: torch.tensor([1, 2])
     try:
-        exchange(rank, checksum=True)
+        move(rank, checksum=True)
         assert rank == 0
     except ChecksumError as error:
         assert error.source == 0
 
     if rank == 0:  # a source that talks nonsense
-        transfer.Link().receive_bytes(1)
-        transfer.Link().send_bytes(b"\xc1 nonsense", 1)
+        exchange.Link().receive_bytes(1)
+        exchange.Link().send_bytes(b"\xc1 nonsense", 1)
     else:
         try:
-            transfer.receive(transfer.Link(), 0, lambda header: Memory({}))
+            exchange.receive(exchange.Link(), 0, lambda header: Memory({}))
             sys.exit("nonsense was taken for a header")
         except RestoreError:
             pass

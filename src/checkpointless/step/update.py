@@ -10,12 +10,12 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from .caller import Caller, NoCaller
-from .journal import Journal
-from .notes import Note
-from .registry import Registry
+from ..caller import Caller, NoCaller
+from ..state.registry import Registry
+from ..state.small import SmallState
+from ..transfer.snapshots import Snapshots
+from .history import History
 from .rollback import KeptState, affordable
-from .snapshots import Snapshots
 from .tracker import StepTracker
 
 _log = logging.getLogger("hyperpodrun.checkpointless")
@@ -25,7 +25,7 @@ class Update:
     """One per manager. Does nothing between `pause` and `resume`."""
 
     def __init__(
-        self, tracker: StepTracker, journal: Journal, kept: KeptState | None, snapshots: Snapshots | None
+        self, tracker: StepTracker, journal: History, kept: KeptState | None, snapshots: Snapshots | None
     ) -> None:
         self.caller: Caller = NoCaller()
         self._tracker = tracker
@@ -38,7 +38,7 @@ class Update:
         self._in_section = False
         self._in_block = False
         self._first_pass = self._anew = False
-        self._seen: tuple[Note, int] | None = None
+        self._seen: tuple[SmallState, int] | None = None
         """What everything looked like when all that was expected to move had moved."""
 
     def watch(self, registry: Registry) -> None:
@@ -176,7 +176,7 @@ class Update:
         assert self._registry is not None
         self._journal.take(step, self._registry.notes, (self._tracker.point, self._tracker.previous))
 
-    def _look(self) -> tuple[Note, int]:
+    def _look(self) -> tuple[SmallState, int]:
         assert self._registry is not None
         return (
             self._registry.notes.take(self._tracker.index + 1, self._journal.latest),

@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from .encoding import EncodingError, decode, encode
-from .provider import dtype_name
+from ..state.encoding import EncodingError, decode, encode
+from ..state.provider import dtype_name
 
 _MAGIC = b"HPDEVBF1"
 _HEAD = struct.Struct("<8sQ")

@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 import msgspec
 import torch
 
+from ..errors import ChecksumError, RestoreError
+from ..state.encoding import EncodingError, decode, encode
+from ..state.provider import Skeleton
 from . import remote_memory
-from .bucketing import BUCKET_BYTES, Bucket, Memory, cut
-from .encoding import EncodingError, decode, encode
-from .errors import ChecksumError, RestoreError
+from .buckets import BUCKET_BYTES, Bucket, Memory, cut
 from .link import Link
-from .provider import Skeleton
 
 _IN_FLIGHT = 4
 _VOLLEY_BYTES = 256 << 20

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from .encoding import decode, encode
-from .errors import RestoreError
-from .parcel import Header
-from .provider import StateProvider
+from ..errors import RestoreError
+from ..state.encoding import decode, encode
+from ..state.provider import StateProvider
+from .header import Header
 
 _log = logging.getLogger("hyperpodrun.checkpointless")
 

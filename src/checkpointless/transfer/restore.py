@@ -10,20 +10,20 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from ..protocol.plan import Origin, RestorePlan, Transfer
-from .bucketing import Memory
-from .buckets import ArrivalOrder
+from ...protocol.plan import Origin, RestorePlan, Transfer
+from ..ddp import ArrivalOrder
+from ..errors import ChecksumError, RestoreError
+from ..state.registry import Registry
+from ..state.small import SmallState
+from ..step.history import History
+from ..step.rollback import KeptState
+from ..step.tracker import StepTracker
+from .buckets import Memory
 from .disk import DiskCheckpoints
-from .errors import ChecksumError, RestoreError
-from .journal import Journal
+from .exchange import receive, send
+from .header import Header, build, describe, read_small_state
 from .link import Link
-from .notes import Note
-from .parcel import Header, build, describe, read_note
-from .registry import Registry
-from .rollback import KeptState
 from .snapshots import Snapshots
-from .tracker import StepTracker
-from .transfer import receive, send
 
 _log = logging.getLogger("hyperpodrun.checkpointless")
 
@@ -38,7 +38,7 @@ class Restorer:
     def __init__(
         self,
         registry: Registry,
-        journal: Journal,
+        journal: History,
         tracker: StepTracker,
         order: ArrivalOrder,
         *,
@@ -64,7 +64,7 @@ class Restorer:
         self.distrusted: int | None = None
         """A rank that has sent wrong bytes."""
 
-    def run(self, plan: RestorePlan | None) -> Note:
+    def run(self, plan: RestorePlan | None) -> SmallState:
         """Brings the registered state to the plan's target; the note of it.
 
         Raises RestoreError, and what the process group raises when a peer is lost.
@@ -82,17 +82,17 @@ class Restorer:
                 return self._from_disk(plan.target_step)
         raise RestoreError(f"a plan of an unknown origin, {plan.origin}")
 
-    def _begin(self) -> Note:
+    def _begin(self) -> SmallState:
         """There is nothing to go on from: the state is what the script has made."""
         return self._registry.notes.take(0)
 
-    def _from_memory(self, plan: RestorePlan) -> Note:
+    def _from_memory(self, plan: RestorePlan) -> SmallState:
         step, rank = plan.target_step, self._rank
         if rank in plan.rollbacks:
             assert self._kept is not None, "only who keeps a state reports it"
             self._on_change()
             self._kept.go_back(step, self._registry.state)
-        note: Note | None = None
+        note: SmallState | None = None
         for transfer in plan.transfers:
             if transfer.source == rank:
                 self._give(transfer, self._live(step))
@@ -100,10 +100,10 @@ class Restorer:
                 note = self._take(transfer, step)
         return note or self._put_back(step)
 
-    def _from_snapshots(self, plan: RestorePlan) -> Note:
+    def _from_snapshots(self, plan: RestorePlan) -> SmallState:
         assert self._snapshots is not None, "only who makes snapshots reports them"
         step, rank = plan.target_step, self._rank
-        note: Note | None = None
+        note: SmallState | None = None
         for transfer in plan.transfers:
             assert transfer.owner is not None
             if transfer.source == rank == transfer.receiver:
@@ -118,7 +118,7 @@ class Restorer:
             raise RestoreError(f"the plan has no snapshot for rank {rank}")
         return note
 
-    def _from_disk(self, step: int) -> Note:
+    def _from_disk(self, step: int) -> SmallState:
         assert self._disk is not None, "only who has checkpoints reports them"
         header = self._disk.load(step, self._rank)
         self._build(header, step)
@@ -133,7 +133,7 @@ class Restorer:
         header, memory = parcel
         send(Link(), transfer.receiver, header.as_dict(), memory, checksum=self._checksum)
 
-    def _take(self, transfer: Transfer, step: int) -> Note:
+    def _take(self, transfer: Transfer, step: int) -> SmallState:
         headers: list[Header] = []
 
         def make(fields: dict[str, Any]) -> Memory:
@@ -151,18 +151,18 @@ class Restorer:
         self._on_change()
         return build(self._registry, header, step)
 
-    def _put_back(self, step: int) -> Note:
+    def _put_back(self, step: int) -> SmallState:
         """Parameters and optimizer are at `step`; all that an interrupted step has touched goes back to it."""
         note = self._journal[step]
         self._registry.notes.put_back(note)
         return note
 
-    def _adopt(self, header: Header, *, giver: int) -> Note:
+    def _adopt(self, header: Header, *, giver: int) -> SmallState:
         """The small state that came with the tensors, which were those of rank `giver`.
 
         If that is another rank, what only this rank's earlier process knew is in its record.
         """
-        note = read_note(header)
+        note = read_small_state(header)
         if giver != self._rank:
             mine = self._journal.of_predecessor(header.step)
             if mine is None:

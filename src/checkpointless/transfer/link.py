@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from .errors import RestoreError
+from ..errors import RestoreError
 
 _MAX_HEADER = 1 << 30
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from .bucketing import Memory
-from .parcel import Header, build
-from .provider import TensorSpec
-from .registry import Registry
+from ..state.provider import TensorSpec
+from ..state.registry import Registry
+from .buckets import Memory
+from .header import Header, build
 
 
-class Successor:
+class Handover:
     """Keeps the state of registered objects until others are registered in their place.
 
     With `offload` it waits in host memory, so that the accelerator never holds the old and the new one together.

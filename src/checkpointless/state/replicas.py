@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from ..protocol.plan import MAX_SHARD_NAME
+from ...protocol.plan import MAX_SHARD_NAME
 from .provider import StateProvider
 
 Replicas: TypeAlias = Callable[[int], object]

@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 
-from .bucketing import Memory
-from .errors import RestoreError
-from .notes import Note, NoteTaker
-from .registry import Registry
-from .transfer import check_skeleton
+from ..errors import RestoreError
+from ..state.registry import Registry
+from ..state.small import SmallState, SmallStateTaker
+from .buckets import Memory
+from .exchange import check_skeleton
 
 
 @dataclass
@@ -57,7 +57,9 @@ class Header:
         return header
 
 
-def describe(registry: Registry, note: Note, learned: tuple[list[str], bool, bool], order: list[int] | None) -> Header:
+def describe(
+    registry: Registry, note: SmallState, learned: tuple[list[str], bool, bool], order: list[int] | None
+) -> Header:
     """The header of the registered state, which is that before `note.step`."""
     state = registry.state
     return Header(note.step, state.skeleton(), state.host_state(), registry.notes.whole_bytes(note), learned, order)
@@ -77,5 +79,5 @@ def build(registry: Registry, header: Header, step: int) -> Memory:
     return memory
 
 
-def read_note(header: Header) -> Note:
-    return NoteTaker.from_bytes(header.step, header.note)
+def read_small_state(header: Header) -> SmallState:
+    return SmallStateTaker.from_bytes(header.step, header.note)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .tensors import flat_bytes
+from ..state.tensors import flat_bytes
 
 BUCKET_BYTES = 16 << 20
 _WORD = 8

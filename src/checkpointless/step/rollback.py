@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from .bucketing import Memory
-from .errors import RestoreError
-from .provider import StateProvider, TensorSpec
+from ..errors import RestoreError
+from ..state.provider import StateProvider, TensorSpec
+from ..transfer.buckets import Memory
 
 _SHARE_OF_MEMORY = 4
 """Of what is available on the node to one rank, a copy that nobody has asked for takes at most one part in so many."""

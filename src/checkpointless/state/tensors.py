@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .errors import RestoreError
+from ..errors import RestoreError
 from .provider import Skeleton, TensorSpec, dtype_name, specify
 from .replicas import shard_of
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from . import twisters
-from .objects import same
+from .stateful import same
 from .twisters import Window
 
 States = dict[str, Any]

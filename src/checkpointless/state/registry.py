@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from .backward import BackwardWatch
+from ..step.backward import BackwardWatch
 from .encoding import EncodingError, encode
-from .notes import NoteTaker
-from .objects import read_object
 from .provider import CombinedState, StateProvider
+from .small import SmallStateTaker
+from .stateful import read_object
 from .tensors import TorchState
 
 _SCHEDULERS = (torch.optim.lr_scheduler.LRScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
@@ -38,7 +38,7 @@ class Registry:
             _check(name, target)
         torch_state = TorchState(self.modules, self.optimizers)
         self.state = CombinedState(torch_state, providers)
-        self.notes = NoteTaker()
+        self.notes = SmallStateTaker()
         self.notes.set_buffers(torch_state.buffers)
         self.notes.local = rest
         self.notes.shared = {**self.optimizers, **self.movers}

@@ -1,4 +1,4 @@
-"""Buddy snapshots: every N steps a copy of each rank's state in host memory, here and on another node.
+"""PeerCopies snapshots: every N steps a copy of each rank's state in host memory, here and on another node.
 
 For the loss of everybody who holds a shard. A copy is a file (`snapshot_files.py`). It is made by a thread, while the
 next step computes; only the next *update* waits for it. With several nodes the thread then sends it to the buddy.
@@ -15,12 +15,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..protocol.plan import MAX_SNAPSHOTS
-from .bucketing import Memory
-from .buddy import Buddy, Stopped
-from .errors import RestoreError
-from .parcel import Header
-from .provider import StateProvider
+from ...protocol.plan import MAX_SNAPSHOTS
+from ..errors import RestoreError
+from ..state.provider import StateProvider
+from .buckets import Memory
+from .header import Header
+from .peer_copies import PeerCopies, Stopped
 from .snapshot_files import SnapshotFiles, contents, inventory
 
 _log = logging.getLogger("hyperpodrun.checkpointless")
@@ -47,7 +47,7 @@ class Snapshots:
         self._every = every
         self._files: SnapshotFiles | None = None
         self._rank = 0
-        self._buddy: Buddy | None = None
+        self._buddy: PeerCopies | None = None
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._newest: _Job | None = None
         self._idle = threading.Event()
@@ -64,9 +64,9 @@ class Snapshots:
         if self._files is None:
             return
         self._files.remove_unfinished()
-        if Buddy.wanted():
+        if PeerCopies.wanted():
             local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            self._buddy = Buddy(rank, local, self._files, lambda: self._stopping)
+            self._buddy = PeerCopies(rank, local, self._files, lambda: self._stopping)
 
     def due(self, step: int) -> bool:
         return self._files is not None and step % self._every == 0

@@ -16,7 +16,7 @@ import torch
 
 from .encoding import EncodingError, decode, encode
 from .generators import States, read_generators, write_generators
-from .objects import is_object_in, read_object, same, write_object
+from .stateful import is_object_in, read_object, same, write_object
 
 _LARGEST_RECORDED_BUFFERS = 8 << 20
 """So many bytes of buffers, together, are written into the record at most, at every step: the small ones first."""
@@ -27,7 +27,7 @@ as a version. Larger ones (masks, tables of rotary embeddings) are believed when
 
 
 @dataclass(slots=True)
-class Note:
+class SmallState:
     """The state before pass `step` of the loop, less parameters and optimizer state."""
 
     step: int
@@ -36,11 +36,11 @@ class Note:
     """By name: the version counter of the buffer and a copy of its contents."""
     local: dict[str, Any] = field(default_factory=dict)
     shared: dict[str, Any] = field(default_factory=dict)
-    taken_by: NoteTaker | None = None
+    taken_by: SmallStateTaker | None = None
     """Whose buffers the version counters belong to; None for a note that came from elsewhere."""
 
 
-class NoteTaker:
+class SmallStateTaker:
     """Takes notes of registered objects, and puts them back."""
 
     def __init__(self) -> None:
@@ -74,9 +74,9 @@ class NoteTaker:
                 recorded.add(name)
         self._recorded, self.on_device = frozenset(recorded), on_device
 
-    def take(self, step: int, last: Note | None = None, *, local_only: bool = False) -> Note:
+    def take(self, step: int, last: SmallState | None = None, *, local_only: bool = False) -> SmallState:
         """The state now. What has not changed since `last` is not copied again."""
-        note = Note(step, read_generators(), taken_by=self)
+        note = SmallState(step, read_generators(), taken_by=self)
         if self.buffers:
             note.buffers = {name: self._copy(name, buffer, last) for name, buffer in self.buffers.items()}
         if self.local:
@@ -85,7 +85,7 @@ class NoteTaker:
             note.shared = {name: read_object(target) for name, target in self.shared.items()}
         return note
 
-    def changed(self, note: Note) -> bool:
+    def changed(self, note: SmallState) -> bool:
         """Whether anything differs from the note."""
         if note.taken_by is not self or not same(note.generators, read_generators()):
             return True
@@ -98,7 +98,7 @@ class NoteTaker:
                     return True
         return False
 
-    def put_back(self, note: Note) -> None:
+    def put_back(self, note: SmallState) -> None:
         """Brings everything to the state of the note."""
         for name, buffer in self.buffers.items():
             if name in note.buffers:
@@ -114,13 +114,13 @@ class NoteTaker:
                     write_object(target, part[name])
         write_generators(note.generators)
 
-    def is_in_local(self, note: Note) -> bool:
+    def is_in_local(self, note: SmallState) -> bool:
         """Whether the local part of a note of this taker is the state now. Only where it is the generators alone, for
         anything else has to be copied to be compared."""
         plain = note.taken_by is self and not self.buffers and not self.local
         return plain and note.generators is read_generators()
 
-    def same_local(self, one: Note, other: Note) -> bool:
+    def same_local(self, one: SmallState, other: SmallState) -> bool:
         """Whether the local parts of two notes of this taker are equal."""
         return (
             same(one.generators, other.generators)
@@ -128,10 +128,10 @@ class NoteTaker:
             and (not self.buffers or self._same_buffers(one, other))
         )
 
-    def _same_buffers(self, one: Note, other: Note) -> bool:
+    def _same_buffers(self, one: SmallState, other: SmallState) -> bool:
         return all(same(one.buffers[name][1], other.buffers[name][1]) for name in self._recorded)
 
-    def local_bytes(self, note: Note) -> bytes:
+    def local_bytes(self, note: SmallState) -> bytes:
         """The local part of a note, for the record: the same object as long as it is the same, as it mostly is where
         the host draws no random numbers."""
         plain = not note.local and not self._recorded
@@ -141,11 +141,13 @@ class NoteTaker:
         self._last_bytes = (note.generators, data) if plain else None
         return data
 
-    def whole_bytes(self, note: Note) -> bytes:
+    def whole_bytes(self, note: SmallState) -> bytes:
         """A note as the peer sends it."""
         return self._bytes(note, note.buffers, note.shared)
 
-    def _bytes(self, note: Note, buffers: Mapping[str, tuple[int, torch.Tensor]], shared: Mapping[str, Any]) -> bytes:
+    def _bytes(
+        self, note: SmallState, buffers: Mapping[str, tuple[int, torch.Tensor]], shared: Mapping[str, Any]
+    ) -> bytes:
         generators: dict[str, bytes] = {}
         for name, state in note.generators.items():
             known = self._encoded.get(name)
@@ -156,17 +158,17 @@ class NoteTaker:
         return encode({"generators": generators, "buffers": contents, "local": note.local, "shared": dict(shared)})
 
     @staticmethod
-    def from_bytes(step: int, data: bytes) -> Note:
+    def from_bytes(step: int, data: bytes) -> SmallState:
         """A note as it was written by `local_bytes` or `whole_bytes`. Raises EncodingError."""
         parts = decode(data)
         try:
             buffers = {name: (-1, contents) for name, contents in parts["buffers"].items()}
             generators = {name: decode(state) for name, state in parts["generators"].items()}
-            return Note(step, generators, buffers, parts["local"], parts["shared"])
+            return SmallState(step, generators, buffers, parts["local"], parts["shared"])
         except (KeyError, TypeError, AttributeError) as error:
             raise EncodingError(f"not a note: {error!r}") from None
 
-    def _copy(self, name: str, buffer: torch.Tensor, last: Note | None) -> tuple[int, torch.Tensor]:
+    def _copy(self, name: str, buffer: torch.Tensor, last: SmallState | None) -> tuple[int, torch.Tensor]:
         version = buffer._version
         known = last.buffers.get(name) if last is not None and last.taken_by is self else None
         if known is not None and known[0] == version and not _small(buffer):

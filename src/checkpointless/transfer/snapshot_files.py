@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from .bucketing import Memory
-from .encoding import decode, encode
-from .errors import RestoreError
-from .parcel import Header
+from ..errors import RestoreError
+from ..state.encoding import decode, encode
+from .buckets import Memory
+from .header import Header
 
 CHUNK_BYTES = 16 << 20
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from ..state.small import SmallState, SmallStateTaker
 from .device_record import DeviceRecord, read_device_record
-from .notes import Note, NoteTaker
 from .record import RankRecord, read_record
 
 _log = logging.getLogger("hyperpodrun.checkpointless")
@@ -15,17 +15,17 @@ _KEPT = 3
 """The point that can be gone back to, the one before it, and the next one, which is noted before it is reached."""
 
 
-class Journal:
+class History:
     """By step. `open` begins the record; without it the notes are kept in this process only."""
 
     def __init__(self) -> None:
-        self._notes: dict[int, Note] = {}
+        self._notes: dict[int, SmallState] = {}
         self._record: RankRecord | None = None
         self._path: Path | None = None
-        self._recorded: Note | None = None
+        self._recorded: SmallState | None = None
         """The last one that went into the record."""
         self._device_record: DeviceRecord | None = None
-        self._device_taker: NoteTaker | None = None
+        self._device_taker: SmallStateTaker | None = None
 
     def open(self, path: Path | None) -> None:
         """Where the rank's record is; one that is open already is closed when it is another rank's."""
@@ -43,20 +43,20 @@ class Journal:
     def __contains__(self, step: int) -> bool:
         return step in self._notes
 
-    def __getitem__(self, step: int) -> Note:
+    def __getitem__(self, step: int) -> SmallState:
         return self._notes[step]
 
     @property
-    def latest(self) -> Note | None:
+    def latest(self) -> SmallState | None:
         return self._notes[max(self._notes)] if self._notes else None
 
-    def begin_with(self, note: Note, taker: NoteTaker) -> None:
+    def begin_with(self, note: SmallState, taker: SmallStateTaker) -> None:
         """State has been restored: what was noted before is of another past."""
         self._notes = {note.step: note}
         self._write(note, taker, ())
         self._note_device(note.step, taker)
 
-    def take(self, step: int, taker: NoteTaker, keep: tuple[int, int], *, local_only: bool = False) -> Note:
+    def take(self, step: int, taker: SmallStateTaker, keep: tuple[int, int], *, local_only: bool = False) -> SmallState:
         """Notes the state now as that before `step`. The notes of the steps in `keep` stay.
 
         `local_only`: only what a successor would need; the rest has yet to move.
@@ -71,29 +71,29 @@ class Journal:
         self._note_device(step, taker)
         return note
 
-    def foresee(self, step: int, taker: NoteTaker, keep: tuple[int, int]) -> None:
+    def foresee(self, step: int, taker: SmallStateTaker, keep: tuple[int, int]) -> None:
         """Notes what a successor would need of the state before `step`, should this process not get there itself."""
         if self._recorded is None or not taker.is_in_local(self._recorded):
             self.take(step, taker, keep, local_only=True)
         elif self._record is not None:
             self._record.reach(step)
 
-    def of_predecessor(self, step: int) -> Note | None:
+    def of_predecessor(self, step: int) -> SmallState | None:
         """What the process that had this rank before noted of `step`; None when it was on another node."""
         payload = read_record(self._path, step) if self._path is not None else None
         if self._path is None or payload is None:
             return None
-        note = NoteTaker.from_bytes(step, payload)
+        note = SmallStateTaker.from_bytes(step, payload)
         on_device = read_device_record(_beside(self._path), step)
         note.buffers |= {name: (-1, contents) for name, contents in on_device.items()}
         return note
 
-    def _write(self, note: Note, taker: NoteTaker, keep: tuple[int, ...]) -> None:
+    def _write(self, note: SmallState, taker: SmallStateTaker, keep: tuple[int, ...]) -> None:
         if self._record is not None:
             self._record.write(note.step, taker.local_bytes(note), keep)
         self._recorded = note
 
-    def _note_device(self, step: int, taker: NoteTaker) -> None:
+    def _note_device(self, step: int, taker: SmallStateTaker) -> None:
         if self._path is None or not taker.on_device:
             return
         if taker is not self._device_taker:

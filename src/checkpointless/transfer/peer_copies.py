@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from .errors import RestoreError
+from ..errors import RestoreError
 from .link import Link
 from .snapshot_files import CHUNK_BYTES, SnapshotFiles
 
@@ -28,7 +28,7 @@ class Stopped(Exception):
     """The epoch has failed, so the exchange has, too."""
 
 
-class Buddy:
+class PeerCopies:
     """Made by all ranks together. `stopping` is asked between two chunks."""
 
     def __init__(self, rank: int, local_world_size: int, files: SnapshotFiles, stopping: Callable[[], bool]) -> None:

@@ -8,28 +8,28 @@ from collections.abc import Callable
 import numpy
 import pytest
 import torch
-from hyperpodrun.checkpointless.encoding import EncodingError, encode
-from hyperpodrun.checkpointless.generators import read_generators, write_generators
-from hyperpodrun.checkpointless.notes import NoteTaker
-from hyperpodrun.checkpointless.objects import is_object_in, read_object, write_object
+from hyperpodrun.checkpointless.state.encoding import EncodingError, encode
+from hyperpodrun.checkpointless.state.generators import read_generators, write_generators
+from hyperpodrun.checkpointless.state.small import SmallStateTaker
+from hyperpodrun.checkpointless.state.stateful import is_object_in, read_object, write_object
 
 
 def test_a_large_table_does_not_keep_small_buffers_out_of_the_record():
     """Batch norm's statistics differ from rank to rank; a table of 16 MB is the same everywhere."""
-    taker = NoteTaker()
+    taker = SmallStateTaker()
     taker.set_buffers({"table": torch.zeros(4 << 20), "mean": torch.arange(3.0), "count": torch.tensor(7)})
-    recorded = NoteTaker.from_bytes(1, taker.local_bytes(taker.take(1)))
+    recorded = SmallStateTaker.from_bytes(1, taker.local_bytes(taker.take(1)))
     assert {name: contents.tolist() for name, (_, contents) in recorded.buffers.items()} == {
         "mean": [0.0, 1.0, 2.0],
         "count": 7,
     }
-    assert set(NoteTaker.from_bytes(1, taker.whole_bytes(taker.take(1))).buffers) == {"table", "mean", "count"}
+    assert set(SmallStateTaker.from_bytes(1, taker.whole_bytes(taker.take(1))).buffers) == {"table", "mean", "count"}
 
 
 @pytest.mark.parametrize("value", [{}, [], {"generators": 1, "buffers": {}, "local": {}, "shared": {}}], ids=repr)
 def test_what_is_no_note_is_refused(value):
     with pytest.raises(EncodingError):
-        NoteTaker.from_bytes(1, encode(value))
+        SmallStateTaker.from_bytes(1, encode(value))
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_what_is_no_note_is_refused(value):
 )
 def test_every_draw_from_a_global_generator_is_noticed_and_can_be_repeated(draw: Callable[[], object]):
     """Their states are looked at cheaply, three times in a step; twice the same draw also uses up what one keeps."""
-    taker = NoteTaker()
+    taker = SmallStateTaker()
     for _ in range(3):
         note = taker.take(1)
         assert not taker.changed(note)

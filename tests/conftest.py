@@ -82,10 +82,20 @@ Launcher = Callable[..., Launch]
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Launcher]:
     """start(*arguments, **environment): a launch in the background."""
+    yield from launcher_in(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def start_any_time(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """The same for launches that several tests of a module look at."""
+    yield from launcher_in(tmp_path_factory.mktemp("launches"))
+
+
+def launcher_in(directory: Path) -> Iterator[Launcher]:
     launches: list[Launch] = []
 
     def begin(*arguments: str | Path, **environment: str) -> Launch:
-        log_dir = tmp_path / f"logs-{len(launches)}"
+        log_dir = directory / f"logs-{len(launches)}"
         launches.append(Launch([str(argument) for argument in arguments], log_dir, environment))
         return launches[-1]
 

@@ -262,7 +262,13 @@ class LocalNode:
                 self._note_fault(message.epoch, message.caught_ns)
                 self._on_event(
                     ev.Faulted(
-                        rank, incarnation, message.epoch, message.summary, message.traceback, message.consequence
+                        rank,
+                        incarnation,
+                        message.epoch,
+                        message.summary,
+                        message.traceback,
+                        message.consequence,
+                        message.ends_job,
                     )
                 )
             case messages.Stepped():
@@ -270,6 +276,8 @@ class LocalNode:
                 self._on_event(ev.Stepped(rank, incarnation, message.epoch, message.step))
                 last_write = self._store.last_write_ns(message.epoch)
                 self._tell(self.report.stepped(rank, message, last_write))
+            case messages.Holds():
+                self._on_event(ev.Holds(rank, incarnation, message.epoch, message.step, message.digests))
             case messages.Completed():
                 self._on_event(ev.Completed(rank, incarnation, message.epoch))
 

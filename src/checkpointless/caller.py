@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -31,6 +32,18 @@ class Caller(Protocol):
         """From here on the state is not whole: an interrupt waits for `leave_update`."""
 
     def leave_update(self) -> None: ...
+
+    def open_pass(self) -> None:
+        """Something has changed in this pass of the loop: an interrupt waits for its end, if it can end."""
+
+    def presume_pass(self) -> None:
+        """What is left of the pass is taken to change nothing: an interrupt waits for moments only."""
+
+    def close_pass(self) -> None:
+        """The pass is over; leaves user code if the epoch has failed."""
+
+    def holds(self, step: int, digests: Mapping[str, str]) -> None:
+        """Tells what the tensors of each replica group hold at `step`, for the comparison with the other ranks."""
 
     def finish_gradients(self) -> None:
         """Waits until what is about to change the parameters is there; leaves user code if the epoch has failed."""
@@ -61,4 +74,16 @@ class NoCaller:
         pass
 
     def finish_gradients(self) -> None:
+        pass
+
+    def open_pass(self) -> None:
+        pass
+
+    def presume_pass(self) -> None:
+        pass
+
+    def close_pass(self) -> None:
+        pass
+
+    def holds(self, step: int, digests: Mapping[str, str]) -> None:
         pass

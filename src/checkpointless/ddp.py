@@ -44,6 +44,11 @@ class ArrivalOrder:
         if self._handles:
             self._forget()
 
+    def forget(self) -> None:
+        """What arrives next is of another model."""
+        self.indices = None
+        self._forget()
+
     def _forget(self) -> None:
         for handle in self._handles:
             handle.remove()

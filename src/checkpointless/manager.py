@@ -13,7 +13,7 @@
 
 The name and the first two arguments are HyperPod's; there the state is saved at the fault and everything falls to
 disk when survivors differ by a step. Here nothing is saved: what training uses *is* the copy, and a note of the small
-things a step changes (`notes.py`) lets an interrupted step be repeated exactly.
+things a step changes (`state/small.py`) lets an interrupted step be repeated exactly.
 """
 
 from __future__ import annotations
@@ -30,11 +30,14 @@ from ..protocol.names import STATE_DIRECTORY
 from ..protocol.plan import Holding, Origin
 from .caller import Caller, NoCaller
 from .ddp import ArrivalOrder, data_parallel
+from .errors import LocalStateLost
+from .state.fingerprint import digest
 from .state.registry import Registry
 from .state.replicas import Replicas, shard_name
 from .step.history import History
-from .step.rollback import KeptState
-from .step.tracker import StepTracker
+from .step.prologue import Prologue
+from .step.rollback import Rollback
+from .step.tracker import Learned, StepTracker
 from .step.update import Update
 from .transfer.disk import DiskCheckpoints
 from .transfer.handover import Handover
@@ -53,7 +56,7 @@ class CheckpointManager:
         replicas: ranks for which this function of the rank gives the same value hold the same bytes. None: read off
             the parameters (DDP, FSDP2 with a replicate dimension, ZeroRedundancyOptimizer with subgroups).
         rollback: keep the state before the last update on the host, for updates that are not complete everywhere;
-            costs one copy of the state per step.
+            costs one copy of the state per step. None: in loops that need it, where the state is small (64 MB).
         snapshot_every: every so many steps each rank's state is copied to host memory in the background, on this node
             and on another one, for the loss of everybody who holds it. None: never.
         disk_path: a directory all ranks see, for checkpoints in the background (torch.distributed.checkpoint), the
@@ -67,7 +70,7 @@ class CheckpointManager:
         enable_offload: bool = False,
         *,
         replicas: Replicas | None = None,
-        rollback: bool = False,
+        rollback: bool | None = None,
         snapshot_every: int | None = None,
         disk_path: str | os.PathLike[str] | None = None,
         disk_every: int = 1000,
@@ -80,20 +83,26 @@ class CheckpointManager:
         self._caller: Caller = NoCaller()
         self._call = 0
         self._registry: Registry | None = None
+        self._structure: tuple[Any, ...] = ()
         self._shard: str | None = None
-        self._journal = History()
+        self._history = History()
         self._tracker = StepTracker()
         self._order = ArrivalOrder()
-        self._successor = Handover(offload=enable_offload)
+        self._handover = Handover(offload=enable_offload)
         self._snapshots = Snapshots(snapshot_every) if snapshot_every is not None else None
         self._disk = DiskCheckpoints(Path(disk_path), disk_every) if disk_path is not None else None
-        self._update = Update(self._tracker, self._journal, KeptState() if rollback else None, self._snapshots)
+        self._prologue = Prologue()
+        self._update = Update(self._tracker, self._history, Rollback(rollback), self._snapshots)
         self._whole = False
         """Parameters and optimizer are those of one step: not before the first restore, nor where one was left while it
         changed them. (Who only gave, or kept what it had, can give in the next epoch.)"""
         self._ready = False
         """Restored in this epoch."""
         self._distrusted: set[int] = set()
+        self._refused: set[int] = set()
+        """Steps that this rank cannot go on from: what only it knew of them is lost."""
+        self._compared = False
+        """Whether the agents have been told in this epoch what this rank holds."""
 
     # ---- for the training script -----------------------------------------------------------------------------------
 
@@ -105,17 +114,26 @@ class CheckpointManager:
         generators of torch, CUDA, numpy and Python are always carried. Objects may be kept alive over restarts or built
         anew each time; the names must stay the same. Call it when the model has its final shape (after `fully_shard`).
 
-        Raises TypeError for an object whose state cannot be carried.
+        Again after a change of shape (a parameter group more, other layers), with the same names.
+
+        Raises UnsupportedStateError, a TypeError, for an object of which something would not be carried.
         """
         if self._registry is not None and _same_objects(objects, self._registry.objects):
-            return
+            if self._registry.structure() == self._structure:
+                return
+            ready = self._ready
+        else:
+            ready = False
         registry = Registry(objects)
         if self._registry is not None:
-            self._registry.release()
-            self._successor.replaces(self._registry)
+            self._update.release()
+            if not ready:
+                self._handover.replaces(self._registry)
         self._registry = registry
+        self._structure = registry.structure()
+        self._prologue.registered(registry)
         self._update.watch(registry)
-        self._ready = False
+        self._ready = ready
 
     def restore(self) -> int:
         """Brings this rank to where the recovery plan wants it; the step to go on with, 0 at the first start.
@@ -129,13 +147,13 @@ class CheckpointManager:
         self._shard = shard_name(self._caller.rank, registry.state, self._replicas)
         self._caller.registered(self._shard)
         directory = _state_directory()
-        self._journal.open(directory / f"rank-{self._caller.rank}" if directory is not None else None)
+        self._history.open(directory / f"rank-{self._caller.rank}" if directory is not None else None)
         self._start_copies(directory)
         with self._caller.restoring():
-            self._successor.hand_over(registry, whole=self._holds_whole())
+            self._handover.hand_over(registry, whole=self._holds_whole())
             restorer = Restorer(
                 registry,
-                self._journal,
+                self._history,
                 self._tracker,
                 self._order,
                 rank=self._caller.rank,
@@ -147,17 +165,23 @@ class CheckpointManager:
                 on_change=self._begin_change,
             )
             try:
-                note = restorer.run(self._caller.plan)
+                small = restorer.run(self._caller.plan)
+            except LocalStateLost as error:
+                self._refused.add(error.step)
+                raise
             finally:
                 if restorer.distrusted is not None:
                     self._distrusted.add(restorer.distrusted)
+            registry.state.arrived()
         registry.state.reset()
-        self._journal.begin_with(note, registry.notes)
-        self._tracker.go_to(note.step)
+        self._history.begin_with(small, registry.taker, kept=None if restorer.changed else self._kept_step())
+        self._tracker.go_to(small.step)
         plan = self._caller.plan
-        self._update.resume(anew=plan is None or plan.origin is Origin.START)
+        self._update.resume(small, anew=plan is None or plan.origin is Origin.START)
         self._whole = self._ready = True
-        return note.step
+        self._compared = False
+        self._refused.clear()
+        return small.step
 
     def data_parallel(self, module: torch.nn.Module, **settings: Any) -> torch.nn.parallel.DistributedDataParallel:
         """`DistributedDataParallel(module, **settings)` that rounds after a restart as it did before.
@@ -190,6 +214,8 @@ class CheckpointManager:
             return
         self._order.first_step_done()
         self._caller.step_completed(self._tracker.point)
+        if not self._compared:
+            self._compare()
         self._copy_due()
 
     def begin_backward(self) -> None:
@@ -205,13 +231,26 @@ class CheckpointManager:
 
     # ---- for HPWrapper ---------------------------------------------------------------------------------------------
 
+    def begins_call(self, call: int) -> None:
+        """A wrapped function is about to be entered, the `call`-th: nothing of the one before it is state."""
+        if call > 1:
+            self._whole = False
+            self._history.clear()
+            self._tracker.go_to(0)
+            self._tracker.learned = Learned()
+            self._order.forget()
+            self._update.forget()
+
     def attach(self, caller: Caller, call: int) -> None:
         """A wrapped function is entered, for the `call`-th time counting re-entries as one."""
         if call != self._call:  # another function: its steps count from 0
             self._call = call
+            self._prologue.begin(self._registry)
             self._whole = False
-            self._journal.clear()
+            self._history.clear()
             self._tracker.go_to(0)
+        else:
+            self._prologue.again()
         self._caller = caller
         self._update.caller = caller
         self._ready = False
@@ -224,15 +263,19 @@ class CheckpointManager:
         if self._disk is not None:
             self._disk.stop()
         if self._registry is not None:
-            self._successor.offload(self._registry, whole=self._holds_whole())
+            self._handover.offload(self._registry, whole=self._holds_whole())
 
     def holding(self) -> Holding:
         """What this rank can give to others, for the barrier."""
-        kept = self._update.kept.step if self._update.kept is not None else None
+        kept = self._kept_step()
+        whole = self._holds_whole()
         return Holding(
             shard=self._shard,
-            step=self._tracker.point if self._holds_whole() else None,
-            kept=kept if kept is not None and kept in self._journal else None,
+            step=self._tracker.point if whole else None,
+            presumed=whole and self._tracker.presumed,
+            torn=self._tracker.why_torn() if self._whole and self._tracker.opened else "",
+            refused=tuple(sorted(self._refused)),
+            kept=kept if kept in self._history else None,
             snapshots=self._snapshots.inventory(_state_directory()) if self._snapshots is not None else (),
             disk=self._disk.newest() if self._disk is not None else None,
             distrusted=tuple(sorted(self._distrusted)),
@@ -241,11 +284,29 @@ class CheckpointManager:
     # ---- inside ----------------------------------------------------------------------------------------------------
 
     def _holds_whole(self) -> bool:
-        return self._whole and not self._tracker.updating and self._tracker.point in self._journal
+        return self._whole and not self._tracker.opened and self._tracker.point in self._history
+
+    def _kept_step(self) -> int:
+        """The step whose state is kept for a rollback; -1: none is."""
+        kept = self._update.kept
+        return kept.step if kept is not None and kept.step is not None else -1
 
     def _begin_change(self) -> None:
         """From here on parameters and optimizer are of no step, until the restore is complete."""
         self._whole = False
+
+    def _compare(self) -> None:
+        """After the first step of an epoch: says what this rank holds, so that the agents can compare the ranks that
+        are taken to hold the same. And what is registered is proven once more, now that there is optimizer state."""
+        self._compared = True
+        registry = self._registered()
+        registry.prove()
+        tensors = registry.state.named_tensors()
+        groups: dict[str, dict[str, torch.Tensor]] = {}
+        parts = registry.state.parts() if self._replicas is None else {}
+        for name, value in tensors.items():
+            groups.setdefault(parts.get(name, self._shard or ""), {})[name] = value
+        self._caller.holds(self._tracker.point, {group: digest(part) for group, part in groups.items()})
 
     def _start_copies(self, directory: Path | None) -> None:
         if self._snapshots is not None:
@@ -262,7 +323,7 @@ class CheckpointManager:
         to_disk = self._disk is not None and self._disk.due(step)
         if not (to_memory or to_disk):
             return
-        header = describe(registry, self._journal[step], self._tracker.learned(), self._order.indices)
+        header = describe(registry, self._history[step], self._tracker.learned, self._order.indices)
         if to_memory and self._snapshots is not None:
             self._snapshots.make(header, registry.state)
         if to_disk and self._disk is not None:

@@ -130,6 +130,8 @@ def completed(job: JobState, event: ev.Completed, now: float) -> list[Command]:
         return []
     job.phase = Phase.ASSEMBLING
     job.finished_calls += 1
+    job.newest_step = 0
+    job.digests.clear()
     job.stalled.clear()
     for slot in job.slots:
         slot.state = SlotState.BETWEEN

@@ -39,6 +39,19 @@ def of_missing(ended: int, waiting: Sequence[int]) -> Cause:
     return Cause("mismatch", ended, summary, exit_code=0)
 
 
+def of_different_replicas(one: int, other: int, group: str, step: int) -> Cause:
+    """Ranks that are taken to hold the same state do not."""
+    ranks = name_ranks(sorted((one, other)))
+    of = f" of replica group '{group}'" if group else ""
+    return Cause(
+        "mismatch",
+        None,
+        f"{ranks}{of} hold different parameters or optimizer state under the same names after step {step}: they are no "
+        "replicas of each other. If each holds a part of the model, say who holds the same, by "
+        "CheckpointManager(replicas=lambda rank: ...); if they are to be the same, start them from the same weights",
+    )
+
+
 def of_different_calls(calls: Sequence[int]) -> Cause:
     """The ranks wait, but not for the same thing."""
     numbers = " and ".join(map(str, calls))

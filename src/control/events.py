@@ -57,6 +57,8 @@ class Faulted(WorkerEvent, frozen=True):
     summary: str
     traceback: str = ""
     consequence: bool = False
+    ends_job: bool = False
+    """No restart would change it."""
 
 
 class Stepped(WorkerEvent, frozen=True):
@@ -64,6 +66,14 @@ class Stepped(WorkerEvent, frozen=True):
 
     epoch: int
     step: int
+
+
+class Holds(WorkerEvent, frozen=True):
+    """What the rank's tensors hold after the first step of `epoch`: by replica group, a digest."""
+
+    epoch: int
+    step: int
+    digests: dict[str, str]
 
 
 class Completed(WorkerEvent, frozen=True):
@@ -135,6 +145,7 @@ Event: TypeAlias = (
     | Registered
     | Faulted
     | Stepped
+    | Holds
     | Completed
     | Exited
     | Condemned

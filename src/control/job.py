@@ -96,6 +96,6 @@ def _is_stale(job: JobState, event: ev.Event) -> bool:
             return slot.state not in _CAN_ARRIVE or event.epoch != slot.epoch
         case ev.Completed():
             return slot.state is not SlotState.RUNNING or event.epoch != slot.epoch
-        case ev.Faulted() | ev.Stepped() | ev.Registered():
+        case ev.Faulted() | ev.Stepped() | ev.Registered() | ev.Holds():
             return not event.epoch == slot.epoch == job.epoch
     return False

@@ -187,8 +187,8 @@ class Report(msgspec.Struct, frozen=True, tag=True):
 
 Ordered: TypeAlias = cmd.Command | Propose | Settled
 Told: TypeAlias = (
-    ev.Attached | ev.Arrived | ev.Registered | ev.Faulted | ev.Stepped | ev.Completed | ev.Exited | ev.Condemned
-    | ev.HookEnded | ev.Opened | Report | Acknowledge | Leave
+    ev.Attached | ev.Arrived | ev.Registered | ev.Faulted | ev.Stepped | ev.Holds | ev.Completed
+    | ev.Exited | ev.Condemned | ev.HookEnded | ev.Opened | Report | Acknowledge | Leave
 )  # fmt: skip
 
 

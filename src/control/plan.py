@@ -42,7 +42,8 @@ def make_plan(reports: Reports, shard_of: Mapping[int, str] | None = None, newes
     shards = _group(reports, shard_of or {})
     distrusted = {rank for report in reports.values() for rank in report.holding.distrusted}
     newest = max([newest, *(step for report in reports.values() for step in report.holding.steps)])
-    found = (_from_memory(reports, shards, distrusted), _from_snapshots(reports, shards, distrusted))
+    refused = {step for report in reports.values() for step in report.holding.refused}
+    found = (_from_memory(reports, shards, distrusted, refused), _from_snapshots(reports, shards, distrusted, refused))
     plans = [plan for plan in found if plan is not None]
     if plans:
         best = max(plans, key=lambda plan: plan.target_step)  # the first of equals: memory
@@ -70,7 +71,7 @@ def _group(reports: Reports, shard_of: Mapping[int, str]) -> _Shards:
     return shards
 
 
-def _from_memory(reports: Reports, shards: _Shards, distrusted: set[int]) -> RestorePlan | None:
+def _from_memory(reports: Reports, shards: _Shards, distrusted: set[int], refused: set[int]) -> RestorePlan | None:
     """The newest step that every shard has a holder of."""
     holders: dict[str, dict[int, list[int]]] = {}
     for shard, ranks in shards.items():
@@ -78,8 +79,8 @@ def _from_memory(reports: Reports, shards: _Shards, distrusted: set[int]) -> Res
         for rank in ranks:
             for step in reports[rank].holding.steps if rank not in distrusted else ():
                 by_step[step].append(rank)
-        holders[shard] = by_step
-    common = set.intersection(*(set(by_step) for by_step in holders.values()))
+        holders[shard] = {step: _certain(reports, found, step) for step, found in by_step.items()}
+    common = set.intersection(*(set(by_step) for by_step in holders.values())) - refused
     if not common:
         return None
     target = max(common)
@@ -97,7 +98,13 @@ def _from_memory(reports: Reports, shards: _Shards, distrusted: set[int]) -> Res
     return RestorePlan(target, lowest, _in_order(transfers), tuple(sorted(rollbacks)))
 
 
-def _from_snapshots(reports: Reports, shards: _Shards, distrusted: set[int]) -> RestorePlan | None:
+def _certain(reports: Reports, holders: list[int], step: int) -> list[int]:
+    """Those whose pass has ended, if there are any: what it did after the update, the others do not know."""
+    certain = [rank for rank in holders if not (reports[rank].holding.presumed and reports[rank].holding.step == step)]
+    return certain or holders
+
+
+def _from_snapshots(reports: Reports, shards: _Shards, distrusted: set[int], refused: set[int]) -> RestorePlan | None:
     """The newest step of which a snapshot of every shard can be read by somebody."""
     keepers: dict[str, dict[int, list[tuple[int, int]]]] = {}
     for shard, members in shards.items():
@@ -107,7 +114,7 @@ def _from_snapshots(reports: Reports, shards: _Shards, distrusted: set[int]) -> 
                 if owner in members:
                     by_step[step].append((keeper, owner))
         keepers[shard] = by_step
-    common = set.intersection(*(set(by_step) for by_step in keepers.values()))
+    common = set.intersection(*(set(by_step) for by_step in keepers.values())) - refused
     if not common:
         return None
     target = max(common)
@@ -160,6 +167,13 @@ def _explain(reports: Reports, shards: _Shards, distrusted: set[int]) -> str:
         )
         return f"there is no step that every shard has a whole state of ({held}); rollback=True would have kept one"
     lost = " and of ".join(f"rank{'s' if len(ranks) > 1 else ''} {_names(ranks)}" for ranks in gone)
+    torn = sorted({report.holding.torn for report in reports.values() if report.holding.torn})
+    if torn:
+        return (
+            f"whoever holds the state of {lost} was between two changes of one step ({'; '.join(torn)}), and there is "
+            "neither a snapshot nor a checkpoint of it. CheckpointManager(rollback=True) keeps the state before each "
+            "update, snapshot_every and disk_path older ones; `with manager.update():` says what belongs together"
+        )
     return (
         f"no process holds the state of {lost} any more, and there is neither a snapshot nor a checkpoint of it "
         "(CheckpointManager: snapshot_every, disk_path)"

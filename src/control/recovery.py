@@ -13,7 +13,7 @@ from .barrier import arrived, expect_the_others, kill
 from .commands import EXIT_STALLED, Cause, Command, FailEpoch
 from .launch import conclude, spawn
 from .placement import expect_nodes, fill_holes
-from .state import JobState, Phase, SlotState
+from .state import Held, JobState, Phase, SlotState
 from .stopping import fail, restart_processes
 
 # ---- while an epoch runs ---------------------------------------------------------------------------------
@@ -27,7 +27,21 @@ def stepped(job: JobState, event: ev.Stepped, now: float) -> list[Command]:
     return []
 
 
+def holds(job: JobState, event: ev.Holds, now: float) -> list[Command]:
+    """Two ranks that are taken for replicas and hold different bytes would be given each other's: that ends the job."""
+    for group, digest in event.digests.items():
+        known = job.digests.get(group)
+        if known is None or known.at != (event.epoch, event.step):
+            job.digests[group] = Held((event.epoch, event.step), event.rank, digest)
+        elif known.digest != digest:
+            cause = causes.of_different_replicas(known.rank, event.rank, group, event.step)
+            return fail(job, cause, now, EXIT_STALLED)
+    return []
+
+
 def raised(job: JobState, event: ev.Faulted, now: float) -> list[Command]:
+    if event.ends_job:
+        return fail(job, causes.of_error(event), now, EXIT_STALLED)
     return start_recovery(job, causes.of_error(event), now)
 
 
@@ -73,6 +87,8 @@ def start_recovery(job: JobState, cause: Cause, now: float, *, charged: bool = T
 
 
 def raised_too(job: JobState, event: ev.Faulted, now: float) -> list[Command]:
+    if event.ends_job:
+        return fail(job, causes.of_error(event), now, EXIT_STALLED)
     _blame(job, causes.of_error(event))
     return []
 

@@ -154,6 +154,14 @@ class Slot(msgspec.Struct):
         self.due = None
 
 
+class Held(msgspec.Struct, frozen=True):
+    """What the first rank of a replica group has said that it holds. `at`: epoch and step."""
+
+    at: tuple[int, int]
+    rank: int
+    digest: str
+
+
 class JobState(msgspec.Struct):
     """All that decisions depend on. Two jobs that are equal here answer the same events the same way."""
 
@@ -196,9 +204,12 @@ class JobState(msgspec.Struct):
     progress: int = NO_EPOCH
     """The last epoch in which an optimizer step completed."""
     newest_step: int = 0
-    """The most steps of training that any rank is known to have completed, since all processes were started."""
+    """The most steps of training that any rank is known to have completed, in the wrapped function under way."""
     shards: dict[int, str] = msgspec.field(default_factory=dict)
     """The shard of every rank that has ever registered its state, since all processes were started."""
+
+    digests: dict[str, Held] = msgspec.field(default_factory=dict)
+    """By replica group: what its tensors held after the first step of an epoch."""
 
     outcome: End | None = None
     """How the job will end, once that is known."""

@@ -40,6 +40,7 @@ def begin_again(job: JobState, cause: Cause, now: float) -> list[Command]:
     job.finished_calls = 0
     job.newest_step = 0
     job.shards.clear()
+    job.digests.clear()
     announcement = RestartProcesses(cause, job.restarts, job.config.max_restarts)
     return [announcement, *_stop_all(job, None, now)]
 

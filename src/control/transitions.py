@@ -66,6 +66,7 @@ TRANSITIONS: dict[tuple[Phase, type[ev.Event]], Transition] = {
     #
     (Phase.RUNNING, ev.Registered): barrier.registered,
     (Phase.RUNNING, ev.Stepped): recovery.stepped,
+    (Phase.RUNNING, ev.Holds): recovery.holds,
     (Phase.RUNNING, ev.Completed): barrier.completed,
     (Phase.RUNNING, ev.Faulted): recovery.raised,
     (Phase.RUNNING, ev.Exited): recovery.died,
@@ -77,6 +78,7 @@ TRANSITIONS: dict[tuple[Phase, type[ev.Event]], Transition] = {
     (Phase.RECOVERING, ev.Arrived): barrier.arrived,
     (Phase.RECOVERING, ev.Registered): barrier.registered,
     (Phase.RECOVERING, ev.Stepped): recovery.stepped,
+    (Phase.RECOVERING, ev.Holds): recovery.holds,
     (Phase.RECOVERING, ev.Faulted): recovery.raised_too,
     (Phase.RECOVERING, ev.Exited): recovery.died_too,
     (Phase.RECOVERING, ev.Condemned): recovery.condemned_too,

@@ -19,6 +19,8 @@ class AbortState:
     epoch: int
     gloo_listeners: frozenset[tuple[str, int]]
     timeout: float
+    finishing: bool = False
+    """The main thread finishes a pass of its loop, for moments: what that needs, and cannot block it, is left alone."""
 
 
 class Abort(ABC):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from ..protocol import messages
@@ -71,6 +71,26 @@ class HPCallWrapper:
         """Raises Interrupted when the epoch has failed meanwhile."""
         if self._session is not None:
             self._session.lock.__exit__(None, None, None)
+
+    def open_pass(self) -> None:
+        """Something has changed in this pass of the loop: an interrupt waits for its end, if it can end."""
+        if self._session is not None:
+            self._session.gate.open_pass()
+
+    def presume_pass(self) -> None:
+        """What is left of the pass is taken to change nothing: an interrupt waits for moments only."""
+        if self._session is not None:
+            self._session.gate.presume_pass()
+
+    def close_pass(self) -> None:
+        """The pass is over. Raises Interrupted when the epoch has failed meanwhile."""
+        if self._session is not None:
+            self._session.gate.close_pass()
+
+    def holds(self, step: int, digests: Mapping[str, str]) -> None:
+        """Tells what this rank's tensors hold at `step`: by replica group, a digest."""
+        if self._session is not None:
+            self._session.monitor.send(messages.Holds(self.epoch, step, dict(digests)))
 
     def finish_gradients(self) -> None:
         """To be called before parameters are changed without a torch optimizer: see `Session.finish_gradients`."""

@@ -16,9 +16,23 @@ class AbortDataLoaders(Abort):
     """Kills the worker processes of torch DataLoaders: a busy one would delay the end of its loader by seconds.
 
     torch is told first to forget them, or its SIGCHLD handler would raise in the main thread, wherever that is.
+    A main thread that finishes its pass of the loop may need them: they live until it has.
     """
 
+    def __init__(self) -> None:
+        self._put_off = False
+
     def __call__(self, state: AbortState) -> None:
+        self._put_off = state.finishing
+        if not state.finishing:
+            self._kill_all()
+
+    def again(self, state: AbortState) -> None:
+        if self._put_off and not state.finishing:
+            self._put_off = False
+            self._kill_all()
+
+    def _kill_all(self) -> None:
         loading = sys.modules.get("torch.utils.data.dataloader")
         if loading is None:
             return

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import weakref
+from types import FrameType
 from typing import Any
 
 INTERRUPT_SIGNAL = signal.SIGRTMIN + 5
@@ -32,6 +33,16 @@ _raise_on_freed = functools.partial(_raise_signal, INTERRUPT_SIGNAL)
 _FIRST_SECTION_LIMIT_S = 1.0
 _SHORTEST_SECTION_LIMIT_S = 0.05
 _SECTION_LIMIT_FACTOR = 4.0
+_PASS_LIMIT_S = 5.0
+
+
+def is_on_stack(wanted: FrameType, top: FrameType | None) -> bool:
+    """Whether a frame is among those that led to `top`."""
+    while top is not None:
+        if top is wanted:
+            return True
+        top = top.f_back
+    return False
 
 
 class Interrupted(BaseException):
@@ -51,7 +62,13 @@ class InterruptGate:
     def __init__(self) -> None:
         self._where = _Where.OUTSIDE
         self._wanted = False
-        self._depth = 0
+        self._owners: list[FrameType | None] = []
+        """One for each critical section: the frame with which it is over at the latest, if that is known."""
+        self.pass_open = False
+        """A pass of a training loop has begun to change things and is to be finished."""
+        self._pass_opened_at = 0.0
+        self._pass_patience = _FIRST_SECTION_LIMIT_S
+        self._longest_pass = 0.0
         self._entered_at = 0.0
         self._longest_section = 0.0
         self._section_left = threading.Event()
@@ -81,34 +98,63 @@ class InterruptGate:
     def leave(self) -> None:
         """User code is over: from here on nothing is raised. Harmless when repeated."""
         self._where = _Where.OUTSIDE
+        self.pass_open = False
         if self._watching_section:
             self._section_left.set()
 
     def reset(self) -> None:
         """A new epoch begins: what was wanted for the last one is void, and so are its critical sections."""
         self._where = _Where.OUTSIDE
-        self._wanted = False
-        self._depth = 0
+        self._wanted = self.pass_open = False
+        self._owners.clear()
         self._raised = None
 
-    def enter_section(self) -> None:
-        """A critical section begins: an interrupt waits until its end. Sections nest."""
-        if self._depth == 0:
+    def enter_section(self, owner: FrameType | None = None) -> None:
+        """A critical section begins: an interrupt waits until its end. Sections nest.
+
+        `owner`: a frame; when that is left, the section is over, also where nobody says so.
+        """
+        self._drop_left(sys._getframe())
+        if not self._owners:
             self._entered_at = time.monotonic()
-        self._depth += 1
+        self._owners.append(owner)
 
     def leave_section(self) -> None:
         """Raises Interrupted at the end of the outermost section when one came meanwhile."""
-        if self._depth == 0:  # the epoch was reset meanwhile
+        if not self._owners:  # the epoch was reset meanwhile
             return
-        if self._depth > 1:
-            self._depth -= 1
+        if len(self._owners) > 1:
+            self._owners.pop()
             return
         self._longest_section = max(self._longest_section, time.monotonic() - self._entered_at)
         if self._watching_section:
             self._section_left.set()  # still inside: an interrupt in there would leave the event's lock taken
-        self._depth = 0
-        if self._wanted and self._where is _Where.INSIDE:
+        self._owners.clear()
+        if self._wanted and self._where is _Where.INSIDE and not self.pass_open:
+            self._raise()
+
+    def open_pass(self) -> None:
+        """A pass of a training loop has begun to change things: an interrupt waits until `close_pass`, so that what
+        has begun is finished, for as long as such a pass usually takes from here on."""
+        if not self.pass_open:
+            self._pass_opened_at = time.monotonic()
+            usual = _SECTION_LIMIT_FACTOR * self._longest_pass
+            self._pass_patience = min(max(_SHORTEST_SECTION_LIMIT_S, usual or _FIRST_SECTION_LIMIT_S), _PASS_LIMIT_S)
+            self.pass_open = True
+
+    def presume_pass(self) -> None:
+        """What is left of the pass most likely changes nothing: it is given a moment only."""
+        self._pass_patience = _SHORTEST_SECTION_LIMIT_S
+
+    def close_pass(self) -> None:
+        """The pass is over. Raises Interrupted when an interrupt came meanwhile."""
+        if not self.pass_open:
+            return
+        self._longest_pass = max(self._longest_pass, time.monotonic() - self._pass_opened_at)
+        self.pass_open = False
+        if self._watching_section:
+            self._section_left.set()
+        if self._wanted and self._where is _Where.INSIDE and not self._owners:
             self._raise()
 
     # ---- monitor thread ------------------------------------------------------------------------------------------
@@ -122,13 +168,25 @@ class InterruptGate:
         self._section_left.clear()
         self._watching_section = True
         try:
-            if self._depth == 0 or self._where is _Where.OUTSIDE:
+            if not self._owners or self._where is _Where.OUTSIDE or self._all_left():
                 return True
             usual = self._longest_section
             patience = max(_SHORTEST_SECTION_LIMIT_S, _SECTION_LIMIT_FACTOR * usual)
             return self._section_left.wait(min(limit, patience if usual else _FIRST_SECTION_LIMIT_S))
         finally:
             self._watching_section = False
+
+    def wait_for_pass(self, limit: float) -> None:
+        """Gives an open pass the time it usually takes, `limit` seconds at most; then it is open no more. To be called
+        when the communicators are broken: who waits in a collective then leaves it with an error."""
+        self._section_left.clear()
+        self._watching_section = True
+        try:
+            if self.pass_open and self._where is not _Where.OUTSIDE:
+                self._section_left.wait(min(limit, self._pass_patience))
+        finally:
+            self._watching_section = False
+            self.pass_open = False
 
     def request(self) -> None:
         """The main thread is to leave user code; when it is not in it, `enter` will raise."""
@@ -150,9 +208,22 @@ class InterruptGate:
         if self._where is not _Where.OUTSIDE and self._main_ident is not None:
             signal.pthread_kill(self._main_ident, INTERRUPT_SIGNAL)
 
-    def _on_signal(self, signum: int, frame: object) -> None:
-        if self._wanted and self._depth == 0 and (self._where is _Where.INSIDE or self._swallowed()):
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        if self._wanted and self._owners:
+            self._drop_left(frame)
+        free = not self._owners and not self.pass_open
+        if self._wanted and free and (self._where is _Where.INSIDE or self._swallowed()):
             self._raise()
+
+    def _drop_left(self, frame: FrameType | None) -> None:
+        """Ends the sections whose frames have been left, by an exception that somebody has caught."""
+        while self._owners and self._owners[-1] is not None and not is_on_stack(self._owners[-1], frame):
+            self._owners.pop()
+
+    def _all_left(self) -> bool:
+        """The same question, asked by the other thread."""
+        frame = sys._current_frames().get(self._main_ident or 0)
+        return all(owner is not None and not is_on_stack(owner, frame) for owner in list(self._owners))
 
     def _swallowed(self) -> bool:
         return self._where is _Where.UNWINDING and self._raised is not None and self._raised() is None

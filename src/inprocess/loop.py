@@ -57,6 +57,9 @@ class ReentryLoop:
     def run(self, function: Callable[[HPCallWrapper], Any]) -> Any:
         """The function's value in the epoch in which it returned on every rank."""
         modes = TorchModes.now()
+        begins = getattr(self._hooks.checkpoint_manager, "begins_call", None)
+        if begins is not None:
+            begins(self._call)
         with surviving_errors():
             while True:
                 caller = self._assemble()
@@ -147,6 +150,7 @@ class ReentryLoop:
                 messages.shorten(text),
                 is_consequence(error),
                 caught_ns,
+                bool(getattr(error, "ends_job", False)),
             )
         )
 
@@ -236,6 +240,7 @@ def _forget_frames(error: BaseException) -> None:
             continue
         seen.add(id(current))
         chain += [current.__cause__, current.__context__]
+        chain += getattr(current, "exceptions", ())  # of an ExceptionGroup
         if current.__traceback__ is not None:
             traceback.clear_frames(current.__traceback__)
             current.__traceback__ = None

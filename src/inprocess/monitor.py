@@ -1,7 +1,8 @@
 """The monitor thread: listens to the agent while the main thread trains, and gets it out of user code on a fault.
 
 One per process, for its life. On a FaultNotice for the current epoch it lets a critical section end, breaks the
-communicators, and interrupts the main thread. The main thread meets it in `arrive`, `complete` and `wait_aborted`.
+communicators, lets a step that has begun to change things end if it can, and interrupts the main thread. The main
+thread meets it in `arrive`, `complete` and `wait_aborted`.
 """
 
 from __future__ import annotations
@@ -223,6 +224,9 @@ class Monitor:
         if policy.raise_first:
             self._gate.request()
         self._abort(notice)
+        if self._gate.pass_open:
+            self._gate.wait_for_pass(policy.timeout)
+            self._abort(notice, again=True)
         with self._changed:
             self.aborted_ns = time.monotonic_ns()
             self._insist_at = time.monotonic() + _INSIST_EVERY_S
@@ -236,7 +240,7 @@ class Monitor:
         assert self._policy is not None
         abort = self._policy.abort.again if again else self._policy.abort
         limit = max(0.0, self._abort_deadline - time.monotonic())
-        state = AbortState(notice.epoch, frozenset(notice.gloo_listeners), limit)
+        state = AbortState(notice.epoch, frozenset(notice.gloo_listeners), limit, self._gate.pass_open)
         try:
             abort(state)
         except Exception as error:

@@ -6,11 +6,12 @@ optimizer hooks hold it around every `step()` of every optimizer, and an interru
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
-from .interrupt import InterruptGate
+from .interrupt import InterruptGate, is_on_stack
 
 
 class ParameterUpdateLock:
@@ -21,35 +22,40 @@ class ParameterUpdateLock:
 
     def __init__(self, gate: InterruptGate) -> None:
         self._gate = gate
-        self._depth = 0
+        self._owners: list[FrameType | None] = []
         self._torn = False
         self.steps = 0
         """Optimizer steps completed in this process, or, after a restore, in the state it holds."""
 
     def __enter__(self) -> ParameterUpdateLock:
-        self._gate.enter_section()
-        self._depth += 1
+        return self.enter(None)
+
+    def enter(self, owner: FrameType | None) -> ParameterUpdateLock:
+        """The same, for a section that is over, whatever happens, when the frame `owner` is left."""
+        self._gate.enter_section(owner)
+        self._owners = [frame for frame in self._owners if frame is None or is_on_stack(frame, sys._getframe())]
+        self._owners.append(owner)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
     ) -> None:
-        if self._depth == 0:  # released by force meanwhile
+        if not self._owners:  # released by force meanwhile
             return
         if kind is not None:
             self._torn = True
-        self._depth -= 1
+        self._owners.pop()
         self._gate.leave_section()
 
     def is_healthy(self) -> bool:
         """Whether the state is whole, so that it can be given to others. False inside an unfinished update."""
-        return not self._torn and self._depth == 0
+        return not self._torn and not self._owners
 
     def force_release(self) -> None:
         """User code is left: an update that is still open will never be finished."""
-        if self._depth:
+        if self._owners:
             self._torn = True
-        self._depth = 0
+        self._owners.clear()
 
     def begin_restore(self, steps: int) -> None:
         """State is to come from somebody who stands at `steps`: it is not whole until `restored`."""
@@ -78,8 +84,8 @@ class OptimizerHooks:
 
         if not self._handles:
             self._handles = [
-                register_optimizer_step_pre_hook(self._before),
-                register_optimizer_step_post_hook(self._after),
+                register_optimizer_step_pre_hook(_outside_graphs(self._before)),
+                register_optimizer_step_post_hook(_outside_graphs(self._after)),
             ]
 
     def remove(self) -> None:
@@ -89,8 +95,31 @@ class OptimizerHooks:
 
     def _before(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self._before_update()
-        self._lock.__enter__()
+        self._lock.enter(_frame_of_step())
 
     def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self._on_step()
         self._lock.__exit__(None, None, None)
+
+
+def _frame_of_step() -> FrameType | None:
+    """The frame of torch's that calls the hooks around an optimizer's step: when that is left by an exception, no hook
+    is called any more."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not frame.f_code.co_filename.endswith("optim/optimizer.py"):
+        frame = frame.f_back
+    return frame
+
+
+def _outside_graphs(hook: Callable[[Any, Any, Any], None]) -> Callable[[Any, Any, Any], None]:
+    """The hook for an optimizer whose step may be compiled: in a graph it would be run once, while it is traced."""
+    torch = sys.modules["torch"]
+    outside = torch.compiler.disable(hook)
+
+    def call(optimizer: Any, args: Any, kwargs: Any) -> None:
+        if torch.compiler.is_compiling():
+            outside(optimizer, args, kwargs)
+        else:
+            hook(optimizer, args, kwargs)
+
+    return call

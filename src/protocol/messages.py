@@ -14,7 +14,7 @@ from typing import TypeAlias, TypeVar
 
 import msgspec
 
-from .plan import MAX_SHARD_NAME, MAX_SNAPSHOTS, Holding, RestorePlan
+from .plan import MAX_GROUPS, MAX_SHARD_NAME, MAX_SNAPSHOTS, MAX_TORN, Holding, RestorePlan
 
 MAX_MESSAGE_BYTES = 1 << 20
 MAX_TEXT = 64 << 10
@@ -72,6 +72,8 @@ class Fault(_Message, frozen=True):
     traceback: str
     consequence: bool
     caught_ns: int
+    ends_job: bool = False
+    """No restart would change it: what the script does cannot be carried over a fault."""
 
 
 class Stepped(_Message, frozen=True):
@@ -82,6 +84,15 @@ class Stepped(_Message, frozen=True):
     restore_begin_ns: int
     restore_end_ns: int
     stepped_ns: int
+
+
+class Holds(_Message, frozen=True):
+    """What this rank's tensors hold after the first step of `epoch`: by replica group, a digest of 16 characters. Ranks
+    of one group hold the same bytes, or were wrong to say so."""
+
+    epoch: int
+    step: int
+    digests: dict[str, str]
 
 
 class Completed(_Message, frozen=True):
@@ -119,7 +130,7 @@ class Finish(_Message, frozen=True):
     epoch: int
 
 
-WorkerMessage: TypeAlias = Attach | Arrive | Registered | Fault | Stepped | Completed
+WorkerMessage: TypeAlias = Attach | Arrive | Registered | Fault | Stepped | Holds | Completed
 AgentMessage: TypeAlias = Start | FaultNotice | Finish
 
 _T = TypeVar("_T")
@@ -144,6 +155,8 @@ def decode_from_worker(data: bytes) -> WorkerMessage:
         _check_holding(message.holding)
     elif isinstance(message, Registered):
         _check_shard(message.shard)
+    elif isinstance(message, Holds):
+        _check_digests(message.digests)
     return message
 
 
@@ -165,9 +178,25 @@ def _check_holding(holding: Holding) -> None:
         _check_shard(holding.shard)
     if len(holding.snapshots) > MAX_SNAPSHOTS:
         raise MessageError(f"{len(holding.snapshots)} snapshots exceed {MAX_SNAPSHOTS}")
-    numbers = [*holding.steps, *holding.distrusted, *(number for pair in holding.snapshots for number in pair)]
+    if len(holding.torn) > MAX_TORN or len(holding.refused) > MAX_SNAPSHOTS:
+        raise MessageError("what a holding says of a torn or refused step is too long")
+    numbers = [
+        *holding.steps,
+        *holding.distrusted,
+        *holding.refused,
+        *(number for pair in holding.snapshots for number in pair),
+    ]
     if any(number < 0 for number in numbers) or (holding.disk is not None and holding.disk < 0):
         raise MessageError("a rank or a step in a holding is negative")
+
+
+def _check_digests(digests: dict[str, str]) -> None:
+    if len(digests) > MAX_GROUPS:
+        raise MessageError(f"{len(digests)} replica groups exceed {MAX_GROUPS}")
+    for group, digest in digests.items():
+        _check_shard(group)
+        if len(digest) != 16:
+            raise MessageError(f"a digest has {len(digest)} characters instead of 16")
 
 
 def _check_shard(shard: str) -> None:

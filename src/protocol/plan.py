@@ -15,10 +15,19 @@ NO_EPOCH = -1
 
 MAX_SHARD_NAME = 200
 MAX_SNAPSHOTS = 64
+MAX_GROUPS = 64
+"""Replica groups that one rank can be in."""
+MAX_TORN = 400
+"""Characters."""
 
 
 class Holding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one rank could give to others, told at the barrier. Steps count completed steps of training.
+
+    `presumed`: its pass was left when everything that an update moves had moved, and nothing had ever been seen to
+    change after that: the state is whole as far as can be known, but a rank whose pass has ended knows better. `torn`:
+    what had changed and what had not, of a rank that was found in the middle of a step. `refused`: steps that it cannot
+    go on from, because what only it knew of them is lost.
 
     `shard`: ranks with the same shard hold the same bytes; None as long as nothing is registered. `step`: of the state
     it trains with, None when that is not whole. `kept`: of the state before the last update, where it is kept for a
@@ -33,6 +42,9 @@ class Holding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     snapshots: tuple[tuple[int, int], ...] = ()
     disk: int | None = None
     distrusted: tuple[int, ...] = ()
+    presumed: bool = False
+    torn: str = ""
+    refused: tuple[int, ...] = ()
 
     @property
     def steps(self) -> tuple[int, ...]:

@@ -93,8 +93,8 @@ def test_the_note_of_the_next_step_is_made_when_gradients_begin_to_flow(mode):
     manager = CheckpointManager()
     manager.register(model=model, optimizer=optimizer)
     assert manager.restore() == 0
-    foresee = manager._journal.foresee
-    manager._journal.foresee = lambda *args: (seen.append("noted"), foresee(*args))[1]
+    foresee = manager._history.foresee
+    manager._history.foresee = lambda *args: (seen.append("noted"), foresee(*args))[1]
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(lambda _: seen.append("gradient"))
     compiled = torch.compile(model, backend="aot_eager", fullgraph=mode != "eager first")

@@ -9,6 +9,7 @@ import torch
 from hyperpodrun.checkpointless.errors import RestoreError
 from hyperpodrun.checkpointless.state.registry import Registry
 from hyperpodrun.checkpointless.step.rollback import KeptState
+from hyperpodrun.checkpointless.step.tracker import Learned
 from hyperpodrun.checkpointless.transfer.buckets import Memory
 from hyperpodrun.checkpointless.transfer.header import build, describe
 
@@ -80,7 +81,7 @@ def trained(value: float, note: str) -> Registry:
 def test_several_providers_move_as_one_state():
     source, receiver = trained(1.0, "x"), trained(5.0, "")
     assert source.state.shard() == "a::x,b::xx"
-    header = describe(source, source.notes.take(7), ([], False, False), None)
+    header = describe(source, source.taker.take(7), Learned(), None)
     memory = build(receiver, header, 7)
     memory.fill_from(Memory(source.state.named_tensors()))
     assert {name: t.tolist() for name, t in receiver.state.named_tensors().items()} == {

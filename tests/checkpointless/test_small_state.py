@@ -17,7 +17,8 @@ from hyperpodrun.checkpointless.state.stateful import is_object_in, read_object,
 def test_a_large_table_does_not_keep_small_buffers_out_of_the_record():
     """Batch norm's statistics differ from rank to rank; a table of 16 MB is the same everywhere."""
     taker = SmallStateTaker()
-    taker.set_buffers({"table": torch.zeros(4 << 20), "mean": torch.arange(3.0), "count": torch.tensor(7)})
+    buffers = {"table": torch.zeros(4 << 20), "mean": torch.arange(3.0), "count": torch.tensor(7)}
+    taker.set_buffers({name: (buffers, name) for name in buffers})
     recorded = SmallStateTaker.from_bytes(1, taker.local_bytes(taker.take(1)))
     assert {name: contents.tolist() for name, (_, contents) in recorded.buffers.items()} == {
         "mean": [0.0, 1.0, 2.0],

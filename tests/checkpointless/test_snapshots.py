@@ -8,6 +8,7 @@ import pytest
 import torch
 from hyperpodrun.checkpointless.errors import RestoreError
 from hyperpodrun.checkpointless.state.provider import specify
+from hyperpodrun.checkpointless.step.tracker import Learned
 from hyperpodrun.checkpointless.transfer.buckets import Memory
 from hyperpodrun.checkpointless.transfer.header import Header
 from hyperpodrun.checkpointless.transfer.snapshot_files import SnapshotFiles, contents, inventory
@@ -17,7 +18,7 @@ WORKER = Path(__file__).parent / "workers" / "buddies.py"
 
 def publish(files: SnapshotFiles, owner: int, step: int) -> Path:
     tensors = {"weight": torch.full((5, 3), float(step)), "flags": torch.tensor([True, False])}
-    header = Header(step, specify(tensors), {}, b"", ([], False, False), None)
+    header = Header(step, specify(tensors), {}, {}, b"", (0, b""), Learned(), None)
     return files.publish(owner, step, contents(header, Memory(tensors)))
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from hyperpodrun.checkpointless.errors import RestoreError
+from hyperpodrun.checkpointless.state.provider import check_skeleton
 from hyperpodrun.checkpointless.transfer.buckets import BUCKET_BYTES, Bucket, Memory, checksum, cut
-from hyperpodrun.checkpointless.transfer.exchange import check_skeleton
 
 WORKER = Path(__file__).parent / "workers" / "transfer.py"
 

@@ -58,7 +58,7 @@ INDENT = "    "
 _LINE = re.compile(r"(?P<who>all|ranks? [\d ]*\d)(?: \((?P<of>[^)]*)\))? (?P<verb>[a-z]+)(?: (?P<rest>.*))?$")
 _VERBS = {
     name + s: name
-    for name in ("attach", "arrive", "register", "raise", "feel", "step", "complete", "exit")
+    for name in ("attach", "arrive", "register", "raise", "feel", "refuse", "hold", "step", "complete", "exit")
     for s in ("", "s")
 }
 _VERBS |= {"attaches": "attach", "killed": "killed", "condemned": "condemned"}
@@ -276,6 +276,8 @@ def _arrive(job: Job, rank: int, incarnation: int, epoch: int, rest: str) -> ev.
             values[name] = int(value)
         elif name in ("shard", "holds", "snapshots", "disk") and equals:
             holding |= _holding(name, value)
+        elif item == "presumed" or name in ("refuses", "torn"):
+            holding |= {"presumed": True} if item == "presumed" else _doubt(name, value)
         elif item == "unhealthy":
             values["healthy"] = False
         else:
@@ -283,6 +285,15 @@ def _arrive(job: Job, rank: int, incarnation: int, epoch: int, rest: str) -> ev.
     if holding:
         values["holding"] = Holding(**holding)
     return ev.Arrived(rank, incarnation, epoch, **values)
+
+
+def _doubt(name: str, value: str) -> dict[str, Any]:
+    return {"torn": value.replace("_", " ")} if name == "torn" else {"refused": (int(value),)}
+
+
+def _hold(job: Job, rank: int, incarnation: int, epoch: int, rest: str) -> ev.Event:
+    step, digest, *group = rest.split()
+    return ev.Holds(rank, incarnation, epoch, int(step), {" ".join(group): digest})
 
 
 def _holding(name: str, value: str) -> dict[str, Any]:
@@ -308,6 +319,8 @@ _EVENTS: dict[str, Callable[[Job, int, int, int, str], ev.Event]] = {
     "register": lambda job, rank, process, epoch, rest: ev.Registered(rank, process, epoch, rest),
     "raise": lambda job, rank, process, epoch, rest: ev.Faulted(rank, process, epoch, rest, f"Traceback: {rest}"),
     "feel": lambda job, rank, process, epoch, rest: ev.Faulted(rank, process, epoch, rest, "", consequence=True),
+    "refuse": lambda job, rank, process, epoch, rest: ev.Faulted(rank, process, epoch, rest, ends_job=True),
+    "hold": _hold,
     "step": lambda job, rank, process, epoch, rest: ev.Stepped(rank, process, epoch, int(rest)),
     "complete": lambda job, rank, process, epoch, rest: ev.Completed(rank, process, epoch),
     "condemned": lambda job, rank, process, epoch, rest: ev.Condemned(rank, process, rest),

@@ -1,13 +1,15 @@
 """State that is not a large tensor, as bytes: typed, without pickle, refusing what it does not know.
 
-None, bool, int, float, str, bytes, list, tuple, dict (also Counter and OrderedDict), set, tensors and numpy arrays.
-What comes from a wire can thus only be data, never code.
+None, bool, int, float, complex, str, bytes, list, tuple, dict (also Counter, OrderedDict and defaultdict), deque, set,
+torch.Size, dtype and device, tensors and numpy arrays.
+What comes from a wire can thus only be data, never code. A tensor comes back on the type of device it was on, its
+memory in the order it had.
 """
 
 from __future__ import annotations
 
 import sys
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict, deque
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 1 << 30
 
-_TUPLE, _TENSOR, _ARRAY, _COUNTER, _ORDERED, _SET, _BIG_INT = range(1, 8)
+_TUPLE, _TENSOR, _ARRAY, _COUNTER, _ORDERED, _SET, _BIG_INT, _DEQUE, _COMPLEX, _TORCH, _DEFAULT = range(1, 12)
+_FACTORIES: dict[str, Any] = {"": None, "int": int, "float": float, "list": list, "dict": dict, "set": set, "str": str}
+"""Of a defaultdict: by name, those that are known."""
 _PLAIN = (type(None), bool, float, str, bytes)
 _INT64 = range(-(2**63), 2**64)
 
@@ -39,7 +43,15 @@ def decode(data: bytes) -> Any:
         return msgspec.msgpack.decode(data, ext_hook=_raise_to, strict=True)
     except EncodingError:
         raise
-    except (msgspec.MsgspecError, ValueError, TypeError, RuntimeError, RecursionError, AttributeError) as error:
+    except (
+        msgspec.MsgspecError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+        RecursionError,
+        AttributeError,
+        KeyError,
+    ) as error:
         raise EncodingError(f"not encoded state: {error}") from None
 
 
@@ -61,9 +73,18 @@ def _lower(value: Any, where: str) -> Any:
         return _ext(code, [[_lower(k, where), _lower(v, f"{where}[{k!r}]")] for k, v in value.items()])
     if kind is set or kind is frozenset:
         return _ext(_SET, [kind is frozenset, [_lower(item, where) for item in sorted(value, key=repr)]])
+    if kind is deque:
+        return _ext(_DEQUE, [value.maxlen, _lower_items(list(value), where)])
+    if kind is complex:
+        return _ext(_COMPLEX, [value.real, value.imag])
+    if kind is defaultdict and value.default_factory in _FACTORIES.values():
+        factory = next(name for name, known in _FACTORIES.items() if known is value.default_factory)
+        return _ext(_DEFAULT, [factory, [[_lower(k, where), _lower(v, f"{where}[{k!r}]")] for k, v in value.items()]])
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         return _lower_tensor(value, where)
+    if torch is not None and kind in (torch.Size, torch.dtype, torch.device):
+        return _ext(_TORCH, [kind.__name__, list(value) if kind is torch.Size else str(value)])
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.ndarray | numpy.generic):
         return _lower_array(value, where)
@@ -91,8 +112,15 @@ def _lower_tensor(value: torch.Tensor, where: str) -> msgspec.msgpack.Ext:
 
     if value.layout is not torch.strided or value.is_quantized:
         raise EncodingError(f"the tensor at {where or 'the top'} is sparse or quantized")
-    flat = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
-    return _ext(_TENSOR, [str(value.dtype).removeprefix("torch."), list(value.shape), flat.numpy().tobytes()])
+    from .provider import layout_of
+
+    layout = layout_of(value)
+    dense = value.detach()
+    if layout:  # its memory in the order in which it lies
+        dense = dense.permute(sorted(range(value.dim()), key=value.stride, reverse=True))
+    flat = dense.cpu().contiguous().view(-1).view(torch.uint8)
+    fields = [str(value.dtype).removeprefix("torch."), list(value.shape), flat.numpy().tobytes()]
+    return _ext(_TENSOR, [*fields, value.device.type, list(layout)])
 
 
 def _lower_array(value: Any, where: str) -> msgspec.msgpack.Ext:
@@ -123,18 +151,52 @@ def _raise_to(code: int, data: memoryview) -> Any:
             return OrderedDict(map(tuple, parts))
         case 6:
             return frozenset(parts[1]) if parts[0] else set(parts[1])
+        case 8:
+            return deque(parts[1], maxlen=parts[0])
+        case 9:
+            return complex(*parts)
+        case 10:
+            return _of_torch(*parts)
+        case 11:
+            return defaultdict(_FACTORIES[parts[0]], map(tuple, parts[1]))
     raise EncodingError(f"unknown extension {code}")
 
 
-def _tensor(dtype: str, shape: list[int], data: bytes) -> torch.Tensor:
+def _of_torch(kind: str, value: Any) -> Any:
     import torch
 
-    kind = getattr(torch, dtype, None)
+    if kind == "Size":
+        return torch.Size(value)
+    if kind == "device":
+        return torch.device(value)
+    return _dtype(value.removeprefix("torch."))
+
+
+def _dtype(name: str) -> torch.dtype:
+    import torch
+
+    kind = getattr(torch, name, None)
     if not isinstance(kind, torch.dtype):
-        raise EncodingError(f"{dtype!r} is no dtype of torch")
+        raise EncodingError(f"{name!r} is no dtype of torch")
+    return kind
+
+
+def _tensor(dtype: str, shape: list[int], data: bytes, device: str, layout: list[int]) -> torch.Tensor:
+    import torch
+
+    kind = _dtype(dtype)
     if not data:
         return torch.empty(shape, dtype=kind)
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(kind).view(shape)
+    value = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(kind)
+    if not layout:
+        value = value.view(shape)
+    elif len(layout) == len(shape):
+        order = sorted(range(len(shape)), key=layout.__getitem__, reverse=True)
+        inverse = sorted(range(len(shape)), key=order.__getitem__)
+        value = value.view([shape[dim] for dim in order]).permute(inverse)
+    else:
+        raise EncodingError(f"a tensor of shape {shape} with strides {layout}")
+    return value.cuda() if device == "cuda" and torch.cuda.is_available() else value
 
 
 def _array(dtype: str, shape: list[int], data: bytes, scalar: bool) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -29,9 +29,7 @@ def shard_of(parameters: Mapping[str, torch.Tensor], optimizers: Mapping[str, to
     DDP: one shard, everybody holds it. FSDP2: the coordinates on the mesh dimensions over which parameters are
     sharded; the others are replicas (HSDP). ZeroRedundancyOptimizer: the rank within its process group.
     """
-    parts: set[str] = set()
-    for parameter in _sharded(parameters):
-        parts |= _coordinates(parameter)
+    parts: set[str] = set().union(*map(_coordinates, parameters.values()))
     for name, optimizer in optimizers.items():
         if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
             group = optimizer.process_group  # type: ignore[attr-defined]
@@ -39,14 +37,15 @@ def shard_of(parameters: Mapping[str, torch.Tensor], optimizers: Mapping[str, to
     return ",".join(sorted(parts))
 
 
-def _sharded(parameters: Mapping[str, torch.Tensor]) -> Iterator[Any]:
-    """The parameters that are spread over ranks (DTensor)."""
-    for value in parameters.values():
-        if hasattr(value, "device_mesh") and hasattr(value, "placements"):
-            yield value
+def group_of(parameter: torch.Tensor) -> str:
+    """The replica group of one parameter: its coordinates on the mesh dimensions over which it is sharded."""
+    return ",".join(sorted(_coordinates(parameter)))
 
 
 def _coordinates(parameter: Any) -> set[str]:
+    """Empty for a parameter that is not spread over ranks (no DTensor)."""
+    if not (hasattr(parameter, "device_mesh") and hasattr(parameter, "placements")):
+        return set()
     mesh = parameter.device_mesh
     coordinate = mesh.get_coordinate()
     if coordinate is None:

@@ -1,29 +1,36 @@
-"""Notes: what a step touches besides parameters and optimizer state, kept as of the step's beginning.
+"""The small state: what a step touches besides parameters and optimizer state, kept as of the step's beginning.
 
-Random generators, buffers that the forward pass changes, the data position, schedulers, the gradient scaler and the
-optimizers' hyperparameters. An interrupted step is repeated from its note and thus repeated exactly.
-A note has two parts. The *local* one is known to this rank only and goes into its record (`record.py`) too; the
+Random generators, buffers that the forward pass changes, modules' extra state, the data position, schedulers, the
+gradient scaler and the optimizers' hyperparameters. An interrupted step is repeated from it and thus repeated exactly.
+It has two parts. The *local* one is known to this rank only and goes into its record (`step/record.py`) too; the
 *shared* one is equal on all replicas and comes from the peer.
+
+An *item* is one piece of the local part: `generator torch`, `buffer model.bn.running_mean`, `local loader`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from .encoding import EncodingError, decode, encode
 from .generators import States, read_generators, write_generators
-from .stateful import is_object_in, read_object, same, write_object
+from .stateful import is_generator, is_object_in, own_copy, read_object, same, write_object
+from .tensors import local as local_part
 
 _LARGEST_RECORDED_BUFFERS = 8 << 20
 """So many bytes of buffers, together, are written into the record at most, at every step: the small ones first."""
 _LARGEST_ALWAYS_COPIED = 256 << 10
 """Buffers up to this size are copied and compared themselves: batch norm changes its statistics without counting that
-as a version. Larger ones (masks, tables of rotary embeddings) are believed when their version says they are the same.
+as a version. Larger ones (masks, tables of rotary embeddings) are believed when their version says they are the same,
+until one of them is seen to change without it (`SmallStateTaker.distrust`).
 """
+
+BufferPlaces: TypeAlias = Mapping[str, tuple[Mapping[str, torch.Tensor | None], str]]
+"""By name: the module's dictionary in which a buffer is, and its key there."""
 
 
 @dataclass(slots=True)
@@ -37,32 +44,79 @@ class SmallState:
     local: dict[str, Any] = field(default_factory=dict)
     shared: dict[str, Any] = field(default_factory=dict)
     taken_by: SmallStateTaker | None = None
-    """Whose buffers the version counters belong to; None for a note that came from elsewhere."""
+    """Whose buffers the version counters belong to; None for one that came from elsewhere."""
+    forward: States | None = None
+    """The generators as the first forward pass of the step found them; None: not known."""
+    starts: tuple[tuple[str, torch.Tensor], ...] = ()
+    """What data loaders had under way: see `step/loaders.py`."""
+    final: bool = True
+    """It was noted when the step before had ended; otherwise ahead of that, from its last backward pass on."""
+    late: frozenset[str] = frozenset()
+    """Items that may still change before the step begins: it was noted ahead of time."""
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """(name, value) of every item of the local part."""
+        yield from ((f"generator {name}", state) for name, state in self.generators.items())
+        yield from ((f"buffer {name}", contents) for name, (_, contents) in self.buffers.items())
+        yield from ((f"local {name}", value) for name, value in self.local.items())
+        if self.starts:
+            yield "iterators of data loaders", self.starts
+
+    def adopt(self, item: str, other: SmallState) -> None:
+        """Takes the value of an item from another one."""
+        kind, _, name = item.partition(" ")
+        if kind == "generator" and name in other.generators:
+            self.generators = {**self.generators, name: other.generators[name]}
+        elif kind == "buffer" and name in other.buffers:
+            self.buffers[name] = other.buffers[name]
+        elif kind == "local" and name in other.local:
+            self.local[name] = other.local[name]
+        elif kind == "iterators":
+            self.starts = other.starts
+
+
+def differing(one: SmallState, other: SmallState, known: frozenset[str] = frozenset()) -> frozenset[str]:
+    """The items, but those `known`, that are not equal in two small states."""
+    theirs = dict(other.items())
+    return frozenset(
+        item
+        for item, value in one.items()
+        if item not in known and not (item in theirs and (value is theirs[item] or same(value, theirs[item])))
+    )
 
 
 class SmallStateTaker:
-    """Takes notes of registered objects, and puts them back."""
+    """Takes the small state of registered objects, and puts it back."""
 
     def __init__(self) -> None:
         self._encoded: dict[str, tuple[object, bytes]] = {}
         """By generator: a state and its encoding; most states stay what they were."""
-        self.buffers: dict[str, torch.Tensor] = {}
+        self._places: BufferPlaces = {}
+        self._untracked: set[str] = set()
+        """Large buffers that change without a new version."""
         self.local: dict[str, Any] = {}
         self.shared: dict[str, Any] = {}
+        self.extras: dict[str, torch.nn.Module] = {}
+        """Modules that have `get_extra_state`, by the name of that state."""
         self.on_device: dict[str, torch.Tensor] = {}
         """The buffers of a GPU that are to be recorded by the device itself."""
+        self.starts: Callable[[], tuple[tuple[str, torch.Tensor], ...]] = tuple
+        """What data loaders have under way."""
+        self.unrecorded: frozenset[str] = frozenset()
+        """The buffers that are too large for the record."""
         self._recorded: frozenset[str] = frozenset()
-        self._last_bytes: tuple[States, bytes] | None = None
-        """Of the last note that held nothing else: the states of the generators, and these encoded."""
+        self._last_bytes: tuple[States, frozenset[str], bytes] | None = None
+        """Of the last one that held nothing else: the states of the generators, what is late, and these encoded."""
 
-    def set_buffers(self, buffers: Mapping[str, torch.Tensor]) -> None:
-        """The buffers to note. Large ones (masks, tables) are left out of the record, and so are those of all GPUs but
-        one: a successor has them from a replica."""
-        self.buffers = dict(buffers)
+    def set_buffers(self, places: BufferPlaces) -> None:
+        """The buffers to note, wherever their modules have them. Large ones (masks, tables) are left out of the record,
+        and so are those of all GPUs but one: a successor has them from a replica."""
+        self._places = places
         recorded: set[str] = set()
         on_device: dict[str, torch.Tensor] = {}
         room = _LARGEST_RECORDED_BUFFERS
-        for name, buffer in sorted(self.buffers.items(), key=lambda item: item[1].nbytes):
+        buffers = self.buffers()
+        for name, buffer in sorted(buffers.items(), key=lambda item: item[1].nbytes):
             if buffer.nbytes > room:
                 break
             room -= buffer.nbytes
@@ -73,107 +127,196 @@ class SmallStateTaker:
             elif buffer.device.type == "cpu":
                 recorded.add(name)
         self._recorded, self.on_device = frozenset(recorded), on_device
+        self.unrecorded = frozenset(buffers.keys() - recorded - on_device.keys())
+
+    def buffers(self) -> dict[str, torch.Tensor]:
+        """Those that the modules have now."""
+        found: dict[str, torch.Tensor] = {}
+        for name, (holder, key) in self._places.items():
+            buffer = holder.get(key)
+            if buffer is not None:
+                found[name] = local_part(buffer)
+        return found
+
+    def large_buffers(self) -> dict[str, torch.Tensor]:
+        """Those that are believed by their version, and so worth a look now and then."""
+        return {
+            name: buffer
+            for name, buffer in self.buffers().items()
+            if not _small(buffer) and name not in self._untracked
+        }
+
+    def distrust(self, names: frozenset[str]) -> None:
+        """These buffers have been seen to change without a new version: they are copied at every step."""
+        self._untracked |= names
 
     def take(self, step: int, last: SmallState | None = None, *, local_only: bool = False) -> SmallState:
         """The state now. What has not changed since `last` is not copied again."""
-        note = SmallState(step, read_generators(), taken_by=self)
-        if self.buffers:
-            note.buffers = {name: self._copy(name, buffer, last) for name, buffer in self.buffers.items()}
-        if self.local:
-            note.local = {name: read_object(target) for name, target in self.local.items()}
+        small = SmallState(step, read_generators(), taken_by=self, starts=self.starts())
+        if self._places:
+            small.buffers = {name: self._copy(name, buffer, last) for name, buffer in self.buffers().items()}
+        if self.local or self.extras:
+            small.local = self._read_local()
         if not local_only:
-            note.shared = {name: read_object(target) for name, target in self.shared.items()}
-        return note
+            small.shared = {name: read_object(target) for name, target in self.shared.items()}
+        return small
 
-    def changed(self, note: SmallState) -> bool:
-        """Whether anything differs from the note."""
-        if note.taken_by is not self or not same(note.generators, read_generators()):
-            return True
-        for name, buffer in self.buffers.items():
-            if _differs(note.buffers[name], buffer):
-                return True
-        for noted, targets in ((note.local, self.local), (note.shared, self.shared)):
-            for name, target in targets.items():
-                if not is_object_in(target, noted[name]):
-                    return True
-        return False
+    def _read_local(self) -> dict[str, Any]:
+        values = {name: read_object(target) for name, target in self.local.items()}
+        return values | {name: own_copy(module.get_extra_state()) for name, module in self.extras.items()}
 
-    def put_back(self, note: SmallState) -> None:
-        """Brings everything to the state of the note."""
-        for name, buffer in self.buffers.items():
-            if name in note.buffers:
-                version, contents = note.buffers[name]
-                if note.taken_by is not self or _small(buffer) or buffer._version != version:
-                    with torch.no_grad():
-                        buffer.copy_(contents)
-                    note.buffers[name] = (buffer._version, contents)
-        note.taken_by = self
-        for part, targets in ((note.local, self.local), (note.shared, self.shared)):
-            for name, target in targets.items():
-                if name in part:
-                    write_object(target, part[name])
-        write_generators(note.generators)
+    def changed(self, small: SmallState) -> frozenset[str]:
+        """What differs from it: items, and `shared <name>`."""
+        if small.taken_by is not self:
+            return frozenset({"everything"})
+        found: set[str] = set()
+        now = read_generators()
+        if now is not small.generators:
+            found |= {f"generator {name}" for name in now if not same(small.generators.get(name), now[name])}
+        for name, buffer in self.buffers().items() if self._places else ():
+            if name not in small.buffers or self._differs(name, small.buffers[name], buffer):
+                found.add(f"buffer {name}")
+        found |= {f"shared {name}" for name, o in self.shared.items() if not is_object_in(o, small.shared.get(name))}
+        return frozenset(found | {f"local {name}" for name in self.changed_local(small)})
 
-    def is_in_local(self, note: SmallState) -> bool:
-        """Whether the local part of a note of this taker is the state now. Only where it is the generators alone, for
+    def changed_local(self, small: SmallState) -> frozenset[str]:
+        """The registered objects of the local part, and extra states, that differ from it."""
+        found = {name for name, target in self.local.items() if not is_object_in(target, small.local.get(name))}
+        found |= {
+            name
+            for name, module in self.extras.items()
+            if not same(small.local.get(name), own_copy(module.get_extra_state()))
+        }
+        return frozenset(found)
+
+    def put_back(self, small: SmallState, *, objects: bool = True, generators: bool = True) -> None:
+        """Brings everything to that state. `objects`: also registered objects of the local part; a data loader takes a
+        second `load_state_dict` for a new beginning. `generators`: also random generators, registered ones too."""
+        for name, buffer in self.buffers().items():
+            if name in small.buffers:
+                self._put_back_buffer(name, buffer, small)
+        small.taken_by = self
+        for name, target in self.local.items():
+            if name in small.local and (generators if is_generator(target) else objects):
+                write_object(target, small.local[name])
+        for name, module in self.extras.items():
+            if name in small.local:
+                module.set_extra_state(own_copy(small.local[name]))
+        for name, target in self.shared.items():
+            if name in small.shared:
+                write_object(target, small.shared[name])
+        if generators:
+            write_generators(small.generators)
+
+    def _put_back_buffer(self, name: str, buffer: torch.Tensor, small: SmallState) -> None:
+        version, contents = small.buffers[name]
+        believed = small.taken_by is self and buffer._version == version and name not in self._untracked
+        if believed and not _small(buffer):
+            return
+        if buffer.shape == contents.shape and buffer.dtype == contents.dtype:
+            with torch.no_grad():
+                buffer.copy_(contents)
+        else:  # bound to another tensor since, or not yet
+            buffer = contents.detach().clone().to(buffer.device)
+            holder, key = self._places[name]
+            holder[key] = buffer  # type: ignore[index]
+        small.buffers[name] = (buffer._version, contents)
+
+    def is_in_local(self, small: SmallState) -> bool:
+        """Whether the local part of one of this taker is the state now. Only where it is the generators alone, for
         anything else has to be copied to be compared."""
-        plain = note.taken_by is self and not self.buffers and not self.local
-        return plain and note.generators is read_generators()
+        plain = small.taken_by is self and not self._places and not self.local and not self.extras
+        return plain and small.generators is read_generators() and small.starts is self.starts()
 
     def same_local(self, one: SmallState, other: SmallState) -> bool:
-        """Whether the local parts of two notes of this taker are equal."""
+        """Whether the local parts of two of this taker are equal, as far as they are recorded."""
         return (
-            same(one.generators, other.generators)
+            one.late == other.late
+            and one.starts is other.starts
+            and same(one.generators, other.generators)
             and same(one.local, other.local)
-            and (not self.buffers or self._same_buffers(one, other))
+            and (not self._places or self._same_buffers(one, other))
         )
 
     def _same_buffers(self, one: SmallState, other: SmallState) -> bool:
-        return all(same(one.buffers[name][1], other.buffers[name][1]) for name in self._recorded)
+        return all(
+            name in one.buffers and same(one.buffers[name][1], other.buffers[name][1])
+            for name in self._recorded & other.buffers.keys()
+        )
 
-    def local_bytes(self, note: SmallState) -> bytes:
-        """The local part of a note, for the record: the same object as long as it is the same, as it mostly is where
-        the host draws no random numbers."""
-        plain = not note.local and not self._recorded
-        if plain and self._last_bytes is not None and note.generators is self._last_bytes[0]:
-            return self._last_bytes[1]
-        data = self._bytes(note, {name: note.buffers[name] for name in note.buffers.keys() & self._recorded}, {})
-        self._last_bytes = (note.generators, data) if plain else None
+    def local_bytes(self, small: SmallState) -> bytes:
+        """The local part, for the record: the same object as long as it is the same, as it mostly is where the host
+        draws no random numbers."""
+        plain = not small.local and not self._recorded and small.forward is None and not small.starts
+        last = self._last_bytes
+        if plain and last is not None and last[0] is small.generators and last[1] == small.late:
+            return last[2]
+        data = self._bytes(small, {name: small.buffers[name] for name in small.buffers.keys() & self._recorded}, {})
+        self._last_bytes = (small.generators, small.late, data) if plain else None
         return data
 
-    def whole_bytes(self, note: SmallState) -> bytes:
-        """A note as the peer sends it."""
-        return self._bytes(note, note.buffers, note.shared)
+    def whole_bytes(self, small: SmallState) -> bytes:
+        """All of it, as the peer sends it."""
+        return self._bytes(small, small.buffers, small.shared)
 
     def _bytes(
-        self, note: SmallState, buffers: Mapping[str, tuple[int, torch.Tensor]], shared: Mapping[str, Any]
+        self, small: SmallState, buffers: Mapping[str, tuple[int, torch.Tensor]], shared: Mapping[str, Any]
     ) -> bytes:
+        return encode(
+            {
+                "generators": self._encode_generators(small.generators),
+                "buffers": {name: contents for name, (_, contents) in buffers.items()},
+                "local": small.local,
+                "shared": dict(shared),
+                "forward": None if small.forward is None else self._encode_generators(small.forward),
+                "step": small.step,
+                "final": small.final,
+                "late": sorted(small.late),
+                "starts": list(map(list, small.starts)),
+            }
+        )
+
+    def _encode_generators(self, states: States) -> dict[str, bytes]:
         generators: dict[str, bytes] = {}
-        for name, state in note.generators.items():
+        for name, state in states.items():
             known = self._encoded.get(name)
             if known is None or known[0] is not state:
                 known = self._encoded[name] = (state, encode(state))
             generators[name] = known[1]
-        contents = {name: contents for name, (_, contents) in buffers.items()}
-        return encode({"generators": generators, "buffers": contents, "local": note.local, "shared": dict(shared)})
+        return generators
 
     @staticmethod
     def from_bytes(step: int, data: bytes) -> SmallState:
-        """A note as it was written by `local_bytes` or `whole_bytes`. Raises EncodingError."""
+        """One as it was written by `local_bytes` or `whole_bytes`. Raises EncodingError."""
         parts = decode(data)
         try:
             buffers = {name: (-1, contents) for name, contents in parts["buffers"].items()}
             generators = {name: decode(state) for name, state in parts["generators"].items()}
-            return SmallState(step, generators, buffers, parts["local"], parts["shared"])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise EncodingError(f"not a note: {error!r}") from None
+            forward = parts["forward"]
+            if forward is not None:
+                forward = {name: decode(state) for name, state in forward.items()}
+            small = SmallState(step, generators, buffers, parts["local"], parts["shared"], forward=forward)
+            small.late = frozenset(parts["late"])
+            small.final = bool(parts["final"]) and parts["step"] == step
+            small.starts = tuple((what, state) for what, state in parts["starts"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise EncodingError(f"not a small state: {error!r}") from None
+        return small
 
     def _copy(self, name: str, buffer: torch.Tensor, last: SmallState | None) -> tuple[int, torch.Tensor]:
         version = buffer._version
         known = last.buffers.get(name) if last is not None and last.taken_by is self else None
-        if known is not None and known[0] == version and not _small(buffer):
+        believed = not _small(buffer) and name not in self._untracked
+        if known is not None and believed and known[0] == version and known[1].shape == buffer.shape:
             return known
-        return version, buffer.detach().clone()
+        return version, buffer.clone()
+
+    def _differs(self, name: str, noted: tuple[int, torch.Tensor], buffer: torch.Tensor) -> bool:
+        version, contents = noted
+        if version != buffer._version or contents.shape != buffer.shape:
+            return True
+        comparable = buffer.device.type == "cpu" and not _is_on_device(buffer)
+        return comparable and (_small(buffer) or name in self._untracked) and not torch.equal(contents, buffer)
 
 
 def _small(buffer: torch.Tensor) -> bool:
@@ -183,11 +326,3 @@ def _small(buffer: torch.Tensor) -> bool:
 def _is_on_device(buffer: torch.Tensor) -> bool:
     """Whether the host would have to wait for its contents."""
     return buffer.device.type == "cuda"
-
-
-def _differs(noted: tuple[int, torch.Tensor], buffer: torch.Tensor) -> bool:
-    version, contents = noted
-    if version != buffer._version:
-        return True
-    comparable = buffer.device.type == "cpu" and not _is_on_device(buffer)
-    return _small(buffer) and comparable and not torch.equal(contents, buffer)

@@ -9,13 +9,17 @@ from typing import Any
 
 import torch
 
+from .optimizers import extras_of, load_extras
+
 _IMMUTABLE = frozenset({type(None), bool, int, float, str, bytes})
 
 
 def read_object(target: Any) -> Any:
     """The state of a registered object, as a value of its own that does not change with it."""
     if isinstance(target, torch.optim.Optimizer):
-        return [own_copy({**group, "params": None}) for group in target.param_groups]
+        groups = [own_copy({**group, "params": None}) for group in target.param_groups]
+        extras = extras_of(target)
+        return {"groups": groups, "extras": own_copy(extras)} if extras else groups
     if hasattr(target, "state_dict"):
         return own_copy(target.state_dict())
     if isinstance(target, torch.Generator):
@@ -26,7 +30,11 @@ def read_object(target: Any) -> Any:
 def is_object_in(target: Any, state: Any) -> bool:
     """Whether a registered object is in that state; nothing is copied."""
     if isinstance(target, torch.optim.Optimizer):
-        groups = target.param_groups
+        groups, extras = target.param_groups, extras_of(target)
+        if extras or isinstance(state, dict):
+            if not isinstance(state, dict) or not same(state["extras"], extras):
+                return False
+            state = state["groups"]
         return len(groups) == len(state) and all(map(_is_group_in, groups, state))
     return same(state, target.state_dict() if hasattr(target, "state_dict") else read_object(target))
 
@@ -43,16 +51,24 @@ def write_object(target: Any, state: Any) -> None:
     elif isinstance(target, random.Random):
         target.setstate(state)
     elif isinstance(target, torch.optim.Optimizer):
+        if isinstance(state, dict):
+            load_extras(target, own_copy(state["extras"]))
+            state = state["groups"]
         for group, values in zip(target.param_groups, state, strict=True):
             _update_group(group, values)
     elif hasattr(target, "state_dict"):
         target.load_state_dict(own_copy(state))
+        if is_scaler(target):
+            _forget_stage(target)
     else:
         target.bit_generator.state = state
 
 
 def _update_group(group: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Hyperparameters into a parameter group; a tensor (a capturable learning rate) stays the same object."""
+    """Hyperparameters into a parameter group; a tensor (a capturable learning rate) stays the same object. What the
+    group has besides is of the interrupted step."""
+    for key in group.keys() - values.keys():
+        del group[key]
     for key, value in values.items():
         if key == "params":  # they are no hyperparameters
             continue
@@ -60,6 +76,21 @@ def _update_group(group: dict[str, Any], values: Mapping[str, Any]) -> None:
             group[key].copy_(value)
         else:
             group[key] = value
+
+
+def is_generator(target: Any) -> bool:
+    """Whether this is a random generator of torch, Python or numpy."""
+    return isinstance(target, torch.Generator | random.Random) or hasattr(target, "bit_generator")
+
+
+def is_scaler(target: Any) -> bool:
+    """Whether this is one of torch's gradient scalers."""
+    return isinstance(target, torch.amp.GradScaler) or type(target).__name__ == "ShardedGradScaler"
+
+
+def _forget_stage(scaler: Any) -> None:
+    """What the interrupted step has done with the scaler (`unscale_` once per step), which is not in its state."""
+    getattr(scaler, "_per_optimizer_states", {}).clear()  # one that is disabled has none
 
 
 def own_copy(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""When do a module's gradients begin to flow?
+"""When is a module called, and when do its gradients begin to flow?
 
 Asked of the module's output, which autograd's first hook of a backward pass is on. torch.compile cannot have that hook
 in a graph (it would break the graph, which `fullgraph=True` forbids): the gradients of a compiled module are asked for
@@ -14,10 +14,14 @@ import torch
 
 
 class BackwardWatch:
-    """Calls `on_backward` whenever a backward pass through the module begins."""
+    """Calls `on_backward` whenever a backward pass through the module begins, `on_forward` when a forward pass does,
+    unless torch.compile has it in a graph."""
 
-    def __init__(self, module: torch.nn.Module, on_backward: Callable[[], None]) -> None:
+    def __init__(
+        self, module: torch.nn.Module, on_backward: Callable[[], None], on_forward: Callable[[], None] | None = None
+    ) -> None:
         self._on_backward = on_backward
+        self._before = module.register_forward_pre_hook(_Calls(on_forward)) if on_forward is not None else None
         self._pass = -1
         self._outside: Callable[[Any], None] = torch.compiler.disable(self._watch_output)
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -30,6 +34,8 @@ class BackwardWatch:
 
     def remove(self) -> None:
         self._hook.remove()
+        if self._before is not None:
+            self._before.remove()
         self._leave_gradients()
 
     def __call__(self, module: torch.nn.Module, args: Any, output: Any) -> None:
@@ -72,10 +78,24 @@ class BackwardWatch:
         self._bare.clear()
 
 
+class _Calls:
+    """A forward pre-hook that calls a function."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+
+    def __call__(self, module: torch.nn.Module, args: Any) -> None:
+        if not torch.compiler.is_compiling() and module.training and torch.is_grad_enabled():
+            self._function()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Unwatched, ()
+
+
 class _Unwatched:
     """What a copy of a watched module has instead."""
 
-    def __call__(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+    def __call__(self, *args: Any) -> None:
         pass
 
 

@@ -1,13 +1,14 @@
-"""The notes of the last steps: in this process for itself, in the rank's record for the process that succeeds it."""
+"""The small states of the last steps: in this process for itself, in the rank's record for its successor."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
 
+from ..state.generators import States
 from ..state.small import SmallState, SmallStateTaker
 from .device_record import DeviceRecord, read_device_record
-from .record import RankRecord, read_record
+from .record import RankRecord, read_forward, read_record
 
 _log = logging.getLogger("hyperpodrun.checkpointless")
 
@@ -16,10 +17,10 @@ _KEPT = 3
 
 
 class History:
-    """By step. `open` begins the record; without it the notes are kept in this process only."""
+    """By step. `open` begins the record; without it they are kept in this process only."""
 
     def __init__(self) -> None:
-        self._notes: dict[int, SmallState] = {}
+        self._states: dict[int, SmallState] = {}
         self._record: RankRecord | None = None
         self._path: Path | None = None
         self._recorded: SmallState | None = None
@@ -38,60 +39,92 @@ class History:
         self._record = RankRecord(path) if path is not None else None
 
     def clear(self) -> None:
-        self._notes.clear()
+        self._states.clear()
 
     def __contains__(self, step: int) -> bool:
-        return step in self._notes
+        return step in self._states
 
     def __getitem__(self, step: int) -> SmallState:
-        return self._notes[step]
+        return self._states[step]
+
+    def get(self, step: int) -> SmallState | None:
+        return self._states.get(step)
 
     @property
     def latest(self) -> SmallState | None:
-        return self._notes[max(self._notes)] if self._notes else None
+        return self._states[max(self._states)] if self._states else None
 
-    def begin_with(self, note: SmallState, taker: SmallStateTaker) -> None:
-        """State has been restored: what was noted before is of another past."""
-        self._notes = {note.step: note}
-        self._write(note, taker, ())
-        self._note_device(note.step, taker)
+    def begin_with(self, small: SmallState, taker: SmallStateTaker, *, kept: int | None = None) -> None:
+        """State has been restored: what was noted before is of another past, except for the step `kept`."""
+        self._states = {step: old for step, old in self._states.items() if step == kept} | {small.step: small}
+        self._write(small, taker, ())
+        self._note_device(small.step, taker)
 
-    def take(self, step: int, taker: SmallStateTaker, keep: tuple[int, int], *, local_only: bool = False) -> SmallState:
-        """Notes the state now as that before `step`. The notes of the steps in `keep` stay.
+    def take(
+        self,
+        step: int,
+        taker: SmallStateTaker,
+        keep: tuple[int, int],
+        *,
+        local_only: bool = False,
+        late: frozenset[str] = frozenset(),
+    ) -> SmallState:
+        """Notes the state now as that before `step`. Those of the steps in `keep` stay.
 
-        `local_only`: only what a successor would need; the rest has yet to move.
+        `local_only`: only what a successor would need; the rest has yet to move. `late`: items that may still change.
         """
-        note = self._notes[step] = taker.take(step, self.latest, local_only=local_only)
-        while len(self._notes) > _KEPT:
-            del self._notes[next(old for old in self._notes if old != step and old not in keep)]
-        if self._recorded is None or self._recorded.taken_by is not taker or not taker.same_local(self._recorded, note):
-            self._write(note, taker, keep)
+        small = self._states[step] = taker.take(step, self.latest, local_only=local_only)
+        small.late, small.final = late, not local_only
+        while len(self._states) > _KEPT:
+            del self._states[next(old for old in self._states if old != step and old not in keep)]
+        if (
+            self._recorded is None
+            or self._recorded.taken_by is not taker
+            or not taker.same_local(self._recorded, small)
+        ):
+            self._write(small, taker, keep)
         elif self._record is not None:
             self._record.reach(step)
         self._note_device(step, taker)
-        return note
+        return small
 
-    def foresee(self, step: int, taker: SmallStateTaker, keep: tuple[int, int]) -> None:
-        """Notes what a successor would need of the state before `step`, should this process not get there itself."""
-        if self._recorded is None or not taker.is_in_local(self._recorded):
-            self.take(step, taker, keep, local_only=True)
-        elif self._record is not None:
+    def foresee(self, step: int, taker: SmallStateTaker, keep: tuple[int, int], late: frozenset[str]) -> SmallState:
+        """Notes what a successor would need of the state before `step`, should this process not get there itself; the
+        state now."""
+        if late or self._recorded is None or self._recorded.late or not taker.is_in_local(self._recorded):
+            return self.take(step, taker, keep, local_only=True, late=late)
+        if self._record is not None:
             self._record.reach(step)
+        return self._recorded
+
+    def note_forward(self, step: int, taker: SmallStateTaker, states: States, keep: tuple[int, int]) -> None:
+        """What the first forward pass of `step` found in the generators. Said in the record only where it is not what
+        the step began with."""
+        small = self._states[step]
+        if small.forward is states:
+            return
+        small.forward = states
+        if states is not small.generators:
+            self._write(small, taker, keep)
+        elif self._record is not None:
+            self._record.forward(step)
 
     def of_predecessor(self, step: int) -> SmallState | None:
         """What the process that had this rank before noted of `step`; None when it was on another node."""
         payload = read_record(self._path, step) if self._path is not None else None
         if self._path is None or payload is None:
             return None
-        note = SmallStateTaker.from_bytes(step, payload)
+        small = SmallStateTaker.from_bytes(step, payload)
+        if small.forward is None and read_forward(self._path) == step:
+            small.forward = small.generators
         on_device = read_device_record(_beside(self._path), step)
-        note.buffers |= {name: (-1, contents) for name, contents in on_device.items()}
-        return note
+        small.buffers |= {name: (-1, contents) for name, contents in on_device.items()}
+        return small
 
-    def _write(self, note: SmallState, taker: SmallStateTaker, keep: tuple[int, ...]) -> None:
+    def _write(self, small: SmallState, taker: SmallStateTaker, keep: tuple[int, ...]) -> None:
         if self._record is not None:
-            self._record.write(note.step, taker.local_bytes(note), keep)
-        self._recorded = note
+            self._record.write(small.step, taker.local_bytes(small), keep)
+        self._recorded = small
 
     def _note_device(self, step: int, taker: SmallStateTaker) -> None:
         if self._path is None or not taker.on_device:

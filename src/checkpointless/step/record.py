@@ -30,6 +30,8 @@ _SLOTS = 4
 _SLOT_BYTES = 64
 _REACH = _SLOTS * _SLOT_BYTES
 """Where the word is that says how far the notes reach: the last step, plus one."""
+_FORWARD = _REACH + 8
+"""And where the step is, plus one, whose first forward pass has found the generators as the step had."""
 _AREAS = _SLOTS + 1
 _AREAS_BEGIN = 4096
 _AREA_BYTES = 1 << 30
@@ -85,6 +87,10 @@ class RankRecord:
         """What was noted last holds for `step`, too, and nothing is noted beyond."""
         self._words[_REACH // 8] = step + 1
 
+    def forward(self, step: int) -> None:
+        """The first forward pass of `step` begins with the generators that the step began with."""
+        self._words[_FORWARD // 8] = step + 1
+
     def close(self) -> None:
         self._words.release()
         self._memory.close()
@@ -121,6 +127,22 @@ def read_record(path: Path, step: int) -> bytes | None:
         if slots and step < reach:
             return max(slots, key=lambda slot: slot.sequence).payload
     return None
+
+
+def read_forward(path: Path) -> int | None:
+    """The step whose first forward pass has last been seen to find the generators as the step had; None: unknown."""
+    with contextlib.suppress(FileNotFoundError):
+        step = int.from_bytes(_pread(path, 8, _FORWARD), sys.byteorder) - 1
+        return step if step >= 0 else None
+    return None
+
+
+def _pread(path: Path, length: int, offset: int) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(fd, length, offset)
+    finally:
+        os.close(fd)
 
 
 def _read_slots(fd: int) -> list[_Slot | None]:

@@ -1,22 +1,32 @@
-"""The update of a step, as it is watched: from an optimizer's first move to the last of all that moves with it.
+"""The steps of training, as they are watched: what each began with, from the first change to the end of the pass.
 
-While it lasts the state is not whole, so an interrupt waits for its end as long as it makes progress. The decisions
-are `tracker.StepTracker`'s; here are the hooks, the notes and the critical section.
+The decisions are `tracker.StepTracker`'s; here are the notes, the comparisons, the copy for a rollback and the critical
+sections. While an optimizer steps, and within `manager.update()`, an interrupt waits; from the first change on until
+the pass ends a rank that only hears of a fault finishes the pass, if it can.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+
+import torch
 
 from ..caller import Caller, NoCaller
-from ..state.registry import Registry
-from ..state.small import SmallState
+from ..errors import UnsupportedStateError
+from ..state.fingerprint import different, fingerprints
+from ..state.generators import read_generators, write_generators
+from ..state.registry import Registry, names_of_movers
+from ..state.small import SmallState, differing
+from ..state.stateful import is_generator, is_scaler
 from ..transfer.snapshots import Snapshots
 from .history import History
-from .rollback import KeptState, affordable
-from .tracker import StepTracker
+from .load_guard import LoadGuard
+from .loaders import STARTS
+from .rollback import KeptState, Rollback
+from .tracker import UPDATE, StepTracker
+from .watch import Watch
 
 _log = logging.getLogger("hyperpodrun.checkpointless")
 
@@ -24,72 +34,198 @@ _log = logging.getLogger("hyperpodrun.checkpointless")
 class Update:
     """One per manager. Does nothing between `pause` and `resume`."""
 
-    def __init__(
-        self, tracker: StepTracker, journal: History, kept: KeptState | None, snapshots: Snapshots | None
-    ) -> None:
+    def __init__(self, tracker: StepTracker, history: History, rollback: Rollback, snapshots: Snapshots | None) -> None:
         self.caller: Caller = NoCaller()
         self._tracker = tracker
-        self._journal = journal
-        self.kept = kept
-        self._keeps_always = kept is not None
+        self._history = history
+        self._rollback = rollback
         self._snapshots = snapshots
         self._registry: Registry | None = None
+        self._watch: Watch | None = None
         self._watching = False
-        self._in_section = False
         self._in_block = False
         self._first_pass = self._anew = False
+        self._versions = 0
+        """Of the trained tensors at the point that can be gone back to."""
         self._seen: tuple[SmallState, int] | None = None
-        """What everything looked like when all that was expected to move had moved."""
+        """What everything looked like when all that moves in an update had moved."""
+        self._contents: dict[str, dict[str, int]] = {}
+        """Fingerprints of everything at the moments of this pass, if it is looked at closely."""
+        self._forward_seen = False
+        self._resumed: SmallState | None = None
+        """In the first pass after a restart: what that step began with before."""
+        self._at_backward: SmallState | None = None
+        self._after_restore: dict[str, int] = {}
+        self._guard: LoadGuard | None = None
+        self._warned: set[str] = set()
+        self._scalers: list[str] = []
+
+    @property
+    def kept(self) -> KeptState | None:
+        return self._rollback.kept
 
     def watch(self, registry: Registry) -> None:
         """These objects are trained from now on."""
+        if self._watch is not None:
+            self._watch.remove()
         self._registry = registry
-        registry.watch(self._open, self._moved, self.backward_begins)
+        self._scalers = [name for name, mover in registry.movers.items() if is_scaler(mover)]
+        registry.taker.starts = STARTS.under_way
+        others = {name for name, target in registry.taker.local.items() if not is_generator(target)}
+        others |= {name for name, module in registry.modules.items() if not _is_trained(registry, name)}
+        self._tracker.trains(frozenset(names_of_movers(registry)), frozenset(others | registry.providers.keys()))
+        self._watch = Watch(registry, self)
+
+    def release(self) -> None:
+        """Takes the hooks away."""
+        if self._watch is not None:
+            self._watch.remove()
+        self._watch = None
+
+    def forget(self) -> None:
+        """Another function: what was kept is of the one before it."""
+        self._rollback.forget()
 
     def pause(self) -> None:
         self._watching = False
 
-    def resume(self, *, anew: bool) -> None:
+    def resume(self, small: SmallState, *, anew: bool) -> None:
         """The state is that before the next pass. `anew`: it is the script's own, nothing was restored."""
+        assert self._registry is not None
         self._watching = True
         self._first_pass, self._anew = True, anew
+        self._resumed = None if anew else small
+        STARTS.listen()
+        if not anew:
+            STARTS.repeats(small.starts)
+        self._versions = self._registry.state.versions()
+        self._after_restore = {} if anew else _samples(self._registry)
+        self._guard = None if anew else LoadGuard(self._registry)
+
+    # ---- a pass ----------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """A pass of the loop begins."""
+        assert self._registry is not None
         self._tracker.begin()
-        self._seen = None
+        self._seen = self._at_backward = None
+        self._forward_seen = False
         if self._first_pass:
             self._first_pass = False
-            self._begin_first()
+            self._begin_first(self._registry)
+        elif self._resumed is not None:  # no forward pass of a registered module was seen
+            self._resumed = None
+            STARTS.arrived()
+        self._contents.clear()
+        if self._tracker.checks:
+            self._contents["begin"] = self._registry_contents()
+        if self._tracker.learned.early and self._keeps():
+            self._keep()
 
-    def _begin_first(self) -> None:
+    def _begin_first(self, registry: Registry) -> None:
         """Between the restore and the loop the script may have drawn random numbers (`iter(loader)` does). In a run
         without the fault it had not, here; in one that begins they are part of what the loop finds."""
-        assert self._registry is not None
-        taker, step = self._registry.notes, self._tracker.point
-        if self._anew:
-            self._journal.begin_with(taker.take(step), taker)
-        else:
-            taker.put_back(self._journal[step])
-
-    def end(self) -> bool:
-        """A pass of the loop is over; whether it completed an update."""
-        assert self._registry is not None
-        step = self._tracker.index + 1
-        quiet = self._tracker.may_complete
-        changed = self._changed_since_seen()
-        updated = self._tracker.end(changed)
-        if quiet and not self._tracker.may_complete:
-            _log.warning(
-                "step %d: something changed after the optimizer's update (weights, buffers, random numbers). From now "
-                "on a step counts as complete at its end only; `with manager.update():` around all that belongs to "
-                "an update, or rollback=True, keeps a fault in between from losing the state",
-                self._tracker.index - 1,
+        self._lift_guard()
+        step = self._tracker.point
+        small = self._history[step]
+        targets = registry.taker.local
+        moved = {name for name in registry.taker.changed_local(small) if not is_generator(targets.get(name))}
+        if moved:
+            raise UnsupportedStateError(
+                f"{_list(moved)} moved between restore() and the first step, so what it gave then (a batch fetched "
+                "ahead?) is in variables of the script, and a restart would take the next one: let it move within the "
+                "steps only, or do not register it and begin it at restore()'s step"
             )
-        if updated and (changed is not False or not quiet):
-            self._note(step)
-        self._leave_section()
-        return updated
+        if self._anew:
+            self._history.begin_with(registry.taker.take(step), registry.taker)
+        else:
+            self._check_untouched(registry)
+            registry.taker.put_back(small, objects=False)
+            STARTS.in_step(small.generators["torch"])
+        self._versions = registry.state.versions()
+
+    def _check_untouched(self, registry: Registry) -> None:
+        """Parameters that were just restored must still be there, whoever has written to them since (DDP has)."""
+        samples, self._after_restore = self._after_restore, {}
+        if registry.state.versions() == self._versions:
+            return
+        odd = different(samples, _samples(registry))
+        if odd:
+            raise UnsupportedStateError(
+                f"'{odd[0]}' was changed between restore() and the first step of a restart: what restore() brought is "
+                "newer; load or initialise weights only before register(), or where restore() returns 0"
+            )
+
+    def forward_begins(self) -> None:
+        """A registered module is called. In a restarted step the generators are as they were here before: on the way
+        the script may have made iterators, or skipped batches, that draw from them."""
+        if self._forward_seen or not self._watching or self._tracker.index != self._tracker.point:
+            return
+        self._forward_seen = True
+        assert self._registry is not None
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None:
+            if resumed.forward is not None:
+                write_generators(resumed.forward)
+            elif STARTS.begun and resumed.starts:  # what was under way has begun again, and drawn; it had not, here
+                write_generators(resumed.generators)
+            STARTS.arrived()
+        keep = (self._tracker.point, self._tracker.previous)
+        self._history.note_forward(self._tracker.point, self._registry.taker, read_generators(), keep)
+
+    def backward_begins(self) -> None:
+        """The last moment at which the other ranks cannot have completed this step without this one.
+
+        From here on its gradients are on their way; if it dies now, its successor needs the generators as the *next*
+        step will find them.
+        """
+        if not self._watching:
+            return
+        assert self._registry is not None
+        tracker = self._tracker
+        tracker.divides()
+        keep, late = (tracker.point, tracker.previous), frozenset(tracker.learned.late)
+        if not tracker.presumed:
+            self._at_backward = self._history.foresee(tracker.index + 1, self._registry.taker, keep, late)
+
+    def opens(self) -> None:
+        """Parameters are about to change. The gradients are there: HPWrapper has every optimizer wait for them."""
+        if not self._watching or self._tracker.opened:
+            return
+        if self._tracker.presumed:  # and here it moves once more
+            self._tracker.learned.tail |= {"an optimizer that steps again"}
+            self._tracker.torn()
+            return
+        assert self._registry is not None
+        if self._registry.state.versions() != self._versions:
+            self._learn_early({"a parameter"})
+        if "begin" in self._contents:
+            self._look("open")
+            self._learn_early(self._changed_between("begin", "open"))
+        self.caller.open_pass()  # may leave the step; from here on it is finished if it can be
+        self._tracker.opens()
+        if self._snapshots is not None:
+            self._snapshots.wait_copied()
+        if not self._tracker.learned.early and self._keeps():
+            self._keep()
+
+    def enter_section(self) -> None:
+        if self._watching:
+            self.caller.enter_update()
+
+    def leave_section(self) -> None:
+        if self._watching:
+            self.caller.leave_update()
+
+    def moved(self, name: str) -> None:
+        if not self._watching:
+            return
+        tracker = self._tracker
+        if tracker.presumed:  # so it was not complete, and is not in steps like this one
+            tracker.learned.tail.add(name)
+            tracker.torn()
+        if tracker.moved(name) and not self._in_block:
+            self._all_moved()
 
     @contextlib.contextmanager
     def block(self) -> Iterator[None]:
@@ -98,94 +234,226 @@ class Update:
             yield
             return
         self.caller.finish_gradients()  # may leave the step: nothing has changed yet
-        self._open()
+        self.opens()
+        self.caller.enter_update()
         self._in_block = True
         try:
             yield
         finally:
             self._in_block = False
-        self._tracker.moved("update")
-        self._complete()
+        self._tracker.moved(UPDATE)
+        self._all_moved()
+        self.caller.leave_update()
+
+    def _all_moved(self) -> None:
+        """All that moves in an update has moved; the pass may go on."""
+        assert self._registry is not None
+        tracker, registry = self._tracker, self._registry
+        self._look("moved")
+        if tracker.may_presume:
+            small = self._note(tracker.index + 1)
+            tracker.presume()
+            self.caller.presume_pass()
+        else:
+            small = registry.taker.take(tracker.index + 1, self._history.latest)
+        self._seen = small, registry.state.versions()
+
+    def end(self) -> bool:
+        """A pass of the loop is over; whether it completed an update."""
+        assert self._registry is not None
+        tracker, registry = self._tracker, self._registry
+        versions = registry.state.versions()
+        tail = self._changed_since_seen(versions)
+        updated = self._has_changed(versions)
+        if self._contents:
+            self._learn_contents()
+        self._learn_objects()
+        known = tracker.learned.known
+        if tail:
+            self._learn_tail(tail)
+        presumed = tracker.presumed and not tail
+        left_out = not updated and tracker.has_moved(self._scalers)
+        tracker.end(updated=updated, left_out=left_out)
+        if updated or left_out:
+            self._versions = versions
+            if not presumed:
+                self._note(tracker.point)
+            self._learn_late(registry)
+            if known or tracker.learned.known:
+                self._say_what_is_kept()
+        self.caller.close_pass()
+        return updated or left_out
+
+    def _lift_guard(self) -> None:
+        if self._guard is not None:
+            self._guard.lift()
+        self._guard = None
 
     def abandon(self) -> None:
         """User code was left by an exception: an update that was open stays incomplete."""
-        self._in_section = self._in_block = self._watching = False
-        self._seen = None
+        self._lift_guard()
+        STARTS.leave()
+        if self._watching and self._registry is not None and not self._registry.dropped:
+            self._judge()
+        self._in_block = self._watching = False
+        self._seen = self._at_backward = self._resumed = None
+        self._contents.clear()
 
-    def _open(self) -> None:
-        """Parameters are about to change. The gradients are there: HPWrapper has every optimizer wait for them."""
-        if not self._watching or self._tracker.updating:
-            return
-        self.caller.enter_update()  # may leave the step; from here on an interrupt waits
-        self._in_section = True
-        self._tracker.opens()
-        if self._snapshots is not None:
-            self._snapshots.wait_copied()
-        self._keep_previous()
-
-    def _keep_previous(self) -> None:
-        """Until it is known when an update is complete in this loop, a fault after the optimizer's step could find
-        everybody in the middle of one: for that long the state before it is kept, if there is room."""
+    def _judge(self) -> None:
+        """Whether this pass, left before its end, has changed what it says it has not."""
         assert self._registry is not None
-        if not self._keeps_always:
-            wanted = not self._tracker.tail_known and affordable(self._registry.state)
-            self.kept = (self.kept or KeptState()) if wanted else None
-        if self.kept is not None:
-            self.kept.keep(self._tracker.point, self._registry.state)
-
-    def _moved(self, name: str) -> None:
-        if not self._watching:
-            return
-        if self._tracker.completed:  # one that does not move in every step: it belongs to this one
-            self._tracker.moved(name)
-            self._note(self._tracker.point)
-            self._seen = self._look()
-            return
-        if not self._tracker.moved(name) or self._in_block:
-            return
-        if self._tracker.may_complete:
-            self._complete()
-        else:
-            self._seen = self._look()
-
-    def _complete(self) -> None:
-        """The update is complete; the pass may go on."""
-        assert self._registry is not None
-        self._note(self._tracker.index + 1)
-        self._tracker.complete()
-        self._seen = self._journal[self._tracker.point], self._registry.state.versions()
-        self._leave_section()
-
-    def _leave_section(self) -> None:
-        if self._in_section:
-            self._in_section = False
-            self.caller.leave_update()
-
-    def backward_begins(self) -> None:
-        """The last moment at which the other ranks cannot have completed this step without this one.
-
-        From here on its gradients are on their way; if it dies now, its successor needs the generators as the *next*
-        step will find them.
-        """
         tracker = self._tracker
-        if self._watching and not tracker.updating:
+        versions = self._registry.state.versions()
+        if tracker.presumed:
+            if self._changed_since_seen(versions):
+                tracker.torn()
+        elif not tracker.opened and not self._first_pass and versions != self._versions:
+            tracker.opened = True
+        elif not tracker.opened and tracker.learned.early and not self._first_pass:
+            tracker.opened = True  # how much of it, the version counters may not show
+
+    # ---- what is seen, and learned ---------------------------------------------------------------------------------
+
+    def _note(self, step: int) -> SmallState:
+        assert self._registry is not None
+        return self._history.take(step, self._registry.taker, (self._tracker.point, self._tracker.previous))
+
+    def _look(self, moment: str) -> None:
+        if self._contents:
+            self._contents[moment] = self._registry_contents()
+
+    def _registry_contents(self) -> dict[str, int]:
+        assert self._registry is not None
+        return fingerprints(self._registry.state.named_tensors() | _large_buffers(self._registry))
+
+    def _changed_between(self, one: str, other: str) -> set[str]:
+        """The names of the registered objects whose tensors have changed."""
+        assert self._registry is not None
+        if one not in self._contents or other not in self._contents:
+            return set()
+        changed = different(self._contents[one], self._contents[other])
+        return {self._registry.owner(name) for name in changed if not name.startswith("buffer ")}
+
+    def _changed_since_seen(self, versions: int) -> set[str]:
+        """What has changed since all had moved: nothing where that was not seen in this pass."""
+        if self._seen is None:
+            return set()
+        assert self._registry is not None
+        small, before = self._seen
+        found = set(self._registry.taker.changed(small))
+        if versions != before:
+            found.add("a parameter")
+        return found
+
+    def _has_changed(self, versions: int) -> bool:
+        """Whether anything beside the small state has changed in this pass."""
+        tracker = self._tracker
+        return tracker.opened or tracker.presumed or versions != self._versions or self._invisibly_changed()
+
+    def _invisibly_changed(self) -> bool:
+        """Whether tensors have changed that no version counter shows, and no optimizer moves."""
+        if not self._contents:
+            return "invisible" in self._tracker.learned.early
+        self._look("end")
+        changed = self._changed_between("begin", "end")
+        if changed and not self._tracker.opened and not self._tracker.presumed:
+            self._tracker.learned.early.add("invisible")
+        return bool(changed)
+
+    def _learn_contents(self) -> None:
+        """Of a pass that was looked at closely: what has changed, and what of it after the update."""
+        assert self._registry is not None
+        self._contents.setdefault("end", self._registry_contents())
+        self._tracker.learned.changed |= self._changed_between("begin", "end")
+        if self._tracker.all_moved:
+            late = self._changed_between("moved", "end")
+            if late:
+                self._learn_tail(late)
+                self._tracker.torn()
+        names = different(self._contents["begin"], self._contents["end"])
+        self._registry.torch_state.moved |= frozenset(names)
+        silent = {name.removeprefix("buffer ") for name in names if name.startswith("buffer ")}
+        if silent:
+            self._tracker.learned.untracked |= silent
+            self._registry.taker.distrust(frozenset(silent))
+
+    def _learn_objects(self) -> None:
+        """Which objects of the local part have changed, as long as there are some that have not been seen to."""
+        unseen = self._tracker.unseen
+        small = self._history.get(self._tracker.point if not self._tracker.presumed else self._tracker.previous)
+        if unseen and small is not None:
             assert self._registry is not None
-            self._journal.foresee(tracker.index + 1, self._registry.notes, (tracker.point, tracker.previous))
+            self._tracker.learned.changed |= self._registry.taker.changed_local(small) & unseen
 
-    def _note(self, step: int) -> None:
-        assert self._registry is not None
-        self._journal.take(step, self._registry.notes, (self._tracker.point, self._tracker.previous))
+    def _learn_early(self, names: set[str]) -> None:
+        self._tracker.learned.early |= names
 
-    def _look(self) -> tuple[SmallState, int]:
+    def _learn_tail(self, names: set[str]) -> None:
+        tracker = self._tracker
+        if not names <= tracker.learned.tail and "tail" not in self._warned:
+            self._warned.add("tail")
+            _log.warning(
+                "step %d: %s changed after the optimizer's update, so a step counts as complete at its end only; "
+                "`with manager.update():` around all that belongs to an update, or rollback=True, keeps a fault in "
+                "between from losing the state",
+                tracker.index,
+                _list(names),
+            )
+        tracker.learned.tail |= names
+
+    def _learn_late(self, registry: Registry) -> None:
+        """What has changed between the last backward pass and the end: a successor cannot know it from its record."""
+        seen, final = self._at_backward, self._history.get(self._tracker.point)
+        learned = self._tracker.learned
+        if seen is None or final is None or (final.generators is seen.generators and not (seen.buffers or seen.local)):
+            return
+        learned.late |= differing(final, seen, frozenset(learned.late))
+
+    # ---- the state before, kept ------------------------------------------------------------------------------------
+
+    def _keeps(self) -> bool:
         assert self._registry is not None
-        return (
-            self._registry.notes.take(self._tracker.index + 1, self._journal.latest),
-            self._registry.state.versions(),
+        return self._rollback.keeps(
+            self._registry.state, known=self._tracker.learned.known, needed=self._tracker.needs_kept
         )
 
-    def _changed_since_seen(self) -> bool | None:
-        if self._seen is None:
-            return None
+    def _keep(self) -> None:
         assert self._registry is not None
-        note, versions = self._seen
-        return versions != self._registry.state.versions() or self._registry.notes.changed(note)
+        self._rollback.keep(self._tracker.point, self._registry.state)
+
+    def _say_what_is_kept(self) -> None:
+        tracker = self._tracker
+        if tracker.needs_kept and "kept" not in self._warned:
+            assert self._registry is not None
+            self._warned.add("kept")
+            self._rollback.say(self._registry.state, tracker.why_kept())
+
+
+def _is_trained(registry: Registry, name: str) -> bool:
+    """Whether some parameter of a registered module is one of a registered optimizer's, or it has none."""
+    owned = {
+        id(parameter)
+        for optimizer in registry.torch_state.optimizers.values()
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    parameters = list(registry.modules[name].parameters())
+    return not parameters or any(id(parameter) in owned for parameter in parameters)
+
+
+def _large_buffers(registry: Registry) -> dict[str, torch.Tensor]:
+    return {f"buffer {name}": value for name, value in registry.taker.large_buffers().items()}
+
+
+def _samples(registry: Registry) -> dict[str, int]:
+    """Fingerprints of a few thousand elements of each tensor: whoever loads or initialises weights changes them."""
+    samples = {}
+    for name, value in registry.state.named_tensors().items():
+        flat = value.reshape(-1) if value.is_contiguous() else value
+        samples[name] = flat[:1024] if flat.dim() else flat
+    return fingerprints(samples)
+
+
+def _list(names: Iterable[str]) -> str:
+    found = sorted(f"'{name}'" for name in names)
+    return ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")

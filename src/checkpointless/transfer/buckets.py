@@ -52,7 +52,9 @@ def cut(skeleton: Iterable[tuple[str, int, str]], limit: int = BUCKET_BYTES) -> 
 class Memory:
     """The tensors of a state as rows of bytes, by name."""
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self, tensors: Mapping[str, torch.Tensor], layouts: Mapping[str, tuple[int, ...]] | None = None
+    ) -> None:
         self.rows = {name: flat_bytes(tensor) for name, tensor in tensors.items()}
 
     @classmethod

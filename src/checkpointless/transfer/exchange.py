@@ -20,7 +20,6 @@ import torch
 
 from ..errors import ChecksumError, RestoreError
 from ..state.encoding import EncodingError, decode, encode
-from ..state.provider import Skeleton
 from . import remote_memory
 from .buckets import BUCKET_BYTES, Bucket, Memory, cut
 from .link import Link
@@ -103,18 +102,6 @@ def receive(link: Link, source: int, build: Callable[[dict[str, Any]], Memory]) 
             raise ChecksumError(source, number)
     link.send_bytes(encode(_READ), source)
     return answer.state
-
-
-def check_skeleton(value: Any) -> Skeleton:
-    """What has come over the wire, as a skeleton. Raises RestoreError."""
-    if not isinstance(value, list):
-        raise RestoreError("the source's skeleton is not a list")
-    for item in value:
-        match item:
-            case (str(), str(), tuple() as shape, "cpu" | "cuda") if all(isinstance(n, int) and n >= 0 for n in shape):
-                continue
-        raise RestoreError(f"not the description of a tensor: {str(item)[:100]}")
-    return value
 
 
 def _read_memory(way: _Way, memory: Memory) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..state.provider import TensorSpec
+from ..state.provider import Layouts, TensorSpec, layouts_of
 from ..state.registry import Registry
+from ..step.tracker import Learned
 from .buckets import Memory
 from .header import Header, build
 
@@ -20,6 +21,7 @@ class Handover:
         self._offload = offload
         self._old: Registry | None = None
         self._skeleton: list[TensorSpec] = []
+        self._layouts: Layouts = {}
         self._rows: dict[str, torch.Tensor] | None = None
         self._host_state: dict[str, object] = {}
 
@@ -29,10 +31,10 @@ class Handover:
             return
         holder = self._old or registry
         if whole and self._rows is None:  # else it waits already, or there is none
-            self._skeleton, self._host_state = holder.state.skeleton(), holder.state.host_state()
+            tensors = self._describe(holder)
             self._rows = {
                 name: row.cpu().clone() if row.device.type == "cpu" else row.cpu()
-                for name, row in Memory(holder.state.named_tensors()).rows.items()
+                for name, row in Memory(tensors).rows.items()
             }
         for one in (holder, registry):
             one.drop_tensors()
@@ -57,8 +59,13 @@ class Handover:
             )
         if old is not None and whole:
             if rows is None:
-                self._skeleton, self._host_state = old.state.skeleton(), old.state.host_state()
-                rows = Memory(old.state.named_tensors()).rows
-            header = Header(0, list(self._skeleton), self._host_state, b"", ([], False, False), None)
+                rows = Memory(self._describe(old)).rows
+            header = Header(0, list(self._skeleton), self._layouts, self._host_state, b"", (0, b""), Learned(), None)
             build(registry, header, 0).fill_from(Memory.of_rows(rows))
         self._old = self._rows = None
+
+    def _describe(self, registry: Registry) -> dict[str, torch.Tensor]:
+        tensors = registry.state.named_tensors()
+        self._skeleton, self._layouts = registry.state.skeleton(), layouts_of(tensors)
+        self._host_state = registry.state.host_state()
+        return tensors

@@ -2,67 +2,85 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import msgspec
 
 from ..errors import RestoreError
+from ..state.provider import Layouts, check_layouts, check_skeleton, layouts_of
 from ..state.registry import Registry
 from ..state.small import SmallState, SmallStateTaker
+from ..step.tracker import Learned
 from .buckets import Memory
-from .exchange import check_skeleton
 
 
 @dataclass
 class Header:
-    """What describes a state: its step, its tensors, its note, and what was learned of the training loop."""
+    """What describes a state: its step, its tensors, its small state, and what was learned of the training loop."""
 
     step: int
     skeleton: list[Any]
+    layouts: Layouts
     host_state: dict[str, Any]
-    note: bytes
-    learned: tuple[list[str], bool, bool]
+    small: bytes
+    """The small state of `step`, encoded."""
+    before: tuple[int, bytes]
+    """The step before it and its small state, encoded, for who must find out whether a part of it was equal to its own;
+    (0, b""): not known any more."""
+    learned: Learned
     order: list[int] | None
+    """In which gradients arrived: see `ddp.py`."""
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "skeleton": self.skeleton,
-            "host_state": self.host_state,
-            "note": self.note,
-            "learned": self.learned,
-            "order": self.order,
-        }
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "learned": msgspec.to_builtins(self.learned)}
 
     @staticmethod
-    def from_dict(fields: dict[str, Any]) -> Header:
+    def from_dict(told: dict[str, Any]) -> Header:
         """Checks what came from elsewhere. Raises RestoreError."""
         try:
+            skeleton = list(check_skeleton(told["skeleton"]))
             header = Header(
-                fields["step"],
-                list(check_skeleton(fields["skeleton"])),
-                fields["host_state"],
-                fields["note"],
-                msgspec.convert(fields["learned"], tuple[list[str], bool, bool]),
-                msgspec.convert(fields["order"], list[int] | None),
+                msgspec.convert(told["step"], int),
+                skeleton,
+                check_layouts(told["layouts"], skeleton),
+                told["host_state"],
+                msgspec.convert(told["small"], bytes),
+                msgspec.convert(told["before"], tuple[int, bytes]),
+                msgspec.convert(told["learned"], Learned),
+                msgspec.convert(told["order"], list[int] | None),
             )
         except KeyError as error:
             raise RestoreError(f"the description of the state lacks {error}") from None
         except msgspec.ValidationError as error:
             raise RestoreError(f"the description of the state makes no sense: {error}") from None
-        types = (int, dict, bytes)
-        if not all(map(isinstance, (header.step, header.host_state, header.note), types)):
-            raise RestoreError("the description of the state has fields of wrong types")
+        if not isinstance(header.host_state, dict):
+            raise RestoreError("the description of the state has no host state")
         return header
 
 
 def describe(
-    registry: Registry, note: SmallState, learned: tuple[list[str], bool, bool], order: list[int] | None
+    registry: Registry,
+    small: SmallState,
+    learned: Learned,
+    order: list[int] | None,
+    before: SmallState | None = None,
 ) -> Header:
-    """The header of the registered state, which is that before `note.step`."""
-    state = registry.state
-    return Header(note.step, state.skeleton(), state.host_state(), registry.notes.whole_bytes(note), learned, order)
+    """The header of the registered state, which is that before `small.step`. `before`: of the step before it."""
+    state, taker = registry.state, registry.taker
+    tensors = state.named_tensors()
+    earlier = (0, b"") if before is None else (before.step, taker.whole_bytes(before))
+    return Header(
+        small.step,
+        state.skeleton(),
+        layouts_of(tensors),
+        state.host_state(),
+        taker.whole_bytes(small),
+        earlier,
+        learned,
+        order,
+    )
 
 
 def build(registry: Registry, header: Header, step: int) -> Memory:
@@ -71,7 +89,7 @@ def build(registry: Registry, header: Header, step: int) -> Memory:
         raise RestoreError(f"the source stands at step {header.step}, the plan says {step}")
     registry.state.materialise(header.skeleton)
     registry.state.load_host_state(header.host_state)
-    memory = Memory(registry.state.named_tensors())
+    memory = Memory(registry.state.named_tensors(), header.layouts)
     described = [item[0] for item in header.skeleton]
     if list(memory.rows) != described:
         odd = sorted(set(memory.rows) ^ set(described))
@@ -80,4 +98,10 @@ def build(registry: Registry, header: Header, step: int) -> Memory:
 
 
 def read_small_state(header: Header) -> SmallState:
-    return SmallStateTaker.from_bytes(header.step, header.note)
+    return SmallStateTaker.from_bytes(header.step, header.small)
+
+
+def read_before(header: Header) -> SmallState | None:
+    """The small state of the step before, if the source knew it."""
+    step, data = header.before
+    return SmallStateTaker.from_bytes(step, data) if data else None

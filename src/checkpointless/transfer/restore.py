@@ -12,16 +12,16 @@ from typing import Any
 
 from ...protocol.plan import Origin, RestorePlan, Transfer
 from ..ddp import ArrivalOrder
-from ..errors import ChecksumError, RestoreError
+from ..errors import ChecksumError, LocalStateLost, RestoreError
 from ..state.registry import Registry
-from ..state.small import SmallState
+from ..state.small import SmallState, differing
 from ..step.history import History
 from ..step.rollback import KeptState
 from ..step.tracker import StepTracker
 from .buckets import Memory
 from .disk import DiskCheckpoints
 from .exchange import receive, send
-from .header import Header, build, describe, read_small_state
+from .header import Header, build, describe, read_before, read_small_state
 from .link import Link
 from .snapshots import Snapshots
 
@@ -38,7 +38,7 @@ class Restorer:
     def __init__(
         self,
         registry: Registry,
-        journal: History,
+        history: History,
         tracker: StepTracker,
         order: ArrivalOrder,
         *,
@@ -51,7 +51,7 @@ class Restorer:
         on_change: Callable[[], None],
     ) -> None:
         self._registry = registry
-        self._journal = journal
+        self._history = history
         self._tracker = tracker
         self._order = order
         self._rank = rank
@@ -61,11 +61,13 @@ class Restorer:
         self._snapshots = snapshots
         self._disk = disk
         self._on_change = on_change
+        self.changed = False
+        """The state of this rank was replaced: what it has kept for a rollback is of another past."""
         self.distrusted: int | None = None
         """A rank that has sent wrong bytes."""
 
     def run(self, plan: RestorePlan | None) -> SmallState:
-        """Brings the registered state to the plan's target; the note of it.
+        """Brings the registered state to the plan's target; the small state of it.
 
         Raises RestoreError, and what the process group raises when a peer is lost.
         """
@@ -84,39 +86,39 @@ class Restorer:
 
     def _begin(self) -> SmallState:
         """There is nothing to go on from: the state is what the script has made."""
-        return self._registry.notes.take(0)
+        return self._registry.taker.take(0)
 
     def _from_memory(self, plan: RestorePlan) -> SmallState:
         step, rank = plan.target_step, self._rank
         if rank in plan.rollbacks:
             assert self._kept is not None, "only who keeps a state reports it"
-            self._on_change()
+            self._begin_change()
             self._kept.go_back(step, self._registry.state)
-        note: SmallState | None = None
+        small: SmallState | None = None
         for transfer in plan.transfers:
             if transfer.source == rank:
                 self._give(transfer, self._live(step))
             elif transfer.receiver == rank:
-                note = self._take(transfer, step)
-        return note or self._put_back(step)
+                small = self._take(transfer, step)
+        return small or self._put_back(step)
 
     def _from_snapshots(self, plan: RestorePlan) -> SmallState:
         assert self._snapshots is not None, "only who makes snapshots reports them"
         step, rank = plan.target_step, self._rank
-        note: SmallState | None = None
+        small: SmallState | None = None
         for transfer in plan.transfers:
             assert transfer.owner is not None
             if transfer.source == rank == transfer.receiver:
                 header, saved = self._snapshots.load(transfer.owner, step)
                 self._build(header, step).fill_from(saved)
-                note = self._adopt(header, giver=transfer.owner)
+                small = self._adopt(header, giver=transfer.owner)
             elif transfer.source == rank:
                 self._give(transfer, self._snapshots.load(transfer.owner, step))
             elif transfer.receiver == rank:
-                note = self._take(transfer, step)
-        if note is None:
+                small = self._take(transfer, step)
+        if small is None:
             raise RestoreError(f"the plan has no snapshot for rank {rank}")
-        return note
+        return small
 
     def _from_disk(self, step: int) -> SmallState:
         assert self._disk is not None, "only who has checkpoints reports them"
@@ -126,7 +128,14 @@ class Restorer:
         return self._adopt(header, giver=self._rank)
 
     def _live(self, step: int) -> tuple[Header, Memory]:
-        header = describe(self._registry, self._journal[step], self._tracker.learned(), self._order.indices)
+        history = self._history
+        header = describe(
+            self._registry,
+            history[step],
+            self._tracker.learned,
+            self._order.indices,
+            history.get(self._tracker.previous if self._tracker.previous < step else step - 1),
+        )
         return header, Memory(self._registry.state.named_tensors())
 
     def _give(self, transfer: Transfer, parcel: tuple[Header, Memory]) -> None:
@@ -148,35 +157,81 @@ class Restorer:
         return self._adopt(headers[0], giver=transfer.source if transfer.owner is None else transfer.owner)
 
     def _build(self, header: Header, step: int) -> Memory:
-        self._on_change()
+        self._begin_change()
         return build(self._registry, header, step)
+
+    def _begin_change(self) -> None:
+        self.changed = True
+        self._on_change()
 
     def _put_back(self, step: int) -> SmallState:
         """Parameters and optimizer are at `step`; all that an interrupted step has touched goes back to it."""
-        note = self._journal[step]
-        self._registry.notes.put_back(note)
-        return note
+        small = self._history[step]
+        self._registry.taker.put_back(small, generators=False)
+        return small
 
     def _adopt(self, header: Header, *, giver: int) -> SmallState:
         """The small state that came with the tensors, which were those of rank `giver`.
 
         If that is another rank, what only this rank's earlier process knew is in its record.
         """
-        note = read_small_state(header)
+        small = read_small_state(header)
         if giver != self._rank:
-            mine = self._journal.of_predecessor(header.step)
-            if mine is None:
-                _log.warning(
-                    "rank %d: its random generators and data position of step %d are nowhere (they are lost with a "
-                    "node; or see CheckpointManager.begin_backward); it goes on with those of rank %d's state",
-                    self._rank,
-                    header.step,
-                    giver,
-                )
-            else:
-                note.generators, note.local = mine.generators, mine.local
-                note.buffers |= mine.buffers
-        self._registry.notes.put_back(note)
-        self._tracker.learn(*header.learned)
+            self._take_own_part(small, header, giver)
+        self._registry.taker.distrust(frozenset(header.learned.untracked))
+        self._registry.taker.put_back(small, generators=False)
+        self._tracker.learned = header.learned
         self._order.indices = header.order
-        return note
+        return small
+
+    def _take_own_part(self, small: SmallState, header: Header, giver: int) -> None:
+        """Replaces the giver's local part by this rank's own, as far as it is known.
+
+        An item that changes after the last backward pass is not in the record of a process that was lost there. Where
+        it was equal on both ranks when the step before began, after all the steps of which it has changed in each, it
+        is the same thing on both, and the giver's is this rank's. Otherwise it is nowhere: raises LocalStateLost.
+        """
+        mine, theirs = self._history.of_predecessor(header.step), read_before(header)
+        before = self._history.of_predecessor(theirs.step) if theirs is not None else None
+        if mine is None and before is None:
+            _log.warning(
+                "rank %d: its random generators and data position of step %d are nowhere (they are lost with a "
+                "node; or see CheckpointManager.begin_backward); it goes on with those of rank %d's state",
+                self._rank,
+                header.step,
+                giver,
+            )
+            return
+        everything = frozenset(item for item, _ in small.items())
+        late = everything
+        if mine is not None:
+            late = frozenset() if mine.final else (mine.late | header.learned.late) & everything
+        unequal = frozenset(
+            item for item in _unequal(before, theirs, late) if not self._comes_from_a_replica(item, before)
+        )
+        if unequal:
+            raise LocalStateLost(
+                f"rank {self._rank}: {', '.join(sorted(unequal))} of step {header.step} is nowhere: it changes after "
+                "the backward pass and is not the same on all ranks (let it change before backward, or in update())",
+                header.step,
+            )
+        if mine is not None:
+            for item, _ in mine.items():
+                if item not in late:
+                    small.adopt(item, mine)
+            small.forward = mine.forward
+        else:
+            small.forward = None
+
+    def _comes_from_a_replica(self, item: str, before: SmallState | None) -> bool:
+        """A buffer that no record holds: it is taken to be the same on all replicas."""
+        kind, _, name = item.partition(" ")
+        return kind == "buffer" and (before is None or name not in before.buffers)
+
+
+def _unequal(one: SmallState | None, other: SmallState | None, items: frozenset[str]) -> frozenset[str]:
+    """Those of the items that two small states do not have in common."""
+    if one is None or other is None:
+        return items
+    mine = {item for item, _ in one.items()}
+    return differing(one, other) & items | (items - mine)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from hyperpodrun.checkpointless.state.provider import specify
+from hyperpodrun.checkpointless.step.tracker import Learned
 from hyperpodrun.checkpointless.transfer.buckets import Memory
 from hyperpodrun.checkpointless.transfer.header import Header
 from hyperpodrun.checkpointless.transfer.peer_copies import PeerCopies
@@ -24,7 +25,7 @@ def tensors(rank: int, step: int) -> dict[str, torch.Tensor]:
 
 def write(files: SnapshotFiles, rank: int, step: int) -> Path:
     held = tensors(rank, step)
-    header = Header(step, specify(held), {"count": step}, b"note", ([], False, False), None)
+    header = Header(step, specify(held), {}, {"count": step}, b"note", (0, b""), Learned(), None)
     return files.publish(rank, step, contents(header, Memory(held)))
 
 

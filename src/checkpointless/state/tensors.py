@@ -168,16 +168,3 @@ def local(value: torch.Tensor) -> torch.Tensor:
     value = value.detach()
     to_local = getattr(value, "to_local", None)
     return to_local() if to_local is not None else value
-
-
-def flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor's own memory as a row of bytes, in the order in which it lies there.
-
-    Raises RestoreError for a tensor with holes (a slice of another): its memory is not its own.
-    """
-    if not tensor.is_contiguous():
-        order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
-        tensor = tensor.permute(order)
-        if not tensor.is_contiguous():
-            raise RestoreError(f"a tensor of shape {list(tensor.shape)} is a slice of a larger one")
-    return tensor.view(-1).view(torch.uint8)

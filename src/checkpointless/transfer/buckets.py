@@ -1,7 +1,8 @@
 """How the tensors of a state are cut into buckets for the way to another rank: the same on both sides.
 
 A large tensor is cut into slices that are sent from, and received into, its own memory. Small ones are gathered in a
-bucket of their own. Nothing is ever flattened as a whole: the extra memory is that of the buckets in flight.
+bucket of their own. Nothing is ever flattened as a whole: the extra memory is that of the buckets in flight, and of
+copies of those tensors whose memory has holes.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..state.tensors import flat_bytes
+from ..errors import RestoreError
+from .huge_pages import use_huge_pages
 
 BUCKET_BYTES = 16 << 20
 _WORD = 8
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
+"""By bytes of an element: a dtype that torch can copy in any layout, on any device, bit for bit."""
 
 
 @dataclass
@@ -50,10 +54,30 @@ def cut(skeleton: Iterable[tuple[str, int, str]], limit: int = BUCKET_BYTES) -> 
 
 
 class Memory:
-    """The tensors of a state as rows of bytes, by name."""
+    """The tensors of a state as rows of bytes.
+
+    `rows`: by name, in the order given, a uint8 tensor of one dimension on the tensor's device. It is the tensor's own
+    memory, in the order in which the elements lie there (column-major and channels-last tensors included), where that
+    memory is the tensor's alone. Else, as for a slice of a larger tensor or an expanded one, it is a copy of all
+    elements in row-major order: who writes to `rows` calls `land` afterwards.
+    """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        self.rows = {name: flat_bytes(tensor) for name, tensor in tensors.items()}
+        """Raises RestoreError, with its name, for a tensor that is not strided."""
+        self.rows: dict[str, torch.Tensor] = {}
+        self._copies: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """The tensors whose rows are copies, and these: same shape, dtypes of `_BITS`."""
+        for name, tensor in tensors.items():
+            if tensor.layout is not torch.strided:
+                raise RestoreError(f"{name} is {tensor.layout}: only strided tensors can be moved")
+            row = flat_bytes(tensor)
+            if row is None:
+                places = _as_stored(tensor)
+                places = places.view(_BITS[places.element_size()])
+                copy = places.clone(memory_format=torch.contiguous_format)
+                self._copies.append((places, copy))
+                row = copy.view(-1).view(torch.uint8)
+            self.rows[name] = row
 
     @classmethod
     def of_rows(cls, rows: Mapping[str, torch.Tensor]) -> Memory:
@@ -62,11 +86,27 @@ class Memory:
         memory.rows = dict(rows)
         return memory
 
+    def prepare(self) -> None:
+        """To be called before `rows` is filled: makes that cheaper where the memory was never written to."""
+        for row in self.rows.values():
+            use_huge_pages(row)
+
+    def land(self) -> None:
+        """Brings what was written to `rows` to the tensors whose rows are copies. Harmless when repeated."""
+        for tensor, copy in self._copies:
+            places, values = tensor, copy
+            for dimension, stride in enumerate(tensor.stride()):
+                if stride == 0 and tensor.shape[dimension] > 1:  # expanded: all of it is one place
+                    places, values = places.narrow(dimension, 0, 1), values.narrow(dimension, 0, 1)
+            places.copy_(values)
+
     def fill_from(self, other: Memory) -> None:
-        """Copies the bytes of another state of the same skeleton."""
+        """Copies the bytes of another state of the same skeleton, and lands them."""
+        self.prepare()
         for name, row in self.rows.items():
             if row.data_ptr() != other.rows[name].data_ptr():
                 row.copy_(other.rows[name])
+        self.land()
 
     def sizes(self) -> list[tuple[str, int, str]]:
         return [(name, row.numel(), row.device.type) for name, row in self.rows.items()]
@@ -110,3 +150,25 @@ def checksum(data: torch.Tensor) -> torch.Tensor:
     rest = words[words.numel() // 64 * 64 :].sum()
     weights = torch.arange(1, whole.numel() + 1, dtype=torch.int64, device=data.device)
     return torch.stack([whole.sum() + rest, (whole * weights).sum() + rest * (whole.numel() + 1)])
+
+
+def flat_bytes(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The tensor's own memory as a row of bytes (uint8, one dimension), in the order in which it lies there.
+
+    None for a tensor that has holes or overlaps itself: its memory is not its alone.
+    """
+    tensor = _as_stored(tensor)
+    if not tensor.is_contiguous():
+        order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+        tensor = tensor.permute(order)
+        if not tensor.is_contiguous():
+            return None
+    return tensor.view(-1).view(torch.uint8)
+
+
+def _as_stored(tensor: torch.Tensor) -> torch.Tensor:
+    """Detached, and without what torch only does on reading: conjugation and negation."""
+    tensor = tensor.detach()
+    if tensor.is_conj():
+        tensor = tensor.conj()
+    return torch._neg_view(tensor) if tensor.is_neg() else tensor

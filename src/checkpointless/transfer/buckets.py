@@ -163,7 +163,8 @@ def flat_bytes(tensor: torch.Tensor) -> torch.Tensor | None:
         tensor = tensor.permute(order)
         if not tensor.is_contiguous():
             return None
-    return tensor.view(-1).view(torch.uint8)
+    # Not view(-1): a tensor of no or one element is contiguous with any stride, which that would keep.
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
 def _as_stored(tensor: torch.Tensor) -> torch.Tensor:

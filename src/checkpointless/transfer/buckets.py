@@ -169,7 +169,8 @@ def flat_bytes(tensor: torch.Tensor) -> torch.Tensor | None:
 
 def _as_stored(tensor: torch.Tensor) -> torch.Tensor:
     """Detached, and without what torch only does on reading: conjugation and negation."""
-    tensor = tensor.detach()
+    if tensor.requires_grad:
+        tensor = tensor.detach()
     if tensor.is_conj():
         tensor = tensor.conj()
     return torch._neg_view(tensor) if tensor.is_neg() else tensor

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from hyperpodrun.checkpointless.transfer import huge_pages, remote_memory
+from hyperpodrun.checkpointless.transfer import remote_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -118,26 +118,3 @@ def test_a_single_batch_needs_no_thread(monkeypatch):
     there, here, segments = rows([64, 0, 5])
     remote_memory.read_all(os.getpid(), segments, threads=4)
     assert torch.equal(there[0], here[0])
-
-
-def test_huge_pages_are_asked_for_only_where_nothing_was_written(monkeypatch):
-    class Libc:
-        def __init__(self, libc):
-            self.mincore, self.advised = libc.mincore, []
-
-        def madvise(self, begin, length, advice):
-            self.advised.append((begin.value, length.value))
-
-    libc = Libc(huge_pages._libc)
-    monkeypatch.setattr(huge_pages, "_libc", libc)
-    size = huge_pages._huge_page_bytes()
-    row = torch.empty(max(64 << 20, 8 * size), dtype=torch.uint8)
-    huge_pages.use_huge_pages(row)
-    huge_pages.use_huge_pages(row[:1000])
-    ((begin, length),) = libc.advised
-    assert begin % size == length % size == 0
-    assert row.data_ptr() <= begin
-    assert begin + length <= row.data_ptr() + row.numel()
-    row.fill_(1)
-    huge_pages.use_huge_pages(row)
-    assert len(libc.advised) == 1

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import torch
 
 from ..errors import RestoreError
-from .huge_pages import use_huge_pages
 
 BUCKET_BYTES = 16 << 20
 _WORD = 8
@@ -86,11 +85,6 @@ class Memory:
         memory.rows = dict(rows)
         return memory
 
-    def prepare(self) -> None:
-        """To be called before `rows` is filled: makes that cheaper where the memory was never written to."""
-        for row in self.rows.values():
-            use_huge_pages(row)
-
     def land(self) -> None:
         """Brings what was written to `rows` to the tensors whose rows are copies. Harmless when repeated."""
         for tensor, copy in self._copies:
@@ -102,7 +96,6 @@ class Memory:
 
     def fill_from(self, other: Memory) -> None:
         """Copies the bytes of another state of the same skeleton, and lands them."""
-        self.prepare()
         for name, row in self.rows.items():
             if row.data_ptr() != other.rows[name].data_ptr():
                 row.copy_(other.rows[name])

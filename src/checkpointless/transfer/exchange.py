@@ -96,7 +96,6 @@ def receive(link: Link, source: int, build: Callable[[dict[str, Any]], Memory]) 
     answer = _read_word(answering(), source, _Answer)
     way = answer.way
     memory = build(answer.state)
-    memory.prepare()
     sums: _Sums | None = None
     if not _read_memory(way, memory):
         link.send_bytes(encode(_STREAM), source)

@@ -170,6 +170,7 @@ def main() -> None:
                     measured = measure(world_size, size * 1_000_000, args.runs, rounds, options, baseline)
                     rows += measured
                     lines.append(cells(measured))
+                    harness.progress("  ".join(lines[-1]))
         costs_us = [cost_of_a_step_us() for _ in range(args.runs)]
     except (harness.RunFailed, subprocess.CalledProcessError) as error:
         sys.exit(f"restore: {error}")

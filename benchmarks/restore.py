@@ -1,28 +1,53 @@
 """How fast a lost rank has its state again: from a peer's memory, beside a plain gloo send and beside disk.
 
-One launch for every size and world size: its last rank is killed several times, then the same bytes are sent by gloo
-and saved and loaded through a file in the page cache, all in one run. The last line is the cost of being recoverable
-for a step in which nothing happens, the median of as many processes as there are runs.
+For every size and world size, in each launch: its last rank is killed several times, then the same bytes are sent by
+gloo, between buffers that are there, and saved and loaded through a file in the page cache. The peer's clock runs from
+the call of `restore` to the last byte in its place, in a process that is new.
+`--baseline REV` does the same with another commit's code, launch by launch in turn; both have the gloo and disk of all.
+The last line is the cost of being recoverable for a step in which nothing happens, the median of as many processes as
+there are runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import harness
+import hyperpodrun
 
 SIZES = "10,100,1000,2000"
 STEP_MS = 20.0
 
 
-def launch(world_size: int, runs: int, *options: str) -> list[dict[str, float]]:
-    """The facts of one job."""
+@contextlib.contextmanager
+def checked_out(revision: str) -> Iterator[Path]:
+    """A directory from which `import hyperpodrun` gives the code of that commit."""
+    git = ["git", "-C", str(harness.BENCHMARKS)]
+    with tempfile.TemporaryDirectory() as name:
+        tree, imports = Path(name, "tree"), Path(name, "imports")
+        subprocess.run([*git, "worktree", "add", "--quiet", "--detach", str(tree), revision], check=True)
+        try:
+            imports.mkdir()
+            (imports / "hyperpodrun").symlink_to(tree / "src")
+            yield imports
+        finally:
+            subprocess.run([*git, "worktree", "remove", "--force", str(tree)], check=True)
+
+
+def launch(world_size: int, runs: int, *options: str, code: Path | None = None) -> list[dict[str, object]]:
+    """The facts of one job, with the package in the directory `code` instead of this one."""
+    environment = {}
+    if code is not None:
+        environment["PYTHONPATH"] = os.pathsep.join([str(code), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         finished = harness.run(
@@ -37,27 +62,49 @@ def launch(world_size: int, runs: int, *options: str) -> list[dict[str, float]]:
             ),
             directory,
             deadline_s=300.0,
+            environment=environment,
         )
         harness.require_success(finished)
-        return [json.loads(line) for line in (directory / "facts.jsonl").read_text().splitlines()]
+        facts = [json.loads(line) for line in (directory / "facts.jsonl").read_text().splitlines()]
+    expected = Path(hyperpodrun.__file__).parent if code is None else code / "hyperpodrun"
+    if any(Path(fact["code"]).resolve() != expected.resolve() for fact in facts):
+        raise harness.RunFailed(f"the workers have not run the code of {expected}")
+    return facts
 
 
-def measure(world_size: int, nbytes: int, runs: int, options: Sequence[str]) -> list[dict[str, object]]:
-    """A row for each path."""
-    facts = launch(world_size, runs, f"--bytes={nbytes}", *options)
+def measure(
+    world_size: int, nbytes: int, runs: int, rounds: int, options: Sequence[str], baseline: Path | None
+) -> list[dict[str, object]]:
+    """A row for each path: peer, gloo, disk and, with a baseline, the peer as that has it."""
+    peer: dict[str, list[dict[str, object]]] = {"peer": []}
+    rest: list[dict[str, object]] = []
+    codes: dict[str, Path | None] = {"peer": None} | ({"baseline": baseline} if baseline is not None else {})
+    for _ in range(rounds):
+        for path, code in codes.items():
+            facts = launch(world_size, runs, f"--bytes={nbytes}", *options, code=code)
+            peer.setdefault(path, []).extend(fact for fact in facts if fact["path"] == "peer")
+            rest += [fact for fact in facts if fact["path"] != "peer"]
+    measured = {
+        "peer": peer["peer"],
+        "gloo": [fact for fact in rest if fact["path"] == "gloo"],
+        "disk": [fact for fact in rest if fact["path"] == "disk"],
+        **({"baseline": peer["baseline"]} if baseline is not None else {}),
+    }
     rows: list[dict[str, object]] = []
-    for path in ("peer", "gloo", "disk"):
-        mine = [fact for fact in facts if fact["path"] == path and fact.get("received", True)]
+    for path, facts in measured.items():
+        seconds = sorted(float(str(fact["seconds"])) for fact in facts if fact.get("received", True))
         row: dict[str, object] = {
             "benchmark": "restore",
             "path": path,
             "bytes": nbytes,
             "world_size": world_size,
-            "median_s": statistics.median(fact["seconds"] for fact in mine),
-            "runs": len(mine),
+            "median_s": statistics.median(seconds),
+            "fastest_s": seconds[0],
+            "slowest_s": seconds[-1],
+            "runs": len(seconds),
         }
-        if path == "peer":
-            row["extra_mb"] = max(fact["extra_mb"] for fact in facts if fact["path"] == path)
+        if path in peer:
+            row["extra_mb"] = max(float(str(fact["extra_mb"])) for fact in facts)
         rows.append(row)
     return rows
 
@@ -65,19 +112,30 @@ def measure(world_size: int, nbytes: int, runs: int, options: Sequence[str]) -> 
 def cost_of_a_step_us() -> float:
     """Of one process: the difference of the medians of 2,000 steps with a CheckpointManager, and 2,000 without."""
     (fact,) = launch(1, 1)
-    return (fact["managed"] - fact["plain"]) * 1e6
+    return (float(str(fact["managed"])) - float(str(fact["plain"]))) * 1e6
 
 
 def cells(rows: list[dict[str, object]]) -> list[str]:
-    """A line of the table: bandwidths, and how the peer compares."""
-    nbytes = float(str(rows[0]["bytes"]))
-    seconds = {str(row["path"]): float(str(row["median_s"])) for row in rows}
+    """A line of the table: bandwidths as median [slowest, fastest], and how the peer compares."""
+    gigabytes = float(str(rows[0]["bytes"])) / 1e9
+    by_path = {str(row["path"]): row for row in rows}
+
+    def seconds(path: str, which: str = "median_s") -> float:
+        return float(str(by_path[path][which]))
+
+    def bandwidth(path: str) -> str:
+        median, slowest, fastest = (
+            gigabytes / seconds(path, f"{which}_s") for which in ("median", "slowest", "fastest")
+        )
+        return f"{median:.2f} [{slowest:.2f}, {fastest:.2f}]"
+
+    others = [path for path in by_path if path != "peer"]
     return [
-        f"{nbytes / 1e6:.0f}",
+        f"{gigabytes * 1e3:.0f}",
         str(rows[0]["world_size"]),
-        *(f"{nbytes / 1e9 / seconds[path]:.2f}" for path in ("peer", "gloo", "disk")),
-        f"{seconds['gloo'] / seconds['peer']:.2f}",
-        f"{seconds['disk'] / seconds['peer']:.1f}",
+        str(rows[0]["runs"]),
+        *(bandwidth(path) for path in by_path),
+        *(f"{seconds(path) / seconds('peer'):.2f}" for path in others),
         f"{float(str(rows[0]['extra_mb'])):.0f}",
     ]
 
@@ -89,6 +147,10 @@ def main() -> None:
         "--sizes", type=harness.comma_separated(harness.positive), default=SIZES, metavar="MB,...", help=SIZES
     )
     parser.add_argument("--world-sizes", type=harness.comma_separated(harness.positive), default="2,4", metavar="N,...")
+    parser.add_argument("--baseline", metavar="REV", help="a commit to measure beside this code, launch by launch")
+    parser.add_argument(
+        "--rounds", type=harness.positive, help="launches for each figure (default: 1; 3 with a baseline)"
+    )
     parser.add_argument("--checksum", action="store_true", help="check every bucket")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     parser.add_argument("--quick", action="store_true", help="one small run: does it work at all?")
@@ -98,21 +160,27 @@ def main() -> None:
     print(f"restore: {harness.describe_machine()}\n", flush=True)
     rows: list[dict[str, object]] = []
     lines: list[list[str]] = []
+    rounds = args.rounds or (3 if args.baseline else 1)
+    options = ["--checksum"] if args.checksum else []
     try:
-        for world_size in args.world_sizes:
-            for size in args.sizes:
-                harness.progress(f"{size} MB, {world_size} ranks")
-                measured = measure(world_size, size * 1_000_000, args.runs, ["--checksum"] if args.checksum else [])
-                rows += measured
-                lines.append(cells(measured))
+        with checked_out(args.baseline) if args.baseline else contextlib.nullcontext() as baseline:
+            for world_size in args.world_sizes:
+                for size in args.sizes:
+                    harness.progress(f"{size} MB, {world_size} ranks")
+                    measured = measure(world_size, size * 1_000_000, args.runs, rounds, options, baseline)
+                    rows += measured
+                    lines.append(cells(measured))
+                    harness.progress("  ".join(lines[-1]))
         costs_us = [cost_of_a_step_us() for _ in range(args.runs)]
-    except harness.RunFailed as error:
+    except (harness.RunFailed, subprocess.CalledProcessError) as error:
         sys.exit(f"restore: {error}")
     cost_us = statistics.median(costs_us)
     rows.append(
         {"benchmark": "restore", "path": "steady", "world_size": 1, "median_s": cost_us / 1e6, "runs": len(costs_us)}
     )
-    header = ["MB", "ranks", "peer, GB/s", "gloo, GB/s", "disk, GB/s", "peer/gloo", "peer/disk", "extra, MB"]
+    paths = ["peer", "gloo", "disk", *(["baseline"] if args.baseline else [])]
+    header = ["MB", "ranks", "runs", *(f"{path}, GB/s" for path in paths)]
+    header += [*(f"peer/{path}" for path in paths[1:]), "extra, MB"]
     print(harness.table(header, lines))
     print(
         f"\nbeing recoverable costs a step {cost_us:.0f} us [{min(costs_us):.0f}, {max(costs_us):.0f}]: "

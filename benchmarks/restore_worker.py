@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import hyperpodrun
 import torch
 import torch.distributed as dist
 from hyperpodrun import CheckpointManager, HPCallWrapper, HPWrapper
@@ -24,14 +25,15 @@ BLOCKS, STEPS_IN_BLOCK = 41, 50
 
 
 class Journal:
-    """One JSON line for every fact."""
+    """One JSON line for every fact, with the package that it is about."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def write(self, **fields: object) -> None:
+        code = str(Path(hyperpodrun.__file__).parent)
         with self._path.open("a") as file:
-            file.write(json.dumps({"rank": dist.get_rank(), **fields}) + "\n")
+            file.write(json.dumps({"rank": dist.get_rank(), "code": code, **fields}) + "\n")
 
 
 def make(nbytes: int, device: torch.device) -> tuple[torch.nn.Module, torch.optim.Optimizer]:

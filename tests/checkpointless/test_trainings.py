@@ -1,4 +1,4 @@
-"""Ordinary scripts of other people come out of a fault as without one, or are refused before they have lost anything."""
+"""Ordinary scripts of other people come out of a fault as without one, or are refused at their beginning."""
 
 from __future__ import annotations
 

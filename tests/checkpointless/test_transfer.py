@@ -66,11 +66,6 @@ def test_the_checksum_of_a_bucket_of_pieces_is_that_of_its_bytes():
     assert memory.checksum(bucket).tolist() == checksum(torch.cat([memory.rows["a"], memory.rows["b"]])).tolist()
 
 
-def test_a_slice_of_a_larger_tensor_is_refused():
-    with pytest.raises(RestoreError, match="slice of a larger one"):
-        Memory({"a": torch.zeros(4, 4)[:, 1]})
-
-
 @pytest.mark.parametrize(
     "value",
     [None, [1], [("a", "float32", (1,))], [("a", "float32", (-1,), "cpu")], [("a", "float32", (1,), "disk")]],

@@ -259,7 +259,7 @@ class TorchState(StateProvider):
             ):
                 return present
         if sharded and parameter is not None:
-            return torch.zeros_like(parameter, dtype=kind, requires_grad=False)
+            return torch.empty_like(parameter, dtype=kind, requires_grad=False)
         # The step counter is on the CPU with some optimizers, whatever the device of the parameter.
         own = local(parameter).device if parameter is not None else torch.device(device)
         return make_tensor(shape, kind, own if own.type == device else torch.device(device), layout)
@@ -338,16 +338,3 @@ def local(value: torch.Tensor) -> torch.Tensor:
     value = value.detach()
     to_local = getattr(value, "to_local", None)
     return to_local() if to_local is not None else value
-
-
-def flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor's own memory as a row of bytes, in the order in which it lies there.
-
-    Raises RestoreError for a tensor with holes (a slice of another): its memory is not its own.
-    """
-    if not tensor.is_contiguous():
-        order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
-        tensor = tensor.permute(order)
-        if not tensor.is_contiguous():
-            raise RestoreError(f"a tensor of shape {list(tensor.shape)} is a slice of a larger one")
-    return tensor.view(-1).view(torch.uint8)

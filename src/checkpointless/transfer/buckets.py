@@ -1,7 +1,8 @@
 """How the tensors of a state are cut into buckets for the way to another rank: the same on both sides.
 
 A large tensor is cut into slices that are sent from, and received into, its own memory. Small ones are gathered in a
-bucket of their own. Nothing is ever flattened as a whole: the extra memory is that of the buckets in flight.
+bucket of their own. Nothing is ever flattened as a whole: the extra memory is that of the buckets in flight, and of
+copies of those tensors whose memory has holes.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..state.tensors import flat_bytes
+from ..errors import RestoreError
+from ..state.provider import Layouts, layout_of, make_tensor
 
 BUCKET_BYTES = 16 << 20
 _WORD = 8
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
+"""By bytes of an element: a dtype that torch can copy in any layout, on any device, bit for bit."""
 
 
 @dataclass
@@ -50,12 +54,40 @@ def cut(skeleton: Iterable[tuple[str, int, str]], limit: int = BUCKET_BYTES) -> 
 
 
 class Memory:
-    """The tensors of a state as rows of bytes, by name."""
+    """The tensors of a state as rows of bytes.
 
-    def __init__(
-        self, tensors: Mapping[str, torch.Tensor], layouts: Mapping[str, tuple[int, ...]] | None = None
-    ) -> None:
-        self.rows = {name: flat_bytes(tensor) for name, tensor in tensors.items()}
+    `rows`: by name, in the order given, a uint8 tensor of one dimension on the tensor's device. It is the tensor's own
+    memory, in the order in which the elements lie there (column-major and channels-last tensors included), where that
+    memory is the tensor's alone. Else, as for a slice of a larger tensor or an expanded one, it is a copy of all
+    elements in row-major order: who writes to `rows` calls `land` afterwards.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], layouts: Layouts | None = None) -> None:
+        """`layouts`: how the rows are to be laid out, as the source's are; None: as the tensors themselves are.
+
+        Raises RestoreError, with its name, for a tensor that is not strided.
+        """
+        self.rows: dict[str, torch.Tensor] = {}
+        self._copies: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """The tensors whose rows are copies, and these: same shape, dtypes of `_BITS`."""
+        for name, tensor in tensors.items():
+            if tensor.layout is not torch.strided:
+                raise RestoreError(f"{name} is {tensor.layout}: only strided tensors can be moved")
+            row = flat_bytes(tensor)
+            wanted = () if layouts is None else layouts.get(name, ())
+            if row is None or (layouts is not None and layout_of(tensor) != wanted):
+                row = self._copy(tensor, wanted)
+            self.rows[name] = row
+
+    def _copy(self, tensor: torch.Tensor, layout: tuple[int, ...]) -> torch.Tensor:
+        """The row of a copy, in that layout."""
+        places = _as_stored(tensor)
+        places = places.view(_BITS[places.element_size()])
+        copy = make_tensor(places.shape, places.dtype, places.device, layout).copy_(places)
+        self._copies.append((places, copy))
+        row = flat_bytes(copy)
+        assert row is not None, "made dense"
+        return row
 
     @classmethod
     def of_rows(cls, rows: Mapping[str, torch.Tensor]) -> Memory:
@@ -64,11 +96,21 @@ class Memory:
         memory.rows = dict(rows)
         return memory
 
+    def land(self) -> None:
+        """Brings what was written to `rows` to the tensors whose rows are copies. Harmless when repeated."""
+        for tensor, copy in self._copies:
+            places, values = tensor, copy
+            for dimension, stride in enumerate(tensor.stride()):
+                if stride == 0 and tensor.shape[dimension] > 1:  # expanded: all of it is one place
+                    places, values = places.narrow(dimension, 0, 1), values.narrow(dimension, 0, 1)
+            places.copy_(values)
+
     def fill_from(self, other: Memory) -> None:
-        """Copies the bytes of another state of the same skeleton."""
+        """Copies the bytes of another state of the same skeleton, and lands them."""
         for name, row in self.rows.items():
             if row.data_ptr() != other.rows[name].data_ptr():
                 row.copy_(other.rows[name])
+        self.land()
 
     def sizes(self) -> list[tuple[str, int, str]]:
         return [(name, row.numel(), row.device.type) for name, row in self.rows.items()]
@@ -112,3 +154,27 @@ def checksum(data: torch.Tensor) -> torch.Tensor:
     rest = words[words.numel() // 64 * 64 :].sum()
     weights = torch.arange(1, whole.numel() + 1, dtype=torch.int64, device=data.device)
     return torch.stack([whole.sum() + rest, (whole * weights).sum() + rest * (whole.numel() + 1)])
+
+
+def flat_bytes(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The tensor's own memory as a row of bytes (uint8, one dimension), in the order in which it lies there.
+
+    None for a tensor that has holes or overlaps itself: its memory is not its alone.
+    """
+    tensor = _as_stored(tensor)
+    if not tensor.is_contiguous():
+        order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+        tensor = tensor.permute(order)
+        if not tensor.is_contiguous():
+            return None
+    # Not view(-1): a tensor of no or one element is contiguous with any stride, which that would keep.
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
+
+
+def _as_stored(tensor: torch.Tensor) -> torch.Tensor:
+    """Detached, and without what torch only does on reading: conjugation and negation."""
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    if tensor.is_conj():
+        tensor = tensor.conj()
+    return torch._neg_view(tensor) if tensor.is_neg() else tensor

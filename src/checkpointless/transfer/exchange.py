@@ -1,8 +1,9 @@
 """State on its way from one rank to another, over the process group or straight out of the peer's memory.
 
 The conversation: the receiver says where it runs; the source answers with the header (skeleton, note, where its
-tensors are); the receiver builds what it lacks, and either reads the source's memory or asks for the buckets. It ends
-with the receiver's last word, until which the source must not change anything.
+tensors are); the receiver builds what it lacks, and either reads the source's memory or asks for the buckets. Then it
+says that it is done, until which the source must not change anything. Checksums come last: who has to make them makes
+them while the bytes are on their way.
 Everything goes from point to point over an existing process group: a source that dies breaks it, which is a fault like
 any other, and the next epoch's plan names the next source.
 """
@@ -12,8 +13,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 import torch
@@ -26,8 +26,7 @@ from .link import Link
 
 _IN_FLIGHT = 4
 _VOLLEY_BYTES = 256 << 20
-_READ_BYTES = 32 << 20
-_READ, _STREAM = 1, 2
+_DONE, _STREAM = 1, 2
 
 
 class _Hello(msgspec.Struct, frozen=True):
@@ -39,11 +38,11 @@ class _Hello(msgspec.Struct, frozen=True):
 
 class _Way(msgspec.Struct, frozen=True):
     """How the source's tensors can be had: where each begins in the memory of `pid`, none if it cannot be read there;
-    and the checksums of the buckets, none without `enable_checksum`."""
+    and whether checksums of the buckets will follow."""
 
     pid: int
     addresses: list[int]
-    sums: list[list[int]]
+    summed: bool
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -53,12 +52,14 @@ class _Answer(msgspec.Struct, frozen=True):
     way: _Way
 
 
+_Sums: TypeAlias = list[list[int]]
+"""The checksums of all buckets, in order."""
 _Word = TypeVar("_Word")
 
 
 def send(link: Link, to: int, header: dict[str, Any], memory: Memory, *, checksum: bool) -> None:
     """Gives a state to rank `to`. `header`: what the receiver's `build` and `receive`'s caller want to know."""
-    hello = _expect(link, to, _Hello)
+    hello = _read_word(link.receive_bytes(to), to, _Hello)
     readable = hello.space == remote_memory.address_space() != "" and _all_on_cpu(memory)
     if readable:
         remote_memory.allow(hello.pid)
@@ -70,14 +71,17 @@ def send(link: Link, to: int, header: dict[str, Any], memory: Memory, *, checksu
 
 
 def _give(link: Link, to: int, header: dict[str, Any], memory: Memory, *, readable: bool, checksum: bool) -> None:
-    buckets = cut(memory.sizes())
     addresses = [row.data_ptr() for row in memory.rows.values()] if readable else []
-    sums = [memory.checksum(bucket).tolist() for bucket in buckets] if checksum else []
-    way = {"pid": os.getpid(), "addresses": addresses, "sums": sums}
+    way = {"pid": os.getpid(), "addresses": addresses, "summed": checksum}
+    word = link.expect_bytes(to)
     link.send_bytes(encode({"state": header, "way": way}), to)
-    if _expect(link, to, int) == _STREAM:
-        _send_buckets(link, to, memory, buckets)
-        _expect(link, to, int)
+    buckets = cut(memory.sizes())
+    sums = [memory.checksum(bucket).tolist() for bucket in buckets] if checksum and readable else []
+    if _read_word(word(), to, int) == _STREAM:
+        sums = _send_buckets(link, to, memory, buckets, checksum=checksum)
+        _read_word(link.receive_bytes(to), to, int)
+    if checksum:
+        link.send_bytes(encode(sums), to)
 
 
 def receive(link: Link, source: int, build: Callable[[dict[str, Any]], Memory]) -> dict[str, Any]:
@@ -86,44 +90,41 @@ def receive(link: Link, source: int, build: Callable[[dict[str, Any]], Memory]) 
     Raises RestoreError for a header that makes no sense, ChecksumError for wrong bytes, what the process group raises
     when the source is lost.
     """
+    answering = link.expect_bytes(source)
     link.send_bytes(encode({"space": remote_memory.address_space(), "pid": os.getpid()}), source)
-    answer = _expect(link, source, _Answer)
+    answer = _read_word(answering(), source, _Answer)
     way = answer.way
     memory = build(answer.state)
-    buckets = cut(memory.sizes())
+    sums: _Sums | None = None
     if not _read_memory(way, memory):
         link.send_bytes(encode(_STREAM), source)
-        _receive_buckets(link, source, memory, buckets)
-    if way.sums and len(way.sums) != len(buckets):
-        raise RestoreError(f"rank {source} counts {len(way.sums)} buckets, there are {len(buckets)}")
-    for number, expected in enumerate(way.sums):
-        if memory.checksum(buckets[number]).tolist() != expected:
-            link.send_bytes(encode(_READ), source)  # the source is not to blame for waiting
-            raise ChecksumError(source, number)
-    link.send_bytes(encode(_READ), source)
+        sums = _receive_buckets(link, source, memory, checksum=way.summed)
+    link.send_bytes(encode(_DONE), source)
+    if way.summed:
+        if sums is None:
+            sums = [memory.checksum(bucket).tolist() for bucket in cut(memory.sizes())]
+        _compare(sums, _read_word(link.receive_bytes(source), source, _Sums), source)
+    memory.land()
     return answer.state
+
+
+def _compare(sums: _Sums, expected: _Sums, source: int) -> None:
+    """Raises ChecksumError for the first bucket that has come with other bytes, RestoreError if there is none such."""
+    if len(expected) != len(sums):
+        raise RestoreError(f"rank {source} counts {len(expected)} buckets, there are {len(sums)}")
+    for number, (one, other) in enumerate(zip(sums, expected, strict=True)):
+        if one != other:
+            raise ChecksumError(source, number)
 
 
 def _read_memory(way: _Way, memory: Memory) -> bool:
     """Copies every tensor from the source's process; False where that is not possible."""
     if len(way.addresses) != len(memory.rows) or not _all_on_cpu(memory):
         return False
-    pieces = [
-        (address + begin, row.data_ptr() + begin, min(_READ_BYTES, row.numel() - begin))
-        for address, row in zip(way.addresses, memory.rows.values(), strict=True)
-        for begin in range(0, row.numel(), _READ_BYTES)
-    ]
+    rows = memory.rows.values()
+    segments = [(address, row.data_ptr(), row.numel()) for address, row in zip(way.addresses, rows, strict=True)]
     try:
-        # New memory is made page by page as it is filled: that is work for more than one core. Leaving the block, also
-        # by an interrupt, waits for the readers: none may write into a tensor that somebody has begun to use again.
-        with ThreadPoolExecutor(_readers(), thread_name_prefix="hyperpodrun-restore") as readers:
-            reads = [readers.submit(remote_memory.read, way.pid, *piece) for piece in pieces]
-            try:
-                for read in reads:
-                    read.result()
-            except BaseException:
-                readers.shutdown(wait=True, cancel_futures=True)
-                raise
+        remote_memory.read_all(way.pid, segments, threads=_readers())
     except PermissionError:
         return False
     except OSError as error:
@@ -158,16 +159,21 @@ def _in_place(link: Link, memory: Memory, bucket: Bucket) -> torch.Tensor | None
     return row if row is not None and row.device.type == link.wire_device(bucket.device).type else None
 
 
-def _send_buckets(link: Link, to: int, memory: Memory, buckets: Sequence[Bucket]) -> None:
+def _send_buckets(link: Link, to: int, memory: Memory, buckets: Sequence[Bucket], *, checksum: bool) -> _Sums:
+    """Sends all buckets; their checksums, if they are wanted."""
     staging = _Staging(link)
     flying: deque[tuple[list[Any], list[torch.Tensor]]] = deque()
+    sums: _Sums = []
     for volley in _volleys(link, memory, buckets):
         if len(flying) == _IN_FLIGHT:
             _wait(flying.popleft()[0])
         rows = [_outgoing(link, memory, bucket, staging) for bucket in volley]
         flying.append((link.isend_all(rows, to), rows))
+        if checksum:
+            sums += [memory.checksum(bucket).tolist() for bucket in volley]
     for works, _ in flying:
         _wait(works)
+    return sums
 
 
 def _outgoing(link: Link, memory: Memory, bucket: Bucket, staging: _Staging) -> torch.Tensor:
@@ -183,17 +189,21 @@ def _outgoing(link: Link, memory: Memory, bucket: Bucket, staging: _Staging) -> 
     return staged
 
 
-def _receive_buckets(link: Link, source: int, memory: Memory, buckets: Sequence[Bucket]) -> None:
+def _receive_buckets(link: Link, source: int, memory: Memory, *, checksum: bool) -> _Sums:
+    """Receives all buckets; their checksums as they came, if they are wanted."""
     staging = _Staging(link)
-    flying: deque[tuple[list[Any], list[tuple[Bucket, torch.Tensor]]]] = deque()
+    flying: deque[tuple[list[Any], list[Bucket], list[tuple[Bucket, torch.Tensor]]]] = deque()
+    sums: _Sums = []
 
     def land() -> None:
-        works, staged = flying.popleft()
+        works, volley, staged = flying.popleft()
         _wait(works)
         for bucket, row in staged:
             memory.scatter(bucket, row)
+        if checksum:
+            sums.extend(memory.checksum(bucket).tolist() for bucket in volley)
 
-    for volley in _volleys(link, memory, buckets):
+    for volley in _volleys(link, memory, cut(memory.sizes())):
         if len(flying) == _IN_FLIGHT:
             land()
         rows, staged = [], []
@@ -203,9 +213,10 @@ def _receive_buckets(link: Link, source: int, memory: Memory, buckets: Sequence[
                 row = staging.row(bucket)
                 staged.append((bucket, row))
             rows.append(row)
-        flying.append((link.irecv_all(rows, source), staged))
+        flying.append((link.irecv_all(rows, source), volley, staged))
     while flying:
         land()
+    return sums
 
 
 def _wait(works: Sequence[Any]) -> None:
@@ -235,9 +246,9 @@ def _all_on_cpu(memory: Memory) -> bool:
     return all(row.device.type == "cpu" for row in memory.rows.values())
 
 
-def _expect(link: Link, source: int, kind: type[_Word]) -> _Word:
-    """The peer's next word, of that type. Raises RestoreError."""
+def _read_word(data: bytes, source: int, kind: type[_Word]) -> _Word:
+    """What the peer has sent, as that type. Raises RestoreError."""
     try:
-        return msgspec.convert(decode(link.receive_bytes(source)), kind)
+        return msgspec.convert(decode(data), kind)
     except (EncodingError, msgspec.ValidationError) as error:
         raise RestoreError(f"rank {source} sent what is not the word that was due: {error}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,10 @@ from torch import distributed as dist
 from ..errors import RestoreError
 
 _MAX_HEADER = 1 << 30
+_LENGTH_BYTES = 8
+_FRAME_BYTES = 32 << 10
+"""Of a message's first part, which has its length and its beginning: one trip is enough for most."""
+_ROOM = _FRAME_BYTES - _LENGTH_BYTES
 
 
 class Link:
@@ -37,23 +41,38 @@ class Link:
             dist.all_reduce(torch.zeros(1, device="cuda"), group=self._group)
 
     def send_bytes(self, data: bytes, to: int) -> None:
+        """Sends a message of up to 1 GB: a frame of fixed size and, where that is too small, the rest."""
         device = self.wire_device("cpu")
-        self.isend(torch.tensor([len(data)], dtype=torch.int64, device=device), to).wait()
-        if data:
-            self.isend(torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device), to).wait()
+        frame = bytearray(len(data).to_bytes(_LENGTH_BYTES, "little") + data[:_ROOM])
+        frame += bytes(_FRAME_BYTES - len(frame))
+        for part in (frame, bytearray(data[_ROOM:])):
+            if part:
+                self.isend(torch.frombuffer(part, dtype=torch.uint8).to(device), to).wait()
 
     def receive_bytes(self, source: int) -> bytes:
+        """The peer's next message. Raises RestoreError for one of an absurd length."""
+        return self.expect_bytes(source)()
+
+    def expect_bytes(self, source: int) -> Callable[[], bytes]:
+        """`receive_bytes` in two parts: gloo sends at once what the other side has said that it waits for, else it
+        asks first. Nothing else may be received from that rank in between."""
         device = self.wire_device("cpu")
-        size = torch.zeros(1, dtype=torch.int64, device=device)
-        self.irecv(size, source).wait()
-        length = int(size.item())
-        if not 0 <= length <= _MAX_HEADER:
-            raise RestoreError(f"rank {source} announces {length} bytes, more than {_MAX_HEADER}")
-        if not length:
-            return b""
-        row = torch.empty(length, dtype=torch.uint8, device=device)
-        self.irecv(row, source).wait()
-        return row.cpu().numpy().tobytes()
+        frame = torch.empty(_FRAME_BYTES, dtype=torch.uint8, device=device)
+        early = None if device.type == "cuda" else self.irecv(frame, source)  # NCCL would run it before what is sent
+
+        def wait() -> bytes:
+            (early or self.irecv(frame, source)).wait()
+            head = _to_bytes(frame)
+            length = int.from_bytes(head[:_LENGTH_BYTES], "little")
+            if length > _MAX_HEADER:
+                raise RestoreError(f"rank {source} announces {length} bytes, more than {_MAX_HEADER}")
+            if length <= _ROOM:
+                return head[_LENGTH_BYTES : _LENGTH_BYTES + length]
+            rest = torch.empty(length - _ROOM, dtype=torch.uint8, device=device)
+            self.irecv(rest, source).wait()
+            return head[_LENGTH_BYTES:] + _to_bytes(rest)
+
+        return wait
 
     def isend(self, row: torch.Tensor, to: int) -> Any:
         return self._begin(dist.isend, [row], to)[0]
@@ -85,3 +104,7 @@ class Link:
             return str(self._group._get_backend(torch.device(kind)).name())
         except (RuntimeError, AttributeError):
             return None
+
+
+def _to_bytes(row: torch.Tensor) -> bytes:
+    return row.cpu().numpy().tobytes()

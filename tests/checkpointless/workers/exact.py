@@ -15,6 +15,7 @@ import os
 import random
 import signal
 import sys
+from collections.abc import Sequence
 
 import numpy
 import torch
@@ -51,7 +52,7 @@ class Data:
 
 IN_A_RESTORE = ("restore", "receiving", "sending", "source")
 HALF = 5
-"""Tensors to be read before a fault in the middle of it; the model has 8, with its optimizer 32."""
+"""Tensors to be read before a fault in the middle of it, one by one; the model has 8, with its optimizer 32."""
 
 
 class Faults:
@@ -94,13 +95,14 @@ class Faults:
 
         restoring.Restorer._adopt, restoring.Restorer._give = broken_adopt, broken_give
         read, isend = remote_memory.read, exchange.Link.isend
+        remote_memory._BATCH_SEGMENTS = 1
 
-        def broken_read(pid: int, *piece: int) -> None:
+        def broken_read(pid: int, batch: Sequence[remote_memory.Segment]) -> None:
             self.reads += 1
             if self.reads == HALF:
                 self.reach("receiving")
                 self.reach("source", victim=pid)
-            read(pid, *piece)
+            read(pid, batch)
 
         def broken_isend(*args):
             self.reach("sending")

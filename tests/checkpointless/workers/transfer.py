@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 import torch
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from hyperpodrun.checkpointless.errors import ChecksumError, RestoreError
 from hyperpodrun.checkpointless.transfer import exchange, remote_memory
 from hyperpodrun.checkpointless.transfer.buckets import BUCKET_BYTES, Memory
+from layouts import DTYPES, LAYOUTS, bits, make
 
 SHAPES = {
     "large": (BUCKET_BYTES // 4 * 2 + 3,),
@@ -20,13 +22,14 @@ SHAPES = {
 
 
 def state(rank: int) -> dict[str, torch.Tensor]:
-    """The source's numbers, or zeros to be filled. The matrix is transposed in memory."""
+    """The source's numbers, or others that are to be written over. The matrix is transposed in memory."""
     generator = torch.Generator().manual_seed(1)
     tensors = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
     tensors["matrix"] = tensors["matrix"].t().contiguous().t()
-    tensors["bfloat16"] = torch.randn(5, generator=generator).bfloat16()
-    tensors["flags"] = torch.rand(9, generator=generator) > 0.5
-    return tensors if rank == 0 else {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    if rank:
+        tensors = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    odd = itertools.product(DTYPES, ((), (0, 2), (3, 4)), LAYOUTS)
+    return tensors | {f"odd {at}": make(*spec, seed=at + 1000 * rank)[0] for at, spec in enumerate(odd)}
 
 
 def move(rank: int, *, checksum: bool) -> None:
@@ -37,7 +40,7 @@ def move(rank: int, *, checksum: bool) -> None:
         header = exchange.receive(exchange.Link(), 0, lambda header: Memory(tensors))
         assert header["word"] == "here"
         for name, tensor in state(0).items():
-            assert torch.equal(tensors[name], tensor), name
+            assert bits(tensors[name]) == bits(tensor), name
 
 
 def main() -> None:
@@ -46,7 +49,7 @@ def main() -> None:
     read = remote_memory.read
     used: list[int] = []
 
-    def counted(*args: int) -> None:
+    def counted(*args) -> None:
         used.append(1)
         read(*args)
 
@@ -57,7 +60,7 @@ def main() -> None:
 
     used.clear()
 
-    def refused(*args: int) -> None:
+    def refused(*args) -> None:
         raise PermissionError("as Yama says")
 
     remote_memory.read = refused

@@ -19,6 +19,7 @@ from typing import Any
 import numpy
 import torch
 from hyperpodrun import CheckpointManager
+from torch.utils._pytree import tree_leaves
 
 STEP = 4
 _faults = [kind for kind in os.environ.get("DOC_FAULTS", "").split(",") if kind]
@@ -35,9 +36,10 @@ numpy.random.seed(0)
 def faulty(model: torch.nn.Module) -> torch.nn.Module:
     """The same model, whose backward pass meets the faults: its peers are in theirs and wait for its gradients."""
 
-    def called(module: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
-        if module.training and output.requires_grad:
-            output.register_hook(lambda _: reach())
+    def called(module: torch.nn.Module, _: Any, output: Any) -> None:
+        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
+        if module.training and tensors:
+            tensors[0].register_hook(lambda _: reach())
 
     model.register_forward_hook(called)
     return model

@@ -4,7 +4,8 @@
 
 A frame is an ordinary script with a line `# <snippet>`; the snippet's text is put there as the page has it, indented as
 that line is. Blocks of one page with the same frame fill its lines in their order. The frame brings what the snippet
-leaves open, says with `faulty` which model meets the faults, and ends with `finish`; see snippet_harness.py.
+leaves open, says with `faulty` which model meets the faults, and ends with `finish`; see snippet_harness.py. Where two
+ranks, or the two faults, are not what it is about, a line `# ranks: 4` or `# faults: kill` of the frame says so.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 FRAMES = HERE / "frames"
 HARNESS = HERE / "snippet_harness.py"
-FAULTS = ["raise", "kill"]
+DEFAULTS = {"ranks": "2", "faults": "raise,kill"}
+SCOPES = {"raise": "in-process", "kill": "respawn"}
 MARK = re.compile(r"^( *)# <snippet>\n", re.MULTILINE)
+SETTING = re.compile(r"^# (ranks|faults): (\S+)$", re.MULTILINE)
 FENCE = re.compile(r"^ *(?P<fence>`{3,}|~{3,}) *(?P<language>[^\s`]*).*$")
 FRAME = re.compile(r"^ *<!-- frame: (\w+) -->$")
 
@@ -123,24 +126,22 @@ def test_a_snippet_ends_with_faults_as_without(frame, parts, start, tmp_path):
     shutil.copy(HARNESS, tmp_path)
     script = tmp_path / f"{frame}.py"
     script.write_text(completed(frame, parts))
-    runs = {}
-    for faults in ("", ",".join(FAULTS)):
-        out = tmp_path / f"ends-{faults}"
-        out.mkdir()
-        launch = ["--standalone", "--nproc-per-node=2", "--inprocess-restart", script]
-        runs[faults] = start(*launch, DOC_FAULTS=faults, DOC_OUT=str(out)), out
-    ends = {}
-    for faults, (launch, out) in runs.items():
+    settings = {**DEFAULTS, **dict(SETTING.findall(script.read_text()))}
+    shown = ", ".join(map(str, parts))
+    launches = {}
+    for faults in ("", settings["faults"]):  # at the same time: most of either is waiting for imports
+        ends = tmp_path / f"ends-{faults}"
+        ends.mkdir()
+        launch = ["--standalone", f"--nproc-per-node={settings['ranks']}", "--inprocess-restart", script]
+        launches[faults] = start(*launch, DOC_FAULTS=faults, DOC_OUT=str(ends)), ends
+    states = []
+    for faults, (launch, ends) in launches.items():
         finished = launch.wait()
-        assert finished.returncode == 0, f"{', '.join(map(str, parts))}\n{finished.output}"
-        scopes = [row["scope"] for row in finished.recoveries]
-        assert scopes == (["in-process", "respawn"] if faults else []), finished.output
-        ends[faults] = {rank: json.loads((out / f"rank-{rank}.json").read_text()) for rank in (0, 1)}
-    undisturbed, disturbed = ends.values()
-    other = [
-        (rank, name)
-        for rank in (0, 1)
-        for name in undisturbed[rank]
-        if disturbed[rank][name] != undisturbed[rank][name]
-    ]
-    assert not other, f"{', '.join(map(str, parts))}: these (of rank, name) do not end as without faults"
+        assert finished.returncode == 0, f"{shown}\n{finished.output}"
+        expected = [SCOPES[kind] for kind in faults.split(",") if kind]
+        assert [row["scope"] for row in finished.recoveries] == expected, f"{shown}\n{finished.output}"
+        ranks = [json.loads((ends / f"rank-{rank}.json").read_text()) for rank in range(int(settings["ranks"]))]
+        states.append({(rank, name): state[name] for rank, state in enumerate(ranks) for name in state})
+    undisturbed, disturbed = states
+    other = [key for key in undisturbed.keys() | disturbed.keys() if undisturbed.get(key) != disturbed.get(key)]
+    assert not other, f"{shown}: these (of rank, name) do not end as without faults"

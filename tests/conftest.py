@@ -1,4 +1,7 @@
-"""Launching real jobs in tests: every process started here is ended here, and nothing outlives its test."""
+"""Launching real jobs in tests, and leaving out what this machine cannot run.
+
+Every process that is started here is ended here, and nothing outlives its test.
+"""
 
 from __future__ import annotations
 
@@ -137,3 +140,75 @@ def free_port() -> Callable[[], int]:
             return probe.getsockname()[1]
 
     return find
+
+
+# ---- what a machine may lack ---------------------------------------------------------------------------------------
+# The suite needs no root, no Debian package, no GPU and no second environment. What does is in a folder of its own, or
+# has the mark, of one of these names. It runs where it can; `--with NAME` makes a reason to leave it out a failure.
+
+
+def _no_namespaces() -> str | None:
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    from namespaces import why_not
+
+    return why_not()
+
+
+def _no_gpu() -> str | None:
+    import torch
+
+    return None if torch.cuda.is_available() else "there is no NVIDIA GPU, or torch is not built for CUDA"
+
+
+EXTRAS: dict[str, Callable[[], str | None]] = {
+    "cluster": _no_namespaces,
+    "gpu": _no_gpu,
+    "clients": lambda: "a second environment, for which Lightning and Hugging Face's libraries are downloaded",
+}
+"""What may be left out: why this machine cannot run it, or should not unasked."""
+ONLY_IF_ASKED = {"clients"}
+_reasons: dict[str, str | None] = {}
+_left_out: dict[str, int] = {}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--with",
+        action="append",
+        default=[],
+        choices=sorted(EXTRAS),
+        dest="extras",
+        help="run these, too, and fail where they cannot run",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name in EXTRAS:
+        config.addinivalue_line("markers", f"{name}: left out where it cannot run; scripts/test --with {name}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder in EXTRAS.keys() - ONLY_IF_ASKED:
+            item.add_marker(folder)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for name in EXTRAS:
+        if item.get_closest_marker(name) is None:
+            continue
+        asked = name in item.config.getoption("extras")
+        if name not in _reasons:
+            _reasons[name] = None if asked and name in ONLY_IF_ASKED else EXTRAS[name]()
+        if _reasons[name] is not None and asked:
+            pytest.fail(f"--with {name}: {_reasons[name]}", pytrace=False)
+        if _reasons[name] is not None:
+            _left_out[name] = _left_out.get(name, 0) + 1
+            pytest.skip(f"{_reasons[name]} (scripts/test --with {name})")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for name, count in sorted(_left_out.items()):
+        terminalreporter.write_line(f"left out: {count} of {name}: {_reasons[name]} (scripts/test --with {name})")

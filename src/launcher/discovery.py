@@ -23,6 +23,7 @@ from ..rendezvous.addresses import (
     parse_address,
     resolve,
 )
+from .endpoint import parse_endpoint
 
 DEFAULT_PORT_BASE = 17000
 PORT_BASE = "HPCT_PORT_BASE"
@@ -138,8 +139,6 @@ def _in_our_words(settings: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _seed(endpoint: str, base: int) -> str:
-    from .rendezvous import parse_endpoint
-
     host, port = parse_endpoint(endpoint, base)
     return format_address(host, port or base)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import Any
 
 import click
 
 from ..agent.config import Rendezvous
+from .endpoint import parse_endpoint
 
 _BACKENDS = ("c10d", "static", "hyperpod")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -57,27 +57,6 @@ def discovered() -> tuple[str, str]:
 
     found = scheduler(os.environ)
     return ("", "") if found is None else (",".join(found.hosts), found.run_id)
-
-
-def parse_endpoint(endpoint: str, default_port: int | None) -> tuple[str, int]:
-    """`HOST[:PORT]`, with brackets around an IPv6 address. Raises click.UsageError."""
-    text = endpoint.strip()
-    host, separator, port_text = (text, "", "") if re.fullmatch(r"\[.*\]", text) else _split(text)
-    if re.fullmatch(r"\[.+\]", host):
-        host = host[1:-1]
-    port = default_port
-    if separator:
-        port = int(port_text) if re.fullmatch(r"[0-9]{1,5}", port_text) else -1
-    if port is None:
-        raise click.UsageError(f"--rdzv-endpoint {endpoint}: the static backend needs its port")
-    if not 0 <= port < 1 << 16 or (text and not re.fullmatch(r"[\w.:-]+", host)):
-        raise click.UsageError(f"{endpoint!r} is not an endpoint HOST:PORT")
-    return host or "localhost", port
-
-
-def _split(text: str) -> tuple[str, str, str]:
-    host, separator, port = text.rpartition(":")
-    return (host, separator, port) if separator else (port, "", "")
 
 
 def _with_node_rank(options: dict[str, Any], backend: str) -> dict[str, str]:

@@ -19,7 +19,7 @@ from unittest import mock
 import pytest
 import torch.distributed.run as torchrun
 from hyperpodrun.launcher import UsageError, command, parsing
-from hyperpodrun.launcher.rendezvous import parse_endpoint
+from hyperpodrun.launcher.endpoint import parse_endpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.distributed.elastic.multiprocessing.api import Std, to_map

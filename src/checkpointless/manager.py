@@ -30,6 +30,7 @@ from ..protocol.names import STATE_DIRECTORY
 from ..protocol.plan import Holding, Origin
 from .caller import Caller, NoCaller
 from .ddp import ArrivalOrder, data_parallel
+from .observers import observers_of, watch_unregistered
 from .state.registry import Registry
 from .state.replicas import Replicas, shard_name
 from .step.history import History
@@ -94,6 +95,7 @@ class CheckpointManager:
         self._ready = False
         """Restored in this epoch."""
         self._distrusted: set[int] = set()
+        self._observers = observers_of(self)
 
     # ---- for the training script -----------------------------------------------------------------------------------
 
@@ -183,10 +185,17 @@ class CheckpointManager:
     def begin_step(self) -> None:
         """A step begins. `steps` calls it; it is for training loops that belong to somebody else."""
         self._update.begin()
+        for observer in self._observers:
+            observer.begin()
 
     def end_step(self) -> None:
         """A step has ended: its update, if there was one, is complete."""
-        if not self._update.end():
+        for observer in self._observers:
+            observer.end()
+        updated = self._update.end()
+        for observer in self._observers:
+            observer.ended()
+        if not updated:
             return
         self._order.first_step_done()
         self._caller.step_completed(self._tracker.point)
@@ -204,6 +213,10 @@ class CheckpointManager:
         return self._update.block()
 
     # ---- for HPWrapper ---------------------------------------------------------------------------------------------
+
+    def wraps(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """What is about to be entered: what it can reach and changes should be registered."""
+        self._observers = watch_unregistered(self, self._observers, function, args, kwargs)
 
     def attach(self, caller: Caller, call: int) -> None:
         """A wrapped function is entered, for the `call`-th time counting re-entries as one."""

@@ -40,7 +40,7 @@ class Finding:
         name = self.path.rpartition(".")[2].strip("[]'\"") or "it"
         name = name if name.isidentifier() else "name"
         if self.kind == "tensor":
-            remedy = f"make it a buffer of a registered module, or register({name}=...) an object whose state_dict has it"
+            remedy = f"make it a buffer of a registered module, or register({name}=...) what has it in its state_dict"
         else:
             remedy = f"register({name}={self.path})"
         return f"step {self.step} changed the {self.kind} {self.path}, which is not registered: {remedy}"
@@ -120,7 +120,7 @@ class UnregisteredWatch:
                 write_line(Path(self._traced), caller.rank, {"unregistered": str(finding), "path": finding.path})
         elif caller.rank == 0 and getattr(caller, "epoch", 0) == 0:
             for finding in findings:
-                _log.warning("%s. A fault leaves it as it is then, if the next step depends on it the numbers change", finding)
+                _log.warning("%s. A fault leaves it as it is: wrong if a later step depends on it", finding)
 
     def _finish(self) -> None:
         self._before, self._wrapped = [], None

@@ -90,7 +90,8 @@ def _announce_faults() -> None:
         faults = wanted_faults()
     except ValueError as error:
         raise UsageError(str(error)) from None
-    print(f"hyperpodrun: {announcement(faults)}", file=sys.stderr, flush=True)
+    if faults:
+        print(f"hyperpodrun: {announcement(faults)}", file=sys.stderr, flush=True)
 
 
 def _failure(agent: Agent, config: LaunchConfig, end: End) -> LaunchError:

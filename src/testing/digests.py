@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import xxhash
 
+_NESTED = (torch.Tensor, dict, list, tuple)
+
 
 def digests(name: str, value: Any) -> dict[str, str]:
     """By dotted name: the digest of every tensor and plain value in it."""
@@ -24,7 +26,7 @@ def of_tensor(tensor: torch.Tensor) -> str:
         local = local.to_local()
         local = local.wait() if hasattr(local, "wait") else local
     if hasattr(local, "__tensor_flatten__"):
-        names, context = local.__tensor_flatten__()
+        names, _ = local.__tensor_flatten__()
         return _hex(repr((type(local).__name__, [of_tensor(getattr(local, part)) for part in names])).encode())
     hashed = xxhash.xxh3_64(repr((str(local.dtype), tuple(local.shape))).encode())
     if local.layout is not torch.strided:
@@ -43,10 +45,10 @@ def _add(found: dict[str, str], name: str, value: Any) -> None:
     if isinstance(value, torch.Tensor):
         found[name] = of_tensor(value)
     elif isinstance(value, dict):
-        found[name] = _hex(repr([_key(key) for key in value]).encode())
+        found[name] = _hex(repr(sorted(map(_key, value))).encode())  # their order is no state
         for key, item in value.items():
             _add(found, f"{name}.{_key(key)}", item)
-    elif isinstance(value, list | tuple) and any(isinstance(item, torch.Tensor | dict | list | tuple) for item in value):
+    elif isinstance(value, list | tuple) and any(isinstance(item, _NESTED) for item in value):
         found[name] = _hex(repr(len(value)).encode())
         for number, item in enumerate(value):
             _add(found, f"{name}.{number}", item)

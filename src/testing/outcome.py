@@ -1,4 +1,4 @@
-"""`result(value)`: a script says what it has computed, so that `hyperpodrun verify` need not guess it from its output."""
+"""`result(value)`: a script says what it has computed; `hyperpodrun verify` need not guess it from its output."""
 
 from __future__ import annotations
 

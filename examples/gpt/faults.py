@@ -15,7 +15,7 @@ from hyperpodrun.testing import Injection, fire, numbered
 from model import GPT
 
 
-def injection(text: str) -> Injection:
+def injected(text: str) -> Injection:
     """Read the option's value."""
     try:
         return Injection.parse(text)

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from data import Batches, loader
 from digest import digest
-from faults import FaultInjector, injection
+from faults import FaultInjector, injected
 from hyperpodrun import CacheResumeMMAPConfig, CheckpointManager, HPCallWrapper, HPWrapper, MMAPDataLoader
 from model import GPT
 from torch.nn import functional as F
@@ -129,7 +129,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--log-every", type=int, default=10, help="steps between two lines of loss")
     parser.add_argument(
         "--inject",
-        type=injection,
+        type=injected,
         action="append",
         default=[],
         metavar="KIND:rank=R,step=S[,where=PLACE]",

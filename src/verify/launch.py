@@ -20,7 +20,7 @@ from .records import RankRecord, errors_of, read_records, recoveries_of
 _PR_SET_PDEATHSIG = 1
 _REASON = re.compile(r'^hyperpodrun: failed .*\breason="((?:[^"\\]|\\.)*)"', re.MULTILINE)
 _SENTENCE = re.compile(r"^hyperpodrun: (?!recovery |TESTING)(.*)$", re.MULTILINE)
-_REFUSED = re.compile(r"(?:Error|Exception|raised \w+): ((?:register\(|CheckpointManager)[^\n]*)")
+_REFUSED = re.compile(r"(?:Error|Exception): ((?:register\(|CheckpointManager|[^\n;,]*cannot be carried)[^\n;]*)")
 _STOP_S = 40.0
 """The launcher's own way of stopping takes 30 s at most."""
 _LAUNCHER = (

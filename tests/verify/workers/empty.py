@@ -2,4 +2,4 @@
 
 import sys
 
-sys.exit(" ".join(sys.argv[1:]))
+sys.exit(" ".join(sys.argv[1:]) or None)

@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .errors import ChildFailedError, LaunchError, SignalException, UsageError
 
-SUBCOMMANDS = {"verify": "runs a script with and without faults, and compares what it trained"}
-"""By name: packages beside this one that have an `entry_point(arguments)`. Read here, imported when asked for."""
-
 __all__ = ["ChildFailedError", "LaunchError", "SignalException", "UsageError", "entry_point", "main"]
 
 
@@ -51,13 +48,12 @@ def entry_point() -> None:
         if signal.getsignal(signum) != signal.SIG_IGN:
             signal.signal(signum, stopped)
     from .errors import ChildFailedError, LaunchError, SignalException, UsageError
+    from .subcommands import run_subcommand, subcommand
 
     try:
-        name = sys.argv[1] if len(sys.argv) > 1 else ""
-        if name in SUBCOMMANDS and not os.path.exists(name):  # `hyperpodrun -- verify` is a script of that name
-            import importlib
-
-            sys.exit(importlib.import_module(f"{__package__.rpartition('.')[0]}.{name}").entry_point(sys.argv[2:]))
+        name = subcommand(sys.argv[1:])
+        if name is not None:
+            sys.exit(run_subcommand(name, sys.argv[2:]))
         main()
     except UsageError as error:
         print(f"hyperpodrun: {error} (hyperpodrun --help lists the options)", file=sys.stderr)

@@ -14,12 +14,12 @@ import click
 from ..agent.agent import Agent
 from ..agent.config import LaunchConfig
 from ..control.commands import EXIT_SIGNAL_BASE, End
-from . import SUBCOMMANDS
 from .arguments import Arguments
 from .errors import ChildFailedError, LaunchError, SignalException, UsageError
 from .options import torchrun_names, with_options
 from .parsing import split_script
 from .rendezvous import meeting_point
+from .subcommands import SUBCOMMANDS
 
 DEFAULT_SHUTDOWN_TIMEOUT = 30.0
 

@@ -14,6 +14,7 @@ roundings. A compiled module has no `forward` therefore; what was asked for ther
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -61,15 +62,20 @@ class Injector:
         if place == "backward":
             self.reach("forward")
         self.places.append(place)
-        caller = self._manager._caller
-        here = (caller.rank, self._manager._tracker.index, place)
+        rank, epoch = self._manager._caller.rank, self._epoch()
+        here = (rank, self._manager._tracker.index, place)
         for event, injection in self._events:
-            if here == (injection.rank, injection.step, injection.where) and event == getattr(caller, "epoch", 0):
+            if here == (injection.rank, injection.step, injection.where) and event == epoch:
                 self._inside = False
                 directory = trace_directory()
                 if directory is not None:
-                    write_line(directory, caller.rank, {"fired": str(injection)})
+                    write_line(directory, rank, {"fired": str(injection)})
                 fire(injection)
+
+    def _epoch(self) -> int:
+        """Where functions are not re-entered, the starts of all processes are epochs."""
+        starts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        return max(getattr(self._manager._caller, "epoch", 0), starts)
 
     def _attach(self, objects: dict[str, Any]) -> None:
         for handle in self._handles:

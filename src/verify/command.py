@@ -101,7 +101,7 @@ def verify(
     source = Path.cwd()
     shared = tuple(path.absolute() for path in share)
     files, size = workspace.measure(source, shared)
-    root = Path(tempfile.mkdtemp(prefix="hyperpodrun-verify-"))
+    root = Path(tempfile.mkdtemp(prefix=workspace.PREFIX))
     shown = [word for word in launch if word != "--"]
     report = Report(shown, seed=seed, faults=len(injections) or faults, files=files, size=size)
     try:

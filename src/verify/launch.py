@@ -54,7 +54,7 @@ class Ended:
 
 
 class Runner:
-    """Starts runs of one command, one after the other."""
+    """Starts runs of one command, one after the other. The command is the launcher's, with `--` before the script."""
 
     def __init__(self, command: Sequence[str], root: Path, source: Path, shared: tuple[Path, ...], keep: bool) -> None:
         self._command, self._root, self._source, self._shared, self._keep = command, root, source, shared, keep
@@ -65,12 +65,12 @@ class Runner:
         place = workspace.make(self._root / str(self._count), self._source, self._shared)
         self._count += 1
         environment = {**place.environment(), TESTING: "1", INJECT: faults, TRACE: str(place.trace)}
-        options = ("--inprocess-restart", f"--log-dir={place.logs}", "--redirects=3", "--tee=0")
+        command = self._with("--inprocess-restart", f"--log-dir={place.logs}", "--redirects=3", "--tee=0")
         began = time.monotonic()
         try:
             with place.output.open("wb") as output:
                 process = subprocess.Popen(
-                    [sys.executable, "-c", _LAUNCHER, *options, *self._command],
+                    [sys.executable, "-c", _LAUNCHER, *command],
                     cwd=place.directory,
                     env=environment,
                     stdin=subprocess.DEVNULL,
@@ -87,6 +87,12 @@ class Runner:
         finally:
             if not self._keep:
                 shutil.rmtree(place.root, ignore_errors=True)
+
+    def _with(self, *options: str) -> list[str]:
+        """The command with these options, which count more than what it says itself."""
+        command = list(self._command)
+        end = command.index("--")
+        return [*command[:end], *options, *command[end:]]
 
 
 def _wait(process: subprocess.Popen[bytes], limit: float | None) -> int | None:

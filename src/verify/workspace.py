@@ -13,6 +13,8 @@ from pathlib import Path
 
 from ..launcher.errors import UsageError
 
+PREFIX = "hyperpodrun-verify-"
+"""How the directory of one verification is called, and those that are kept."""
 _LARGEST = 2 << 30
 """What is copied for every run; more than that is hardly a script."""
 
@@ -95,5 +97,5 @@ def _copy_link(path: Path, copied: Path, top: Path) -> None:
 
 
 def _is_left_out(path: Path, shared: tuple[Path, ...]) -> bool:
-    """Directories of tools (`.git`, `.venv`), and what is only read."""
-    return path.name.startswith(".") or path.name == "__pycache__" or path in shared
+    """Directories of tools (`.git`, `.venv`), what is only read, and the copies, where TMPDIR is in what is copied."""
+    return path.name.startswith((".", PREFIX)) or path.name == "__pycache__" or path in shared

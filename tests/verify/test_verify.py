@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from hyperpodrun.verify.launch import Runner
 
 WORKER = Path(__file__).parent / "workers" / "train.py"
 EMPTY = WORKER.with_name("empty.py")
@@ -107,6 +110,38 @@ def test_a_wrong_command_line_is_one_sentence_and_2(verify, arguments, said):
     assert (finished.returncode, finished.stdout) == (2, "")
     assert said in finished.stderr
     assert finished.stderr.count("\n") == 1, finished.stderr
+
+
+def test_a_run_that_does_not_end_is_stopped(tmp_path):
+    script = tmp_path / "source" / "endless.py"
+    script.parent.mkdir()
+    script.write_text("import time\nwhile True: time.sleep(60)")
+    runner = Runner(["--log-dir=elsewhere", "--", "endless.py"], tmp_path / "runs", script.parent, (), keep=False)
+    ended = runner.run(limit=1.0)
+    assert not ended.finished
+    assert ended.sentence == "had not ended after 1 s and was stopped"
+    assert [path.name for path in tmp_path.rglob("*")] == ["source", "runs", "endless.py"]
+
+
+def test_a_signal_ends_it_and_the_run_under_way_and_nothing_is_left(tmp_path):
+    script, pid_file = tmp_path / "endless.py", tmp_path / "pid"
+    script.write_text(
+        f"import os, time\nopen({str(pid_file)!r} + '~', 'w').write(str(os.getpid()))\n"
+        f"os.rename({str(pid_file)!r} + '~', {str(pid_file)!r})\nwhile True: time.sleep(60)"
+    )
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    command = [sys.executable, "-m", "hyperpodrun", "verify", script.name]
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while not pid_file.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert not list(temporary.iterdir())
+    assert not Path(f"/proc/{pid_file.read_text()}").exists()
 
 
 def test_help_tells_its_options_and_exit_codes(verify):

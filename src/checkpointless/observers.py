@@ -34,5 +34,6 @@ def watch_unregistered(
     """The observers, and one that names what the function changes without having registered it."""
     from .unregistered import UnregisteredWatch
 
-    others = [observer for observer in observers if not isinstance(observer, UnregisteredWatch)]
-    return [*others, UnregisteredWatch(manager, function, args, kwargs)]
+    before = next((observer for observer in observers if isinstance(observer, UnregisteredWatch)), None)
+    others = [observer for observer in observers if observer is not before]
+    return [*others, UnregisteredWatch(manager, function, args, kwargs, before.named if before is not None else None)]

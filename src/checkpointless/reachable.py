@@ -1,8 +1,7 @@
 """What a function can reach: by name, the objects that hold state, a few levels deep. Nothing is called on the way.
 
 Breadth first, so that an object is known by its shortest path, and limited in depth and number: O(objects), once per
-look. Modules, optimizers and generators are ends; torch's, numpy's and the standard library's objects are not looked
-into.
+look. Modules, optimizers and generators are ends; torch's, other libraries' objects are not looked into.
 """
 
 from __future__ import annotations
@@ -23,7 +22,11 @@ _DEEPEST = 3
 """Attribute, item or closure: a variable is at 0."""
 _MOST = 5000
 _MOST_ITEMS = 200
-_FOREIGN = frozenset({"torch", "numpy", __name__.partition(".")[0], "builtins", *sys.stdlib_module_names})
+_FOREIGN = frozenset({
+    "torch", "numpy", "accelerate", "lightning", "lightning_fabric", "pytorch_lightning", "transformers", "builtins",
+    __name__.partition(".")[0], *sys.stdlib_module_names,
+})  # fmt: skip
+"""Packages whose objects are their own affair."""
 _TRANSPARENT = (types.SimpleNamespace,)
 
 
@@ -77,7 +80,7 @@ def _roots(
     code = getattr(inner, "__code__", None)
     frames = []
     while frame is not None and frame.f_code is not code:
-        if frame.f_globals.get("__package__") != __package__:
+        if not _is_foreign(frame.f_globals.get("__name__")):
             frames.append(frame)
         frame = frame.f_back
     if frame is None:
@@ -132,8 +135,7 @@ def _inside(path: str, value: Any) -> Iterator[tuple[str, Any]]:
         for number, item in enumerate(value[:_MOST_ITEMS]):
             yield f"{path}.{names[number]}" if names else f"{path}[{number}]", item
     elif isinstance(value, functools.partial) or inspect.isfunction(value) or inspect.ismethod(value):
-        module = getattr(value, "__module__", None) or ""
-        if module.partition(".")[0] not in _FOREIGN:
+        if not _is_foreign(getattr(value, "__module__", None)):
             yield from _of_function(path, value)
     elif _is_plain(value):
         yield from ((f"{path}.{name}", item) for name, item in list(vars(value).items())[:_MOST_ITEMS])
@@ -143,5 +145,8 @@ def _is_plain(value: Any) -> bool:
     """Somebody's own object, not a library's."""
     if isinstance(value, type | types.ModuleType) or not hasattr(value, "__dict__"):
         return False
-    home = type(value).__module__.partition(".")[0]
-    return home not in _FOREIGN or isinstance(value, _TRANSPARENT)
+    return isinstance(value, _TRANSPARENT) or not _is_foreign(type(value).__module__)
+
+
+def _is_foreign(module: str | None) -> bool:
+    return (module or "").partition(".")[0] in _FOREIGN

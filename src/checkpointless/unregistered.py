@@ -47,15 +47,17 @@ class Finding:
 
 
 class UnregisteredWatch:
-    """An observer of the manager's passes. `found` gets each new finding once."""
+    """An observer of the manager's passes. `named`: what has been said before, by path; nothing is said twice."""
 
-    def __init__(self, manager: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    def __init__(
+        self, manager: Any, function: Callable[..., Any], args: Any, kwargs: Any, named: set[str] | None = None
+    ) -> None:
         self._manager = manager
         self._wrapped: tuple[Callable[..., Any], Any, Any] | None = (function, args, kwargs)
         self._traced = os.environ.get("HYPERPODRUN_TRACE")
         self._before: list[tuple[Reached, Fingerprint]] = []
         self._passes = 0
-        self._named: set[str] = set()
+        self.named = set() if named is None else named
 
     def begin(self) -> None:
         self._before = []
@@ -93,7 +95,7 @@ class UnregisteredWatch:
         changed = []
         for reached, before in self._before:
             target = reached.target
-            if target is None or reached.path in self._named:
+            if target is None or reached.path in self.named:
                 continue
             tensors = before.changed(fingerprint(target))
             if tensors is not None:
@@ -105,7 +107,7 @@ class UnregisteredWatch:
         for reached, tensors in changed:
             if tensors and all(_storage(tensor) in carried for tensor in tensors):
                 continue  # another view of what is registered, or a gradient of it
-            self._named.add(reached.path)
+            self.named.add(reached.path)
             found.append(Finding(reached.path, reached.kind, self._manager._tracker.index))
         return found
 
@@ -120,7 +122,7 @@ class UnregisteredWatch:
                 write_line(Path(self._traced), caller.rank, {"unregistered": str(finding), "path": finding.path})
         elif caller.rank == 0 and getattr(caller, "epoch", 0) == 0:
             for finding in findings:
-                _log.warning("%s. A fault leaves it as it is: wrong if a later step depends on it", finding)
+                _log.warning("%s. A fault leaves it as it is, which is wrong if a later step depends on it", finding)
 
     def _finish(self) -> None:
         self._before, self._wrapped = [], None

@@ -12,7 +12,9 @@ SUBCOMMANDS = {"verify": "runs a script with and without faults, and compares wh
 def subcommand(arguments: Sequence[str]) -> str | None:
     """The one that is asked for. A file of that name is a script, and so is what follows `--`."""
     name = arguments[0] if arguments else ""
-    return name if name in SUBCOMMANDS and not os.path.exists(name) else None
+    if name not in SUBCOMMANDS or any(map(os.path.isfile, (name, os.path.join(name, "__main__.py")))):
+        return None
+    return name
 
 
 def run_subcommand(name: str, arguments: Sequence[str]) -> int:

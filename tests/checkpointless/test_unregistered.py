@@ -116,6 +116,18 @@ def test_a_forgotten_optimizer_is_named_once_with_the_remedy(model, caplog):
     assert "step 0 changed the optimizer optimizer, which is not registered: register(optimizer=optimizer)" in said[0]
 
 
+def test_a_function_that_is_called_again_says_nothing_twice(model, caplog):
+    optimizer = adam(model)
+
+    def main(manager):
+        train(model, optimizer, manager)
+        manager.wraps(main, (manager,), {})
+        manager._tracker.go_to(0)
+        train(model, optimizer, manager)
+
+    assert len(watched(main, model, caplog)) == 1
+
+
 def test_nothing_is_said_where_everything_is_registered(model, caplog):
     optimizer = adam(model)
     wrapped = torch.nn.Sequential(model)  # as DDP: another module around the registered one

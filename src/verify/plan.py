@@ -11,7 +11,7 @@ KINDS = ("raise", "kill")
 
 
 def plan(records: dict[int, RankRecord], count: int, seed: int) -> list[str]:
-    """One fault for each run. Kinds and places take turns; ranks and steps are drawn.
+    """One fault for each run. Places take turns, so that few runs see all, and kinds; ranks and steps are drawn.
 
     Not in the last step: a rank that is cut off after its update has no record of that step, and it would be the one
     to compare. A single rank is not killed: nobody else has its state.
@@ -19,11 +19,12 @@ def plan(records: dict[int, RankRecord], count: int, seed: int) -> list[str]:
     dice = random.Random(seed)
     kinds = KINDS if len(records) > 1 else KINDS[:1]
     where = {place: _steps(records, place) for place in PLACES}
-    turns = [(kind, place) for kind in kinds for place in PLACES if where[place]]
-    dice.shuffle(turns)
+    places = [place for place in PLACES if where[place]]
+    dice.shuffle(places)
     faults = []
-    for number in range(count if turns else 0):
-        kind, place = turns[number % len(turns)]
+    for number in range(count if places else 0):
+        lap, turn = divmod(number, len(places))
+        kind, place = kinds[(lap + turn) % len(kinds)], places[turn]
         faults.append(str(Injection(kind, dice.choice(sorted(records)), dice.choice(where[place]), place)))
     return faults
 

@@ -77,7 +77,8 @@ def test_faults_are_drawn_where_all_ranks_come_by_and_never_in_the_last_step():
     assert plan(ranks, 10, 3) == plan(ranks, 10, 3) != plan(ranks, 10, 4)
     assert not [fault for fault in faults if "step=4" in fault or "step=2,where=forward" in fault]
     assert {fault.partition(":")[0] for fault in faults} == {"raise", "kill"}
-    assert {fault.rpartition("=")[2] for fault in plan(ranks, 10, 0)} == set(PLACES)
+    assert {fault.rpartition("=")[2] for fault in plan(ranks, 5, 0)} == set(PLACES)
+    assert len({(fault.partition(":")[0], fault.rpartition("=")[2]) for fault in plan(ranks, 10, 0)}) == 10
 
 
 def test_a_single_rank_is_not_killed_and_a_single_step_not_broken():

@@ -1,77 +1,26 @@
 """Faults on demand: `--inject KIND:rank=R,step=S[,where=PLACE]` breaks this job on purpose, once.
 
-What has fired must be known without memory: the process that remembers may be the one that dies. The rule:
-the injections, in order, form *events*, and event n fires in epoch n only. An event ends its epoch, so the
-epoch's number tells a re-entered and a respawned process alike how many have fired.
-
-Different ranks at the same point of the same step are one event; a rank named there twice makes two.
-`optimizer` and `between` are one point: no collective separates them.
-
-So an injection never fires twice. It is sure to fire only if the injections are the job's only faults: a
-foreign fault uses up an epoch's number, and an event that the job never reaches holds up those behind it.
+What a fault is called, how it breaks the process, and which of several is due in which epoch is
+`hyperpodrun.testing`'s; its `grammar` tells why an injection never fires twice. Here is where in *this* model the
+faults fire: in the middle of the forward pass, and so late in the backward pass that the gradients of the later layers
+are being reduced. A script without such hooks is broken from outside: `HYPERPODRUN_INJECT`, docs/verify.md.
 """
 
 import argparse
-import ctypes
-import faulthandler
 import os
-import re
-import signal
-import sys
-import time
-from collections import Counter
-from dataclasses import dataclass
 
 import torch
 from hyperpodrun import HPCallWrapper
+from hyperpodrun.testing import Injection, fire, numbered
 from model import GPT
 
-KINDS = ("raise", "kill", "segv", "exit", "hang", "assert")
-PLACES = {"forward": 0, "backward": 1, "optimizer": 2, "between": 2}  # name: the point within a step
-_SYNTAX = re.compile(rf"({'|'.join(KINDS)}):rank=(\d+),step=(\d+)(?:,where=({'|'.join(PLACES)}))?")
 
-
-@dataclass(frozen=True)
-class Injection:
-    """One `--inject` option."""
-
-    kind: str
-    rank: int
-    step: int
-    where: str = "forward"
-
-    @classmethod
-    def parse(cls, text: str) -> "Injection":
-        """Read the option's value."""
-        match = _SYNTAX.fullmatch(text)
-        if not match:
-            names = f"KIND one of {', '.join(KINDS)} and PLACE one of {', '.join(PLACES)}"
-            raise argparse.ArgumentTypeError(f"{text!r} is not KIND:rank=R,step=S[,where=PLACE] with {names}.")
-        kind, rank, step, where = match.groups()
-        return cls(kind, int(rank), int(step), where or "forward")
-
-    @property
-    def point(self) -> tuple[int, int]:
-        """When in the run it is due."""
-        return self.step, PLACES[self.where]
-
-    def fire(self) -> None:
-        """Break this process."""
-        what = f"rank {self.rank}, step {self.step}, {self.where}"
-        print(f"injecting {self.kind}: {what}", file=sys.stderr, flush=True)
-        if self.kind == "raise":
-            raise RuntimeError(f"injected fault: {what}")
-        if self.kind == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.kind == "segv":
-            faulthandler.disable()
-            ctypes.string_at(0)
-        while self.kind == "hang":  # and the others wait in their next collective
-            time.sleep(1)
-        if self.kind == "assert":  # on a GPU a kernel's assertion: the process can use CUDA no more
-            table = torch.zeros(1, device="cuda" if torch.cuda.is_available() else "cpu")
-            table[torch.tensor([self.rank + 9], device=table.device)].sum().item()
-        os._exit(3)
+def injected(text: str) -> Injection:
+    """Read the option's value."""
+    try:
+        return Injection.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}.") from None
 
 
 class FaultInjector:
@@ -79,14 +28,7 @@ class FaultInjector:
 
     def __init__(self, injections: list[Injection]) -> None:
         self.step = self.rank = self.epoch = 0
-        named: Counter[tuple[tuple[int, int], int]] = Counter()
-        keyed = []
-        for injection in sorted(injections, key=lambda i: i.point):
-            times = named[injection.point, injection.rank]
-            keyed.append(((injection.point, times), injection))
-            named[injection.point, injection.rank] += 1
-        keys = sorted({key for key, _ in keyed})
-        self.events = [(keys.index(key), injection) for key, injection in keyed]
+        self.events = numbered(injections)
 
     def attach(self, model: GPT, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Reach into the step. Without injections nothing is hooked. `module`: the model as it is called."""
@@ -100,8 +42,9 @@ class FaultInjector:
         else:  # compiled: hooks inside would make other kernels of it, and other roundings
             module.register_forward_pre_hook(lambda *_: self.reach("forward"))
             module.register_forward_hook(lambda *args: self._watch_backward(args[-1]))
+        optimizer.register_step_pre_hook(lambda *_: self.reach("before-update"))
         # Runs when the parameters have changed, before hyperpodrun's own hook takes the step for complete.
-        optimizer.register_step_post_hook(lambda *_: self.reach("optimizer"))
+        optimizer.register_step_post_hook(lambda *_: self.reach("in-update"))
 
     def _watch_backward(self, output: torch.Tensor) -> None:
         if output.requires_grad:
@@ -117,4 +60,4 @@ class FaultInjector:
         for event, injection in self.events:
             here = (injection.rank, injection.step, injection.where) == (self.rank, self.step, where)
             if here and event == self.epoch:
-                injection.fire()
+                fire(injection)

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from data import Batches, loader
 from digest import digest
-from faults import FaultInjector, Injection
+from faults import FaultInjector, injected
 from hyperpodrun import CacheResumeMMAPConfig, CheckpointManager, HPCallWrapper, HPWrapper, MMAPDataLoader
 from model import GPT
 from torch.nn import functional as F
@@ -64,7 +64,7 @@ def run_main(args: argparse.Namespace, job: Job, caller: HPCallWrapper | None = 
         scheduler.step()
         if rank == 0 and (step == 0 or (step + 1) % args.log_every == 0):
             print(f"step {step + 1} loss {loss.item():.4f}", flush=True)
-        faults.reach("between")
+        faults.reach("after-update")
 
 
 def batches(args: argparse.Namespace, rank: int, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -129,7 +129,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--log-every", type=int, default=10, help="steps between two lines of loss")
     parser.add_argument(
         "--inject",
-        type=Injection.parse,
+        type=injected,
         action="append",
         default=[],
         metavar="KIND:rank=R,step=S[,where=PLACE]",

@@ -35,6 +35,7 @@ from .state.fingerprint import digest
 from .state.registry import Registry
 from .state.replicas import Replicas, shard_name
 from .step.history import History
+from .step.observers import observers_of, watch_unregistered
 from .step.prologue import Prologue
 from .step.rollback import Rollback
 from .step.tracker import Learned, StepTracker
@@ -103,6 +104,7 @@ class CheckpointManager:
         """Steps that this rank cannot go on from: what only it knew of them is lost."""
         self._compared = False
         """Whether the agents have been told in this epoch what this rank holds."""
+        self._observers = observers_of(self)
 
     # ---- for the training script -----------------------------------------------------------------------------------
 
@@ -207,10 +209,17 @@ class CheckpointManager:
     def begin_step(self) -> None:
         """A step begins. `steps` calls it; it is for training loops that belong to somebody else."""
         self._update.begin()
+        for observer in self._observers:
+            observer.begin()
 
     def end_step(self) -> None:
         """A step has ended: its update, if there was one, is complete."""
-        if not self._update.end():
+        for observer in self._observers:
+            observer.end()
+        updated = self._update.end()
+        for observer in self._observers:
+            observer.ended()
+        if not updated:
             return
         self._order.first_step_done()
         self._caller.step_completed(self._tracker.point)
@@ -240,6 +249,10 @@ class CheckpointManager:
             self._tracker.learned = Learned()
             self._order.forget()
             self._update.forget()
+
+    def wraps(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """What is about to be entered: what it can reach and changes should be registered."""
+        self._observers = watch_unregistered(self, self._observers, function, args, kwargs)
 
     def attach(self, caller: Caller, call: int) -> None:
         """A wrapped function is entered, for the `call`-th time counting re-entries as one."""

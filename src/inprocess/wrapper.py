@@ -101,6 +101,9 @@ class HPWrapper:
             session = current_session(connection, self._abort_timeout)
             if session.inside:  # a wrapped function that calls another: the outer one is the block to re-enter
                 return run(HPCallWrapper(session, session.epoch))
+            noted = getattr(self._hooks.checkpoint_manager, "wraps", None)
+            if noted is not None:
+                noted(function, args, kwargs)
             value: R = ReentryLoop(session, self._hooks).run(run)
             return value
 

@@ -48,8 +48,12 @@ def entry_point() -> None:
         if signal.getsignal(signum) != signal.SIG_IGN:
             signal.signal(signum, stopped)
     from .errors import ChildFailedError, LaunchError, SignalException, UsageError
+    from .subcommands import run_subcommand, subcommand
 
     try:
+        name = subcommand(sys.argv[1:])
+        if name is not None:
+            sys.exit(run_subcommand(name, sys.argv[2:]))
         main()
     except UsageError as error:
         print(f"hyperpodrun: {error} (hyperpodrun --help lists the options)", file=sys.stderr)

@@ -19,6 +19,7 @@ from .errors import ChildFailedError, LaunchError, SignalException, UsageError
 from .options import torchrun_names, with_options
 from .parsing import split_script
 from .rendezvous import meeting_point
+from .subcommands import SUBCOMMANDS
 
 DEFAULT_SHUTDOWN_TIMEOUT = 30.0
 
@@ -27,6 +28,9 @@ class LauncherCommand(click.Command):
     """A click command that reads its command line as argparse would."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs["epilog"] = "\b\nBeside launches:\n" + "\n".join(
+            f"  hyperpodrun {name} [OPTIONS] ...  {meaning}" for name, meaning in SUBCOMMANDS.items()
+        )
         kwargs["context_settings"] = {
             "allow_interspersed_args": False,
             "help_option_names": ["-h", "--help"],
@@ -67,6 +71,8 @@ def run(args: Sequence[str] | None = None) -> None:
     config = parse(args)
     if config is None:
         return
+    if os.environ.get("HYPERPODRUN_INJECT"):
+        _announce_faults()
     try:
         agent = Agent(config)
     except OSError as error:
@@ -74,6 +80,18 @@ def run(args: Sequence[str] | None = None) -> None:
     end = agent.run()
     if end.exit_code != 0:
         raise _failure(agent, config, end)
+
+
+def _announce_faults() -> None:
+    """Faults on purpose: refused before anything has started, or said loudly."""
+    from ..testing.settings import announcement, wanted_faults
+
+    try:
+        faults = wanted_faults()
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if faults:
+        print(f"hyperpodrun: {announcement(faults)}", file=sys.stderr, flush=True)
 
 
 def _failure(agent: Agent, config: LaunchConfig, end: End) -> LaunchError:

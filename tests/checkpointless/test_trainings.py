@@ -23,8 +23,8 @@ RANKS = {"static": 3, "plain": 3}
 
 def cases(script: str) -> list[tuple[str, str]]:
     found = ast.parse((WORKERS / script).read_text()).body
-    bases = ("Case", "static")
-    return [(script, node.name) for node in found if isinstance(node, ast.ClassDef) and node.bases[0].id in bases]
+    classes = [node for node in found if isinstance(node, ast.ClassDef)]
+    return [(script, node.name) for node in classes if ast.unparse(node.bases[0]) in ("Case", "static")]
 
 
 CASES = [*cases("trainings.py"), *cases("trainings_more.py")]

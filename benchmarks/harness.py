@@ -16,8 +16,9 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -71,6 +72,35 @@ def command(launcher: str, world_size: int, options: Sequence[str], script: str,
         str(BENCHMARKS / script),
         *arguments,
     ]
+
+
+@contextlib.contextmanager
+def checked_out(revision: str) -> Iterator[Path]:
+    """A directory from which `import hyperpodrun` gives the code of that commit."""
+    git = ["git", "-C", str(BENCHMARKS)]
+    with tempfile.TemporaryDirectory() as name:
+        tree, imports = Path(name, "tree"), Path(name, "imports")
+        subprocess.run([*git, "worktree", "add", "--quiet", "--detach", str(tree), revision], check=True)
+        try:
+            imports.mkdir()
+            (imports / "hyperpodrun").symlink_to(tree / "src")
+            yield imports
+        finally:
+            subprocess.run([*git, "worktree", "remove", "--force", str(tree)], check=True)
+
+
+def importing_from(code: Path | None) -> dict[str, str]:
+    """The environment in which workers import the package of that directory; None: this one."""
+    if code is None:
+        return {}
+    return {"PYTHONPATH": os.pathsep.join([str(code), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+def require_code(facts: Sequence[Mapping[str, object]], code: Path | None) -> None:
+    """Raises RunFailed where a worker has run other code: facts have a field `code`, the folder of its package."""
+    expected = Path(hyperpodrun.__file__).parent if code is None else code / "hyperpodrun"
+    if any(Path(str(fact["code"])).resolve() != expected.resolve() for fact in facts):
+        raise RunFailed(f"the workers have not run the code of {expected}")
 
 
 def run(

@@ -4,8 +4,6 @@ For every size and world size, in each launch: its last rank is killed several t
 gloo, between buffers that are there, and saved and loaded through a file in the page cache. The peer's clock runs from
 the call of `restore` to the last byte in its place, in a process that is new.
 `--baseline REV` does the same with another commit's code, launch by launch in turn; both have the gloo and disk of all.
-The last line is the cost of being recoverable for a step in which nothing happens, the median of as many processes as
-there are runs.
 """
 
 from __future__ import annotations
@@ -13,41 +11,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import harness
-import hyperpodrun
 
 SIZES = "10,100,1000,2000"
-STEP_MS = 20.0
-
-
-@contextlib.contextmanager
-def checked_out(revision: str) -> Iterator[Path]:
-    """A directory from which `import hyperpodrun` gives the code of that commit."""
-    git = ["git", "-C", str(harness.BENCHMARKS)]
-    with tempfile.TemporaryDirectory() as name:
-        tree, imports = Path(name, "tree"), Path(name, "imports")
-        subprocess.run([*git, "worktree", "add", "--quiet", "--detach", str(tree), revision], check=True)
-        try:
-            imports.mkdir()
-            (imports / "hyperpodrun").symlink_to(tree / "src")
-            yield imports
-        finally:
-            subprocess.run([*git, "worktree", "remove", "--force", str(tree)], check=True)
 
 
 def launch(world_size: int, runs: int, *options: str, code: Path | None = None) -> list[dict[str, object]]:
     """The facts of one job, with the package in the directory `code` instead of this one."""
-    environment = {}
-    if code is not None:
-        environment["PYTHONPATH"] = os.pathsep.join([str(code), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = harness.importing_from(code)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         finished = harness.run(
@@ -66,9 +44,7 @@ def launch(world_size: int, runs: int, *options: str, code: Path | None = None) 
         )
         harness.require_success(finished)
         facts = [json.loads(line) for line in (directory / "facts.jsonl").read_text().splitlines()]
-    expected = Path(hyperpodrun.__file__).parent if code is None else code / "hyperpodrun"
-    if any(Path(fact["code"]).resolve() != expected.resolve() for fact in facts):
-        raise harness.RunFailed(f"the workers have not run the code of {expected}")
+    harness.require_code(facts, code)
     return facts
 
 
@@ -107,12 +83,6 @@ def measure(
             row["extra_mb"] = max(float(str(fact["extra_mb"])) for fact in facts)
         rows.append(row)
     return rows
-
-
-def cost_of_a_step_us() -> float:
-    """Of one process: the difference of the medians of 2,000 steps with a CheckpointManager, and 2,000 without."""
-    (fact,) = launch(1, 1)
-    return (float(str(fact["managed"])) - float(str(fact["plain"]))) * 1e6
 
 
 def cells(rows: list[dict[str, object]]) -> list[str]:
@@ -163,7 +133,7 @@ def main() -> None:
     rounds = args.rounds or (3 if args.baseline else 1)
     options = ["--checksum"] if args.checksum else []
     try:
-        with checked_out(args.baseline) if args.baseline else contextlib.nullcontext() as baseline:
+        with harness.checked_out(args.baseline) if args.baseline else contextlib.nullcontext() as baseline:
             for world_size in args.world_sizes:
                 for size in args.sizes:
                     harness.progress(f"{size} MB, {world_size} ranks")
@@ -171,21 +141,12 @@ def main() -> None:
                     rows += measured
                     lines.append(cells(measured))
                     harness.progress("  ".join(lines[-1]))
-        costs_us = [cost_of_a_step_us() for _ in range(args.runs)]
     except (harness.RunFailed, subprocess.CalledProcessError) as error:
         sys.exit(f"restore: {error}")
-    cost_us = statistics.median(costs_us)
-    rows.append(
-        {"benchmark": "restore", "path": "steady", "world_size": 1, "median_s": cost_us / 1e6, "runs": len(costs_us)}
-    )
     paths = ["peer", "gloo", "disk", *(["baseline"] if args.baseline else [])]
     header = ["MB", "ranks", "runs", *(f"{path}, GB/s" for path in paths)]
     header += [*(f"peer/{path}" for path in paths[1:]), "extra, MB"]
     print(harness.table(header, lines))
-    print(
-        f"\nbeing recoverable costs a step {cost_us:.0f} us [{min(costs_us):.0f}, {max(costs_us):.0f}]: "
-        f"{cost_us / 1e3 / STEP_MS:.2%} of one that takes {STEP_MS:g} ms"
-    )
     harness.write_rows(args.json, rows)
 
 

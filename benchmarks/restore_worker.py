@@ -6,11 +6,9 @@ import argparse
 import json
 import os
 import signal
-import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import hyperpodrun
 import torch
@@ -21,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "gpt")
 from train import init_process_group, pick_device
 
 LAYER_BYTES = 4 << 20
-BLOCKS, STEPS_IN_BLOCK = 41, 50
 
 
 class Journal:
@@ -151,53 +148,10 @@ def compare(args: argparse.Namespace, journal: Journal, lost: int) -> None:
             path.unlink()
 
 
-Trained = tuple[torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]
-
-
-def make_small() -> Trained:
-    model = torch.nn.Sequential(*[torch.nn.Linear(4, 4) for _ in range(50)])
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    return model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 100)
-
-
-def train_small(model: torch.nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
-    optimizer.zero_grad()
-    model(torch.ones(1, 4)).sum().backward()
-    optimizer.step()
-    scheduler.step()
-
-
-def steady(args: argparse.Namespace, journal: Journal, manager: CheckpointManager, caller: HPCallWrapper) -> None:
-    """What being recoverable costs a step: one that does next to nothing, with the manager and without.
-
-    Blocks of either kind alternate: a machine's speed drifts by more than what is to be measured.
-    """
-    dist.init_process_group("gloo")
-    plain, managed = make_small(), make_small()
-    model, optimizer, scheduler = managed
-    manager.register(model=model, optimizer=optimizer, scheduler=scheduler)
-    manager.restore()
-    steps = manager.steps(sys.maxsize)
-    times: dict[str, list[float]] = {"plain": [], "managed": []}
-
-    def step_managed() -> None:
-        next(steps)  # ends the one before
-        train_small(*managed)
-
-    for block in range(BLOCKS):
-        for kind, step in (("plain", lambda: train_small(*plain)), ("managed", step_managed)):
-            for number in range(STEPS_IN_BLOCK):
-                begin = time.perf_counter()
-                step()
-                if block and number:  # the first ones find nothing in the caches
-                    times[kind].append(time.perf_counter() - begin)
-    journal.write(path="steady", **{kind: statistics.median(values) for kind, values in times.items()})
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--directory", type=Path, required=True)
-    parser.add_argument("--bytes", type=int, default=0)
+    parser.add_argument("--bytes", type=int, required=True)
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--checksum", action="store_true")
     parser.add_argument("--broadcast", action="store_true", help="beside broadcast and send, not gloo and disk")
@@ -205,13 +159,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.device = pick_device() if args.device == "cuda" else torch.device("cpu")
-    args.objects = make(args.bytes, args.device) if args.bytes else None
+    args.objects = make(args.bytes, args.device)
     manager = CheckpointManager(enable_checksum=args.checksum)
-    body = train if args.bytes else steady
 
     @HPWrapper(checkpoint_manager=manager)
     def run_main(caller: HPCallWrapper) -> None:
-        body(args, Journal(args.directory / "facts.jsonl"), manager, caller)
+        train(args, Journal(args.directory / "facts.jsonl"), manager, caller)
 
     run_main()
     dist.destroy_process_group()

@@ -27,7 +27,7 @@ def quick_rows(name: str, directory: Path, *options: str) -> list[dict[str, Any]
 
 def test_restore_compares_a_peer_with_gloo_and_disk(tmp_path: Path) -> None:
     rows = quick_rows("restore", tmp_path)
-    assert [row["path"] for row in rows] == ["peer", "gloo", "disk", "steady"]
+    assert [row["path"] for row in rows] == ["peer", "gloo", "disk"]
     for row in rows[:3]:
         assert {"benchmark", "path", "bytes", "world_size", "median_s", "runs"} <= set(row)
         assert (row["benchmark"], row["bytes"], row["world_size"]) == ("restore", 10_000_000, 2)

@@ -19,6 +19,8 @@ _PUBLIC = {
     "HealthCheckError": ".inprocess.health",
     "CheckpointManager": ".checkpointless.manager",
     "RestoreError": ".checkpointless.errors",
+    "StateProvider": ".checkpointless.state.provider",
+    "UnsupportedStateError": ".checkpointless.errors",
     "CudaHealthCheck": ".inprocess.health",
     "ParameterUpdateLock": ".inprocess.update_lock",
     "RestorePlan": ".protocol.plan",
@@ -29,8 +31,9 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:
-    from .checkpointless.errors import RestoreError
+    from .checkpointless.errors import RestoreError, UnsupportedStateError
     from .checkpointless.manager import CheckpointManager
+    from .checkpointless.state.provider import StateProvider
     from .dataloader.config import CacheResumeMMAPConfig, PassthroughMMAPConfig
     from .dataloader.lightning import MMAPDataModule
     from .dataloader.loader import MMAPDataLoader
@@ -56,6 +59,8 @@ __all__ = [
     "PassthroughMMAPConfig",
     "RestoreError",
     "RestorePlan",
+    "StateProvider",
+    "UnsupportedStateError",
 ]
 
 

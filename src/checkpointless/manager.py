@@ -19,6 +19,7 @@ things a step changes (`state/small.py`) lets an interrupted step be repeated ex
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,7 @@ from ..protocol.names import STATE_DIRECTORY
 from ..protocol.plan import Holding, Origin
 from .caller import Caller, NoCaller
 from .ddp import ArrivalOrder, data_parallel
-from .errors import LocalStateLost
+from .errors import LocalStateLost, UnsupportedStateError
 from .state.fingerprint import digest
 from .state.registry import Registry
 from .state.replicas import Replicas, shard_name
@@ -45,6 +46,8 @@ from .transfer.handover import Handover
 from .transfer.header import describe
 from .transfer.restore import Restorer
 from .transfer.snapshots import Snapshots
+
+_log = logging.getLogger("hyperpodrun.checkpointless")
 
 
 class CheckpointManager:
@@ -104,6 +107,7 @@ class CheckpointManager:
         """Steps that this rank cannot go on from: what only it knew of them is lost."""
         self._compared = False
         """Whether the agents have been told in this epoch what this rank holds."""
+        self._said_unchecked = False
         self._observers = observers_of(self)
 
     # ---- for the training script -----------------------------------------------------------------------------------
@@ -198,7 +202,7 @@ class CheckpointManager:
         if not self._ready:
             self.restore()
         while self._tracker.index < stop:
-            self.begin_step()
+            self.begin_step(self._tracker.index)
             yield self._tracker.index
             self.end_step()
         if self._snapshots is not None:
@@ -206,11 +210,33 @@ class CheckpointManager:
         if self._disk is not None:
             self._disk.finish()
 
-    def begin_step(self) -> None:
-        """A step begins. `steps` calls it; it is for training loops that belong to somebody else."""
+    def begin_step(self, step: int | None = None) -> None:
+        """A step begins. `steps` calls it; it is for training loops that belong to somebody else.
+
+        `step`: the number that the loop gives it, from 0. Raises UnsupportedStateError where another one is due, as
+        after a restart for a loop that begins at 0 although `restore` has said 8. A loop that does not tell cannot be
+        checked: after a restart that is said once.
+        """
+        self._check_step(step)
         self._update.begin()
         for observer in self._observers:
             observer.begin()
+
+    def _check_step(self, step: int | None) -> None:
+        due = self._tracker.index
+        if step is None:
+            if self._update.first_pass and due and not self._said_unchecked:
+                self._said_unchecked = True
+                _log.warning(
+                    "begin_step() was not told its step: restore() has said %d, and whether the loop goes on with that "
+                    "one cannot be seen. begin_step(step) has it checked",
+                    due,
+                )
+        elif step != due:
+            raise UnsupportedStateError(
+                f"begin_step({step}): step {due} is due, as restore() has said, so the loop trains other steps than it "
+                "would have without the fault; let it begin with the step that restore() gives"
+            )
 
     def end_step(self) -> None:
         """A step has ended: its update, if there was one, is complete."""
@@ -235,7 +261,9 @@ class CheckpointManager:
     def update(self) -> contextlib.AbstractContextManager[None]:
         """Around all that belongs to an update, where registered parts do not show it: an exponential average of the
         weights, a scheduler that moves only at the end of an epoch. No collectives inside: a fault in one would find
-        every rank in the middle of its update (with `rollback=True` all go one step back)."""
+        every rank in the middle of its update (with `rollback=True` all go one step back). An update in parts has its
+        local part inside: the exchange of gradients comes before, and what can be made again from the result (weights
+        gathered from main parameters) comes after; `StateProvider.arrived` makes it again after a restart."""
         return self._update.block()
 
     # ---- for HPWrapper ---------------------------------------------------------------------------------------------

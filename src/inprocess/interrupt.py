@@ -151,9 +151,9 @@ class InterruptGate:
         if not self.pass_open:
             return
         self._longest_pass = max(self._longest_pass, time.monotonic() - self._pass_opened_at)
-        self.pass_open = False
         if self._watching_section:
-            self._section_left.set()
+            self._section_left.set()  # still open: an interrupt in there would leave the event's lock taken
+        self.pass_open = False
         if self._wanted and self._where is _Where.INSIDE and not self._owners:
             self._raise()
 

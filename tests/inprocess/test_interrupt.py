@@ -221,6 +221,79 @@ def test_waiting_for_a_section_that_hangs_ends_after_several_times_its_usual_len
     assert waits == [False]
 
 
+def test_a_pass_that_has_begun_to_change_things_ends_before_the_interrupt(gate):
+    done = []
+    monitor = Monitor(gate.request)
+    with interrupted_user_code(gate):
+        gate.open_pass()
+        monitor.ready.set()
+        monitor.join(10)
+        done.append("the rest of the pass")
+        gate.close_pass()
+        done.append("never")
+    assert done == ["the rest of the pass"]
+
+
+def test_waiting_for_a_pass_ends_with_it(gate):
+    monitor = Monitor(lambda: gate.wait_for_pass(3600))
+    gate.enter()
+    gate._longest_pass = 900.0
+    gate.open_pass()
+    gate._pass_patience = 900.0
+    monitor.ready.set()
+    while not gate._watching_section:
+        time.sleep(0.001)
+    gate.close_pass()
+    monitor.join(10)
+    assert not monitor.is_alive()
+    gate.leave()
+
+
+def test_a_pass_that_does_not_end_is_given_up_and_interrupted(gate):
+    def give_up() -> None:
+        gate.request()
+        gate.wait_for_pass(3600)
+        gate.insist(force=False)
+
+    monitor = Monitor(give_up)
+    with interrupted_user_code(gate):
+        gate.open_pass()
+        gate.close_pass()
+        gate.open_pass()
+        gate.presume_pass()
+        monitor.ready.set()
+        stay()
+
+
+def test_a_section_ends_with_the_frame_that_it_was_opened_for(gate):
+    """An optimizer's step that raises calls no hook at its end; whoever catches that can be interrupted all the same."""
+
+    def step() -> None:
+        gate.enter_section(sys._getframe())
+        raise ValueError("no loss")
+
+    monitor = Monitor(gate.request)
+    with interrupted_user_code(gate):
+        with pytest.raises(ValueError, match="no loss"):
+            step()
+        monitor.ready.set()
+        stay()
+
+
+def test_nobody_waits_for_a_section_whose_frame_was_left(gate):
+    def step() -> None:
+        gate.enter_section(sys._getframe())
+
+    waits: list[bool] = []
+    gate.enter()
+    step()
+    monitor = Monitor(lambda: waits.append(gate.wait_for_section(3600)))
+    monitor.ready.set()
+    monitor.join(30)
+    gate.leave()
+    assert waits == [True]
+
+
 def test_an_update_that_raised_leaves_an_unhealthy_state_until_it_is_restored(gate):
     lock = ParameterUpdateLock(gate)
     with lock:

@@ -83,7 +83,7 @@ class StateProvider(abc.ABC):
     def arrived(self) -> None:  # noqa: B027 - most have nothing to do
         """Tensors and host state are those of the step to go on with: remake what follows from them (bf16 weights from
         main parameters). Called on every rank in every restart, also where nothing was received: an update may have
-        been left in its part that can be made again (`CheckpointManager.update_in_parts`)."""
+        been left in the part that can be made again (see `CheckpointManager.update`)."""
 
     def quiesce(self) -> None:  # noqa: B027 - most have nothing to do
         """Ends what still writes to the tensors: kernels, gathers of parameters."""

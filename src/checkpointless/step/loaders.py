@@ -45,6 +45,8 @@ class LoaderStarts:
         self._again: Starts = ()
         self._base: torch.Tensor | None = None
         """In a step that is repeated, before its first forward pass: what its generator began with."""
+        self._loader_begun = False
+        """The last that has begun was an iterator over a DataLoader: a sampler that begins now is its own."""
         self.begun = 0
         """How many have begun since `repeats`."""
 
@@ -86,14 +88,18 @@ class LoaderStarts:
         """The repeated step computes: what begins from here on is new."""
         self._again, self._base = (), None
 
-    def begin(self, what: str, left: Callable[[], int]) -> None:
-        """Something begins, and is about to draw."""
+    def begin(self, what: str, left: Callable[[], int], *, within: bool = False) -> None:
+        """Something begins, and is about to draw. `within`: most likely as a part of what has begun before it, as the
+        order of an iterator over a DataLoader does."""
         if not self._listening:
             return
         self.begun += 1
-        state = next((state for known, state in reversed(self._again) if known == what), self._base)
+        state = next((state for known, state in reversed(self._again) if known == what), None)
+        if state is None and not (within and self._loader_begun):
+            state = self._base
         if state is not None:
             torch.set_rng_state(state)
+        self._loader_begun = not within
         self._under_way.append(_Start(what, torch.get_rng_state(), left))
 
 
@@ -149,7 +155,7 @@ def _around_iter(kind: type, starts: LoaderStarts) -> None:
             return
         given = [0]
         total = len(self)
-        starts.begin(f"{type(self).__name__} {total}", lambda: total - given[0])
+        starts.begin(f"{type(self).__name__} {total}", lambda: total - given[0], within=True)
         for index in original(self):
             given[0] += 1
             yield index

@@ -61,6 +61,11 @@ class Update:
         self._scalers: list[str] = []
 
     @property
+    def first_pass(self) -> bool:
+        """The next pass is the first one since the last restore."""
+        return self._first_pass
+
+    @property
     def kept(self) -> KeptState | None:
         return self._rollback.kept
 

@@ -266,7 +266,7 @@ def test_a_pass_that_does_not_end_is_given_up_and_interrupted(gate):
 
 
 def test_a_section_ends_with_the_frame_that_it_was_opened_for(gate):
-    """An optimizer's step that raises calls no hook at its end; whoever catches that can be interrupted all the same."""
+    """An optimizer's step that raises calls no hook at its end; who catches that can be interrupted all the same."""
 
     def step() -> None:
         gate.enter_section(sys._getframe())

@@ -18,6 +18,9 @@ class Caller(Protocol):
     def rank(self) -> int: ...
 
     @property
+    def world_size(self) -> int: ...
+
+    @property
     def plan(self) -> RestorePlan | None: ...
 
     def restoring(self) -> AbstractContextManager[None]: ...
@@ -57,6 +60,10 @@ class NoCaller:
     @property
     def rank(self) -> int:
         return int(os.environ.get("RANK", "0"))
+
+    @property
+    def world_size(self) -> int:
+        return int(os.environ.get("WORLD_SIZE", "1"))
 
     def restoring(self) -> AbstractContextManager[None]:
         return contextlib.nullcontext()

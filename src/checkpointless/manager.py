@@ -149,6 +149,7 @@ class CheckpointManager:
         """
         registry = self._registered()
         registry.state.quiesce()
+        self._update.check_unchanged(registry)
         self._update.pause()
         self._shard = shard_name(self._caller.rank, registry.state, self._replicas)
         self._caller.registered(self._shard)
@@ -182,8 +183,10 @@ class CheckpointManager:
         registry.state.reset()
         self._history.begin_with(small, registry.taker, kept=None if restorer.changed else self._kept_step())
         self._tracker.go_to(small.step)
+        self._tracker.sharded = bool(self._shard) and self._caller.world_size > 1
         plan = self._caller.plan
-        self._update.resume(small, anew=plan is None or plan.origin is Origin.START)
+        nothing = plan is None or plan.origin is Origin.START or (small.step == 0 and not self._update.begun)
+        self._update.resume(small, anew=nothing)
         self._whole = self._ready = True
         self._compared = False
         self._refused.clear()
@@ -292,6 +295,8 @@ class CheckpointManager:
             self._tracker.go_to(0)
         else:
             self._prologue.again()
+            if self._holds_whole():
+                self._update.protect()
         self._caller = caller
         self._update.caller = caller
         self._ready = False

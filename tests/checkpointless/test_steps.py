@@ -84,6 +84,57 @@ def test_a_checkpoint_that_the_script_loads_after_a_restore_changes_nothing(capl
     assert torch.equal(training.model.weight, old["weight"]), "within the steps it is the script's own business"
 
 
+def test_a_checkpoint_that_the_script_loads_before_it_restores_changes_nothing():
+    training = Training()
+    old = {key: value.clone() for key, value in training.model.state_dict().items()}
+    training.train(2)
+    new = training.model.weight.clone()
+    training.manager.on_restart(None)
+    training.manager.attach(Restarted(2), 1)
+    training.model.load_state_dict(old)
+    assert training.manager.restore() == 2
+    training.manager.begin_step(2)
+    assert torch.equal(training.model.weight, new)
+
+
+def test_weights_that_are_made_anew_before_a_restore_are_refused():
+    training = Training()
+    training.train(2)
+    training.manager.on_restart(None)
+    training.manager.attach(Restarted(2), 1)
+    nn.init.ones_(training.model.weight)
+    with pytest.raises(UnsupportedStateError, match=r"'model.weight' was changed between a restart and restore"):
+        training.manager.restore()
+
+
+def test_a_checkpoint_is_loaded_again_where_no_step_had_begun():
+    """A fault between restore() and the first step: what the script loads there is what it begins with."""
+    training = Training()
+    training.manager.on_restart(None)
+    training.manager.attach(Restarted(0), 1)
+    assert training.manager.restore() == 0
+    training.model.load_state_dict({"weight": torch.ones(2, 2), "bias": torch.ones(2)})
+    training.manager.begin_step(0)
+    assert training.model.weight.tolist() == [[1.0, 1.0], [1.0, 1.0]]
+
+
+def test_what_is_drawn_between_two_passes_is_part_of_the_next():
+    training = Training()
+    for step in range(2):
+        torch.rand(1)
+        training.manager.begin_step(step)
+        drawn = torch.rand(1)
+        training.update()
+        training.manager.end_step()
+    torch.rand(1)
+    training.manager.begin_step(2)
+    drawn = torch.rand(1)
+    training.restart()
+    torch.rand(9)
+    training.manager.begin_step(2)
+    assert torch.equal(torch.rand(1), drawn)
+
+
 def test_weights_that_are_made_anew_after_a_restore_are_refused():
     training = Training()
     training.train(2)

@@ -184,7 +184,10 @@ class TorchState(StateProvider):
         parameters = self.parameters()
         for name, value in parameters.items():
             if name not in wanted:
-                raise RestoreError(f"the source has no parameter {name}: it trains another model")
+                raise RestoreError(
+                    f"the source has no parameter {name}: it trains another model, or has changed this one (pruned it, "
+                    "say) after register(); change a model before it is registered"
+                )
             _, dtype, shape, _ = wanted[name]
             here = local(value)
             if (dtype, tuple(shape)) != (dtype_name(here), tuple(here.shape)):

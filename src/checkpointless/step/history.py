@@ -109,6 +109,10 @@ class History:
         elif self._record is not None:
             self._record.forward(step)
 
+    def rewrite(self, small: SmallState, taker: SmallStateTaker, keep: tuple[int, int]) -> None:
+        """What was noted has been corrected."""
+        self._write(small, taker, keep)
+
     def of_predecessor(self, step: int) -> SmallState | None:
         """What the process that had this rank before noted of `step`; None when it was on another node."""
         payload = read_record(self._path, step) if self._path is not None else None

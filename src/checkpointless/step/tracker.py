@@ -72,6 +72,8 @@ class StepTracker:
         self.presumed = False
         """The update of this pass is presumed complete, the pass goes on."""
         self.learned = Learned()
+        self.sharded = False
+        """Other ranks hold other parts of the state."""
         self._movers: frozenset[str] = frozenset()
         self._objects: frozenset[str] = frozenset()
         self._moved: list[str] = []
@@ -169,6 +171,8 @@ class StepTracker:
         """Whether a fault can find every rank between two changes of a step, as far as is known: then only the state
         before the update, kept, saves the job."""
         learned = self.learned
+        if self.sharded:
+            return True
         unsure = learned.passes > learned.whole  # some parts do not move in every pass
         return (
             not learned.known
@@ -186,6 +190,8 @@ class StepTracker:
             return f"{_names(learned.tail)} changes after the update"
         if learned.early:
             return f"{_names(learned.early)} changes before the update"
+        if self.sharded:
+            return "a fault can find those who hold one shard a step ahead of those who hold another"
         if learned.late:
             return f"{_names(learned.late)} changes after the backward pass"
         if learned.passes > learned.whole:

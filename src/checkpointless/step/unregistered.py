@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from ..state.reachable import Reached, reach_from
+from ..state.tree import tensors_in
 from ..state.versions import Fingerprint, fingerprint
 
 _log = logging.getLogger("hyperpodrun.checkpointless")
@@ -137,7 +138,9 @@ def _storages(objects: dict[str, Any]) -> set[int]:
             parameters = list(target.parameters())
             tensors = [*parameters, *target.buffers(), *(parameter.grad for parameter in parameters)]
         elif isinstance(target, torch.optim.Optimizer):
-            tensors = [value for state in target.state.values() for value in state.values()]
+            tensors = [value for _, value in tensors_in(dict(enumerate(target.state.values())), "")]
+        elif hasattr(target, "state_dict"):
+            tensors = [value for _, value in tensors_in(target.state_dict(), "")]
         found.update(_storage(tensor) for tensor in tensors if isinstance(tensor, torch.Tensor))
     return found - {0}
 

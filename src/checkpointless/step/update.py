@@ -57,6 +57,10 @@ class Update:
         self._at_backward: SmallState | None = None
         self._after_restore: dict[str, int] = {}
         self._guard: LoadGuard | None = None
+        self._begun = False
+        self._when_left: dict[str, int] = {}
+        """Samples of the tensors when the function was left, where they are whole."""
+        self._versions_left = 0
         self._warned: set[str] = set()
         self._scalers: list[str] = []
 
@@ -74,6 +78,8 @@ class Update:
         if self._watch is not None:
             self._watch.remove()
         self._registry = registry
+        self._lift_guard()
+        self._when_left = {}
         self._scalers = [name for name, mover in registry.movers.items() if is_scaler(mover)]
         registry.taker.starts = STARTS.under_way
         others = {name for name, target in registry.taker.local.items() if not is_generator(target)}
@@ -90,13 +96,32 @@ class Update:
     def forget(self) -> None:
         """Another function: what was kept is of the one before it."""
         self._rollback.forget()
+        self._begun = False
+        self._when_left = {}
 
     def pause(self) -> None:
         self._watching = False
 
+    @property
+    def begun(self) -> bool:
+        """A step of this function has begun in this process."""
+        return self._begun
+
+    def protect(self) -> None:
+        """The function is entered again, and what is registered is whole: what the script may load now is older."""
+        if self._registry is not None and not self._registry.dropped and self._begun:
+            self._guard = LoadGuard(self._registry)
+
+    def check_unchanged(self, registry: Registry) -> None:
+        """Called before the state is restored. Raises where the script has written to what lives through restarts."""
+        before, self._when_left = self._when_left, {}
+        if before and not registry.dropped and registry.state.versions() != self._versions_left:
+            self._refuse_changes(before, registry, "between a restart and restore(): what was there")
+
     def resume(self, small: SmallState, *, anew: bool) -> None:
         """The state is that before the next pass. `anew`: it is the script's own, nothing was restored."""
         assert self._registry is not None
+        self._lift_guard()
         self._watching = True
         self._first_pass, self._anew = True, anew
         self._resumed = None if anew else small
@@ -104,8 +129,9 @@ class Update:
         if not anew:
             STARTS.repeats(small.starts)
         self._versions = self._registry.state.versions()
-        self._after_restore = {} if anew else _samples(self._registry)
-        self._guard = None if anew else LoadGuard(self._registry)
+        guarded = not anew and small.step > 0
+        self._after_restore = _samples(self._registry) if guarded else {}
+        self._guard = LoadGuard(self._registry) if guarded else None
 
     # ---- a pass ----------------------------------------------------------------------------------------------------
 
@@ -118,19 +144,32 @@ class Update:
         if self._first_pass:
             self._first_pass = False
             self._begin_first(self._registry)
-        elif self._resumed is not None:  # no forward pass of a registered module was seen
-            self._resumed = None
-            STARTS.arrived()
+        else:
+            self._note_draws(self._registry)
+            if self._resumed is not None:  # no forward pass of a registered module was seen
+                self._resumed = None
+                STARTS.arrived()
         self._contents.clear()
         if self._tracker.checks:
             self._contents["begin"] = self._registry_contents()
         if self._tracker.learned.early and self._keeps():
             self._keep()
 
+    def _note_draws(self, registry: Registry) -> None:
+        """Between two passes a loop of somebody else's may have drawn random numbers (a new epoch's order). A restarted
+        script draws them again on its way, and finds in the step what it found here."""
+        step = self._tracker.point
+        small = self._history.get(step)
+        if small is None or self._tracker.index != step or small.generators is read_generators():
+            return
+        small.generators, small.starts = read_generators(), registry.taker.starts()
+        self._history.rewrite(small, registry.taker, (step, self._tracker.previous))
+
     def _begin_first(self, registry: Registry) -> None:
         """Between the restore and the loop the script may have drawn random numbers (`iter(loader)` does). In a run
         without the fault it had not, here; in one that begins they are part of what the loop finds."""
         self._lift_guard()
+        self._begun = True
         step = self._tracker.point
         small = self._history[step]
         targets = registry.taker.local
@@ -154,11 +193,16 @@ class Update:
         samples, self._after_restore = self._after_restore, {}
         if registry.state.versions() == self._versions:
             return
-        odd = different(samples, _samples(registry))
+        if samples:
+            self._refuse_changes(samples, registry, "between restore() and the first step: what was restored")
+
+    @staticmethod
+    def _refuse_changes(before: dict[str, int], registry: Registry, when: str) -> None:
+        odd = different(before, _samples(registry))
         if odd:
             raise UnsupportedStateError(
-                f"'{odd[0]}' was changed between restore() and the first step of a restart: what restore() brought is "
-                "newer; load or initialise weights only before register(), or where restore() returns 0"
+                f"'{odd[0]}' was changed {when} is newer than what the script has put there; load or initialise "
+                "weights where the objects are made, or only where restore() returns 0"
             )
 
     def forward_begins(self) -> None:
@@ -300,6 +344,9 @@ class Update:
         STARTS.leave()
         if self._watching and self._registry is not None and not self._registry.dropped:
             self._judge()
+            whole = self._begun and not self._tracker.opened
+            self._when_left = _samples(self._registry) if whole else {}
+            self._versions_left = self._registry.state.versions()
         self._in_block = self._watching = False
         self._seen = self._at_backward = self._resumed = None
         self._contents.clear()

@@ -212,7 +212,8 @@ class Restorer:
         if unequal:
             raise LocalStateLost(
                 f"rank {self._rank}: {', '.join(sorted(unequal))} of step {header.step} is nowhere: it changes after "
-                "the backward pass and is not the same on all ranks (let it change before backward, or in update())",
+                "the backward pass and is not the same on all ranks (let it change before backward, or in the same way "
+                "everywhere, or keep the step before with rollback=True)",
                 header.step,
             )
         if mine is not None:

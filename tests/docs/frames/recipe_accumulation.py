@@ -1,0 +1,31 @@
+"""docs/recipes.md: gradients of several passes, one update."""
+
+import contextlib
+from types import SimpleNamespace
+
+import torch
+from hyperpodrun import CheckpointManager, HPWrapper
+from snippet_harness import faulty, finish
+
+config = SimpleNamespace(steps=15, accumulate=3)
+manager = CheckpointManager()
+model = faulty(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Dropout(), torch.nn.Linear(8, 1)))
+optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
+manager.register(model=model, optimizer=optimizer, scheduler=scheduler)
+
+
+def batch(step):
+    return torch.randn(4, 8)
+
+
+@HPWrapper(checkpoint_manager=manager)
+def run_main():
+    torch.distributed.init_process_group()
+    manager.restore()
+    ddp = manager.data_parallel(model)
+    # <snippet>
+
+
+run_main()
+finish()

@@ -24,7 +24,7 @@ def batch(step):
 def run_main():
     torch.distributed.init_process_group()
     manager.restore()
-    ddp = manager.data_parallel(model)
+    ddp = manager.data_parallel(model)  # noqa: F841 - the snippet uses it
     # <snippet>
 
 

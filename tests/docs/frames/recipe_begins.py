@@ -25,7 +25,7 @@ if not config.resume.exists():
 def run_main():
     torch.distributed.init_process_group()
     # <snippet>
-    ddp = manager.data_parallel(model)
+    ddp = manager.data_parallel(model)  # noqa: F841 - the snippet uses it
     # <snippet>
 
 

@@ -21,7 +21,8 @@ class Numbers(Dataset):
 config = SimpleNamespace(steps=14)
 data, validation = Numbers(), [torch.full((4, 8), 0.1 * i) for i in range(3)]
 manager = CheckpointManager()
-model = faulty(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 1)))
+layers = torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(), torch.nn.Linear(8, 1)
+model = faulty(torch.nn.Sequential(*layers))
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
 scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
 
@@ -31,7 +32,7 @@ def run_main():
     dist.init_process_group()
     manager.register(model=model, optimizer=optimizer, scheduler=scheduler)
     # <snippet>
-    ddp = manager.data_parallel(model)
+    ddp = manager.data_parallel(model)  # noqa: F841 - the snippet uses it
     # <snippet>
 
 

@@ -22,7 +22,7 @@ def batch(step):
 def run_main():
     torch.distributed.init_process_group()
     manager.restore()
-    generate, judge = manager.data_parallel(generator), manager.data_parallel(critic)
+    generate, judge = manager.data_parallel(generator), manager.data_parallel(critic)  # noqa: F841 - the snippet uses it
     # <snippet>
 
 

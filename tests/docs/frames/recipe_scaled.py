@@ -23,7 +23,7 @@ def run_main():
     torch.distributed.init_process_group()
     # <snippet>
     manager.restore()
-    ddp = manager.data_parallel(model)
+    ddp = manager.data_parallel(model)  # noqa: F841 - the snippet uses it
     # <snippet>
 
 

@@ -12,20 +12,25 @@ from torch.utils.data import DataLoader
 
 config = SimpleNamespace(steps=14, resume=Path(os.environ["DOC_OUT"]) / f"before-{os.environ['RANK']}.pt")
 manager = CheckpointManager()
-model = faulty(torch.nn.Linear(8, 1))
-optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-manager.register(model=model, optimizer=optimizer)
+
+
+def build():
+    model = faulty(torch.nn.Linear(8, 1))
+    return model, torch.optim.AdamW(model.parameters(), lr=0.01)
+
+
 loader = DataLoader(torch.arange(640.0).view(80, 8) / 640, batch_size=4, shuffle=True)
-if not config.resume.exists():
-    weights = {name: torch.ones_like(value) for name, value in model.state_dict().items()}
-    torch.save({"model": weights, "optimizer": optimizer.state_dict()}, config.resume)
+weights = torch.nn.Linear(8, 1)
+torch.nn.init.ones_(weights.weight)
+before = {"model": weights.state_dict(), "optimizer": torch.optim.AdamW(weights.parameters()).state_dict()}
+torch.save(before, config.resume)
+
+# <snippet>
 
 
 @HPWrapper(checkpoint_manager=manager)
 def run_main():
     torch.distributed.init_process_group()
-    # <snippet>
-    ddp = manager.data_parallel(model)  # noqa: F841 - the snippet uses it
     # <snippet>
 
 

@@ -205,7 +205,7 @@ class CheckpointManager:
         if not self._ready:
             self.restore()
         while self._tracker.index < stop:
-            self.begin_step(self._tracker.index)
+            self._begin()
             yield self._tracker.index
             self.end_step()
         if self._snapshots is not None:
@@ -220,7 +220,11 @@ class CheckpointManager:
         after a restart for a loop that begins at 0 although `restore` has said 8. A loop that does not tell cannot be
         checked: after a restart that is said once.
         """
+        self._tracker.learned.external = True
         self._check_step(step)
+        self._begin()
+
+    def _begin(self) -> None:
         self._update.begin()
         for observer in self._observers:
             observer.begin()

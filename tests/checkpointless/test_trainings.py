@@ -27,7 +27,8 @@ def cases(script: str) -> list[tuple[str, str]]:
     return [(script, node.name) for node in classes if ast.unparse(node.bases[0]) in ("Case", "static")]
 
 
-CASES = [*cases("trainings.py"), *cases("trainings_more.py")]
+LOOPS = ("epochs_a", "epochs_b", "workers_b", "begin_end", "ppo", "schedule_free", "stateful")
+CASES = [*cases("trainings.py"), *cases("trainings_more.py"), *(("trainings_loops.py", name) for name in LOOPS)]
 
 
 class Pairs:

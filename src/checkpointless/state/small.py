@@ -51,6 +51,8 @@ class SmallState:
     """What data loaders had under way: see `step/loaders.py`."""
     final: bool = True
     """It was noted when the step before had ended; otherwise ahead of that, from its last backward pass on."""
+    begun: bool = False
+    """The generators are those with which the step itself began, after what a loop drew between two steps."""
     late: frozenset[str] = frozenset()
     """Items that may still change before the step begins: it was noted ahead of time."""
 
@@ -271,6 +273,7 @@ class SmallStateTaker:
                 "forward": None if small.forward is None else self._encode_generators(small.forward),
                 "step": small.step,
                 "final": small.final,
+                "begun": small.begun,
                 "late": sorted(small.late),
                 "starts": list(map(list, small.starts)),
             }
@@ -297,6 +300,7 @@ class SmallStateTaker:
                 forward = {name: decode(state) for name, state in forward.items()}
             small = SmallState(step, generators, buffers, parts["local"], parts["shared"], forward=forward)
             small.late = frozenset(parts["late"])
+            small.begun = bool(parts["begun"])
             small.final = bool(parts["final"]) and parts["step"] == step
             small.starts = tuple((what, state) for what, state in parts["starts"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:

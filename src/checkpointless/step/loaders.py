@@ -48,7 +48,9 @@ class LoaderStarts:
         self._loader_begun = False
         """The last that has begun was an iterator over a DataLoader: a sampler that begins now is its own."""
         self.begun = 0
-        """How many have begun since `repeats`."""
+        """How many have begun since `repeats`, or `in_step`."""
+        self.fresh = 0
+        """How many of these were not under way."""
 
     def listen(self) -> None:
         """Training begins."""
@@ -77,12 +79,12 @@ class LoaderStarts:
 
     def repeats(self, starts: Starts) -> None:
         """A restarted script is on its way to the step to be repeated, at which these were under way."""
-        self._again, self._base, self.begun = starts, None, 0
+        self._again, self._base, self.begun, self.fresh = starts, None, 0, 0
 
     def in_step(self, base: torch.Tensor) -> None:
         """The step to be repeated has begun. `base`: the state of torch's generator, from which a new beginning in it
         draws, whatever was begun and skipped before."""
-        self._base, self.begun = base, 0
+        self._base, self.begun, self.fresh = base, 0, 0
 
     def arrived(self) -> None:
         """The repeated step computes: what begins from here on is new."""
@@ -95,6 +97,7 @@ class LoaderStarts:
             return
         self.begun += 1
         state = next((state for known, state in reversed(self._again) if known == what), None)
+        self.fresh += state is None
         if state is None and not (within and self._loader_begun):
             state = self._base
         if state is not None:

@@ -43,6 +43,8 @@ class Learned(msgspec.Struct):
     """What has been seen to change before anything had said that it moves."""
     late: set[str] = msgspec.field(default_factory=set)
     """Items of the small state that have been seen to change after the last backward pass of a step."""
+    external: bool = False
+    """The loop is not `steps()`: between two passes it may do something."""
     divided: bool = False
     """A backward pass has begun in the middle of an update: a fault can find every rank between two changes."""
     untracked: set[str] = msgspec.field(default_factory=set)

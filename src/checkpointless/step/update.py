@@ -128,6 +128,8 @@ class Update:
         STARTS.listen()
         if not anew:
             STARTS.repeats(small.starts)
+            if self._draws_between(small):
+                STARTS.in_step(small.generators["torch"])
         self._versions = self._registry.state.versions()
         guarded = not anew and small.step > 0
         self._after_restore = _samples(self._registry) if guarded else {}
@@ -155,12 +157,19 @@ class Update:
         if self._tracker.learned.early and self._keeps():
             self._keep()
 
+    def _draws_between(self, small: SmallState) -> bool:
+        """Whether the state is that in which the step before ended, and the loop may draw before this one begins."""
+        return self._tracker.learned.external and not small.begun
+
     def _note_draws(self, registry: Registry) -> None:
         """Between two passes a loop of somebody else's may have drawn random numbers (a new epoch's order). A restarted
         script draws them again on its way, and finds in the step what it found here."""
         step = self._tracker.point
         small = self._history.get(step)
-        if small is None or self._tracker.index != step or small.generators is read_generators():
+        if small is None or self._tracker.index != step:
+            return
+        small.begun = True
+        if small.generators is read_generators():
             return
         small.generators, small.starts = read_generators(), registry.taker.starts()
         self._history.rewrite(small, registry.taker, (step, self._tracker.previous))
@@ -184,8 +193,9 @@ class Update:
             self._history.begin_with(registry.taker.take(step), registry.taker)
         else:
             self._check_untouched(registry)
-            registry.taker.put_back(small, objects=False)
-            STARTS.in_step(small.generators["torch"])
+            drawn = self._draws_between(small) and STARTS.fresh > 0
+            registry.taker.put_back(small, objects=False, generators=not drawn)
+            STARTS.in_step(read_generators()["torch"])
         self._versions = registry.state.versions()
 
     def _check_untouched(self, registry: Registry) -> None:

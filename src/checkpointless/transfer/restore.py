@@ -220,7 +220,9 @@ class Restorer:
             for item, _ in mine.items():
                 if item not in late:
                     small.adopt(item, mine)
-            small.forward = mine.forward
+            small.forward, small.begun = mine.forward, mine.begun
+            if "iterators of data loaders" not in late:
+                small.starts = mine.starts
         else:
             small.forward = None
 

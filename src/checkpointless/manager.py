@@ -149,7 +149,7 @@ class CheckpointManager:
         """
         registry = self._registered()
         registry.state.quiesce()
-        self._update.check_unchanged(registry)
+        self._update.writes.restoring()
         self._update.pause()
         self._shard = shard_name(self._caller.rank, registry.state, self._replicas)
         self._caller.registered(self._shard)
@@ -300,7 +300,7 @@ class CheckpointManager:
         else:
             self._prologue.again()
             if self._holds_whole():
-                self._update.protect()
+                self._update.writes.entered()
         self._caller = caller
         self._update.caller = caller
         self._ready = False

@@ -1,6 +1,6 @@
 """The steps of training, as they are watched: what each began with, from the first change to the end of the pass.
 
-The decisions are `tracker.StepTracker`'s; here are the notes, the comparisons, the copy for a rollback and the critical
+The decisions are `tracker.StepTracker`'s; here are the notes, the copy for a rollback and the critical
 sections. While an optimizer steps, and within `manager.update()`, an interrupt waits; from the first change on until
 the pass ends a rank that only hears of a fault finishes the pass, if it can.
 """
@@ -8,27 +8,22 @@ the pass ends a rank that only hears of a fault finishes the pass, if it can.
 from __future__ import annotations
 
 import contextlib
-import logging
-from collections.abc import Iterable, Iterator
-
-import torch
+from collections.abc import Iterator
 
 from ..caller import Caller, NoCaller
 from ..errors import UnsupportedStateError
-from ..state.fingerprint import different, fingerprints
 from ..state.generators import read_generators, write_generators
 from ..state.registry import Registry, names_of_movers
-from ..state.small import SmallState, differing
+from ..state.small import SmallState
 from ..state.stateful import is_generator, is_scaler
 from ..transfer.snapshots import Snapshots
 from .history import History
-from .load_guard import LoadGuard
+from .learning import Learning, listed
+from .load_guard import ScriptWrites
 from .loaders import STARTS
 from .rollback import KeptState, Rollback
 from .tracker import UPDATE, StepTracker
 from .watch import Watch
-
-_log = logging.getLogger("hyperpodrun.checkpointless")
 
 
 class Update:
@@ -49,19 +44,14 @@ class Update:
         """Of the trained tensors at the point that can be gone back to."""
         self._seen: tuple[SmallState, int] | None = None
         """What everything looked like when all that moves in an update had moved."""
-        self._contents: dict[str, dict[str, int]] = {}
-        """Fingerprints of everything at the moments of this pass, if it is looked at closely."""
         self._forward_seen = False
         self._resumed: SmallState | None = None
         """In the first pass after a restart: what that step began with before."""
         self._at_backward: SmallState | None = None
-        self._after_restore: dict[str, int] = {}
-        self._guard: LoadGuard | None = None
         self._begun = False
-        self._when_left: dict[str, int] = {}
-        """Samples of the tensors when the function was left, where they are whole."""
-        self._versions_left = 0
-        self._warned: set[str] = set()
+        self._kept_said = False
+        self._learning = Learning(tracker, history)
+        self.writes = ScriptWrites()
         self._scalers: list[str] = []
 
     @property
@@ -78,8 +68,8 @@ class Update:
         if self._watch is not None:
             self._watch.remove()
         self._registry = registry
-        self._lift_guard()
-        self._when_left = {}
+        self.writes.watch(registry)
+        self._learning.watch(registry)
         self._scalers = [name for name, mover in registry.movers.items() if is_scaler(mover)]
         registry.taker.starts = STARTS.under_way
         others = {name for name, target in registry.taker.local.items() if not is_generator(target)}
@@ -97,7 +87,7 @@ class Update:
         """Another function: what was kept is of the one before it."""
         self._rollback.forget()
         self._begun = False
-        self._when_left = {}
+        self.writes.forget()
 
     def pause(self) -> None:
         self._watching = False
@@ -107,21 +97,10 @@ class Update:
         """A step of this function has begun in this process."""
         return self._begun
 
-    def protect(self) -> None:
-        """The function is entered again, and what is registered is whole: what the script may load now is older."""
-        if self._registry is not None and not self._registry.dropped and self._begun:
-            self._guard = LoadGuard(self._registry)
-
-    def check_unchanged(self, registry: Registry) -> None:
-        """Called before the state is restored. Raises where the script has written to what lives through restarts."""
-        before, self._when_left = self._when_left, {}
-        if before and not registry.dropped and registry.state.versions() != self._versions_left:
-            self._refuse_changes(before, registry, "between a restart and restore(): what was there")
-
     def resume(self, small: SmallState, *, anew: bool) -> None:
         """The state is that before the next pass. `anew`: it is the script's own, nothing was restored."""
         assert self._registry is not None
-        self._lift_guard()
+        self.writes.forget()
         self._watching = True
         self._first_pass, self._anew = True, anew
         self._resumed = None if anew else small
@@ -131,9 +110,8 @@ class Update:
             if self._draws_between(small):
                 STARTS.in_step(small.generators["torch"])
         self._versions = self._registry.state.versions()
-        guarded = not anew and small.step > 0
-        self._after_restore = _samples(self._registry) if guarded else {}
-        self._guard = LoadGuard(self._registry) if guarded else None
+        if not anew and small.step > 0:
+            self.writes.restored()
 
     # ---- a pass ----------------------------------------------------------------------------------------------------
 
@@ -151,9 +129,7 @@ class Update:
             if self._resumed is not None:  # no forward pass of a registered module was seen
                 self._resumed = None
                 STARTS.arrived()
-        self._contents.clear()
-        if self._tracker.checks:
-            self._contents["begin"] = self._registry_contents()
+        self._learning.begin()
         if self._tracker.learned.early and self._keeps():
             self._keep()
 
@@ -177,7 +153,6 @@ class Update:
     def _begin_first(self, registry: Registry) -> None:
         """Between the restore and the loop the script may have drawn random numbers (`iter(loader)` does). In a run
         without the fault it had not, here; in one that begins they are part of what the loop finds."""
-        self._lift_guard()
         self._begun = True
         step = self._tracker.point
         small = self._history[step]
@@ -185,35 +160,18 @@ class Update:
         moved = {name for name in registry.taker.changed_local(small) if not is_generator(targets.get(name))}
         if moved:
             raise UnsupportedStateError(
-                f"{_list(moved)} moved between restore() and the first step, so what it gave then (a batch fetched "
+                f"{listed(moved)} moved between restore() and the first step, so what it gave then (a batch fetched "
                 "ahead?) is in variables of the script, and a restart would take the next one: let it move within the "
                 "steps only, or do not register it and begin it at restore()'s step"
             )
+        self.writes.loop_begins()
         if self._anew:
             self._history.begin_with(registry.taker.take(step), registry.taker)
         else:
-            self._check_untouched(registry)
             drawn = self._draws_between(small) and STARTS.fresh > 0
             registry.taker.put_back(small, objects=False, generators=not drawn)
             STARTS.in_step(read_generators()["torch"])
         self._versions = registry.state.versions()
-
-    def _check_untouched(self, registry: Registry) -> None:
-        """Parameters that were just restored must still be there, whoever has written to them since (DDP has)."""
-        samples, self._after_restore = self._after_restore, {}
-        if registry.state.versions() == self._versions:
-            return
-        if samples:
-            self._refuse_changes(samples, registry, "between restore() and the first step: what was restored")
-
-    @staticmethod
-    def _refuse_changes(before: dict[str, int], registry: Registry, when: str) -> None:
-        odd = different(before, _samples(registry))
-        if odd:
-            raise UnsupportedStateError(
-                f"'{odd[0]}' was changed {when} is newer than what the script has put there; load or initialise "
-                "weights where the objects are made, or only where restore() returns 0"
-            )
 
     def forward_begins(self) -> None:
         """A registered module is called. In a restarted step the generators are as they were here before: on the way
@@ -257,10 +215,8 @@ class Update:
             return
         assert self._registry is not None
         if self._registry.state.versions() != self._versions:
-            self._learn_early({"a parameter"})
-        if "begin" in self._contents:
-            self._look("open")
-            self._learn_early(self._changed_between("begin", "open"))
+            self._tracker.learned.early.add("a parameter")
+        self._learning.opens()
         self.caller.open_pass()  # may leave the step; from here on it is finished if it can be
         self._tracker.opens()
         if self._snapshots is not None:
@@ -308,7 +264,7 @@ class Update:
         """All that moves in an update has moved; the pass may go on."""
         assert self._registry is not None
         tracker, registry = self._tracker, self._registry
-        self._look("moved")
+        self._learning.look("moved")
         if tracker.may_presume:
             small = self._note(tracker.index + 1)
             tracker.presume()
@@ -324,12 +280,11 @@ class Update:
         versions = registry.state.versions()
         tail = self._changed_since_seen(versions)
         updated = self._has_changed(versions)
-        if self._contents:
-            self._learn_contents()
-        self._learn_objects()
+        self._learning.contents()
+        self._learning.objects()
         known = tracker.learned.known
         if tail:
-            self._learn_tail(tail)
+            self._learning.tail(tail)
         presumed = tracker.presumed and not tail
         left_out = not updated and tracker.has_moved(self._scalers)
         tracker.end(updated=updated, left_out=left_out)
@@ -337,29 +292,23 @@ class Update:
             self._versions = versions
             if not presumed:
                 self._note(tracker.point)
-            self._learn_late(registry)
+            self._learning.late(self._at_backward)
             if known or tracker.learned.known:
                 self._say_what_is_kept()
         self.caller.close_pass()
         return updated or left_out
 
-    def _lift_guard(self) -> None:
-        if self._guard is not None:
-            self._guard.lift()
-        self._guard = None
-
     def abandon(self) -> None:
         """User code was left by an exception: an update that was open stays incomplete."""
-        self._lift_guard()
         STARTS.leave()
         if self._watching and self._registry is not None and not self._registry.dropped:
             self._judge()
-            whole = self._begun and not self._tracker.opened
-            self._when_left = _samples(self._registry) if whole else {}
-            self._versions_left = self._registry.state.versions()
+            self.writes.forget()
+            if self._begun and not self._tracker.opened:
+                self.writes.left()
         self._in_block = self._watching = False
         self._seen = self._at_backward = self._resumed = None
-        self._contents.clear()
+        self._learning.forget()
 
     def _judge(self) -> None:
         """Whether this pass, left before its end, has changed what it says it has not."""
@@ -380,22 +329,6 @@ class Update:
         assert self._registry is not None
         return self._history.take(step, self._registry.taker, (self._tracker.point, self._tracker.previous))
 
-    def _look(self, moment: str) -> None:
-        if self._contents:
-            self._contents[moment] = self._registry_contents()
-
-    def _registry_contents(self) -> dict[str, int]:
-        assert self._registry is not None
-        return fingerprints(self._registry.state.named_tensors() | _large_buffers(self._registry))
-
-    def _changed_between(self, one: str, other: str) -> set[str]:
-        """The names of the registered objects whose tensors have changed."""
-        assert self._registry is not None
-        if one not in self._contents or other not in self._contents:
-            return set()
-        changed = different(self._contents[one], self._contents[other])
-        return {self._registry.owner(name) for name in changed if not name.startswith("buffer ")}
-
     def _changed_since_seen(self, versions: int) -> set[str]:
         """What has changed since all had moved: nothing where that was not seen in this pass."""
         if self._seen is None:
@@ -410,66 +343,7 @@ class Update:
     def _has_changed(self, versions: int) -> bool:
         """Whether anything beside the small state has changed in this pass."""
         tracker = self._tracker
-        return tracker.opened or tracker.presumed or versions != self._versions or self._invisibly_changed()
-
-    def _invisibly_changed(self) -> bool:
-        """Whether tensors have changed that no version counter shows, and no optimizer moves."""
-        if not self._contents:
-            return "invisible" in self._tracker.learned.early
-        self._look("end")
-        changed = self._changed_between("begin", "end")
-        if changed and not self._tracker.opened and not self._tracker.presumed:
-            self._tracker.learned.early.add("invisible")
-        return bool(changed)
-
-    def _learn_contents(self) -> None:
-        """Of a pass that was looked at closely: what has changed, and what of it after the update."""
-        assert self._registry is not None
-        self._contents.setdefault("end", self._registry_contents())
-        self._tracker.learned.changed |= self._changed_between("begin", "end")
-        if self._tracker.all_moved:
-            late = self._changed_between("moved", "end")
-            if late:
-                self._learn_tail(late)
-                self._tracker.torn()
-        names = different(self._contents["begin"], self._contents["end"])
-        self._registry.torch_state.moved |= frozenset(names)
-        silent = {name.removeprefix("buffer ") for name in names if name.startswith("buffer ")}
-        if silent:
-            self._tracker.learned.untracked |= silent
-            self._registry.taker.distrust(frozenset(silent))
-
-    def _learn_objects(self) -> None:
-        """Which objects of the local part have changed, as long as there are some that have not been seen to."""
-        unseen = self._tracker.unseen
-        small = self._history.get(self._tracker.point if not self._tracker.presumed else self._tracker.previous)
-        if unseen and small is not None:
-            assert self._registry is not None
-            self._tracker.learned.changed |= self._registry.taker.changed_local(small) & unseen
-
-    def _learn_early(self, names: set[str]) -> None:
-        self._tracker.learned.early |= names
-
-    def _learn_tail(self, names: set[str]) -> None:
-        tracker = self._tracker
-        if not names <= tracker.learned.tail and "tail" not in self._warned:
-            self._warned.add("tail")
-            _log.warning(
-                "step %d: %s changed after the optimizer's update, so a step counts as complete at its end only; "
-                "`with manager.update():` around all that belongs to an update, or rollback=True, keeps a fault in "
-                "between from losing the state",
-                tracker.index,
-                _list(names),
-            )
-        tracker.learned.tail |= names
-
-    def _learn_late(self, registry: Registry) -> None:
-        """What has changed between the last backward pass and the end: a successor cannot know it from its record."""
-        seen, final = self._at_backward, self._history.get(self._tracker.point)
-        learned = self._tracker.learned
-        if seen is None or final is None or (final.generators is seen.generators and not (seen.buffers or seen.local)):
-            return
-        learned.late |= differing(final, seen, frozenset(learned.late))
+        return tracker.opened or tracker.presumed or versions != self._versions or self._learning.invisibly_changed()
 
     # ---- the state before, kept ------------------------------------------------------------------------------------
 
@@ -485,9 +359,9 @@ class Update:
 
     def _say_what_is_kept(self) -> None:
         tracker = self._tracker
-        if tracker.needs_kept and "kept" not in self._warned:
+        if tracker.needs_kept and not self._kept_said:
             assert self._registry is not None
-            self._warned.add("kept")
+            self._kept_said = True
             self._rollback.say(self._registry.state, tracker.why_kept())
 
 
@@ -501,21 +375,3 @@ def _is_trained(registry: Registry, name: str) -> bool:
     }
     parameters = list(registry.modules[name].parameters())
     return not parameters or any(id(parameter) in owned for parameter in parameters)
-
-
-def _large_buffers(registry: Registry) -> dict[str, torch.Tensor]:
-    return {f"buffer {name}": value for name, value in registry.taker.large_buffers().items()}
-
-
-def _samples(registry: Registry) -> dict[str, int]:
-    """Fingerprints of a few thousand elements of each tensor: whoever loads or initialises weights changes them."""
-    samples = {}
-    for name, value in registry.state.named_tensors().items():
-        flat = value.reshape(-1) if value.is_contiguous() else value
-        samples[name] = flat[:1024] if flat.dim() else flat
-    return fingerprints(samples)
-
-
-def _list(names: Iterable[str]) -> str:
-    found = sorted(f"'{name}'" for name in names)
-    return ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")

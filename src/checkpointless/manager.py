@@ -60,7 +60,8 @@ class CheckpointManager:
         replicas: ranks for which this function of the rank gives the same value hold the same bytes. None: read off
             the parameters (DDP, FSDP2 with a replicate dimension, ZeroRedundancyOptimizer with subgroups).
         rollback: keep the state before the last update on the host, for updates that are not complete everywhere;
-            costs one copy of the state per step. None: in loops that need it, where the state is small (64 MB).
+            costs one copy of the state per step. None: in loops that need it, where the state is small (64 MB). False:
+            in the first pass of a loop only, of which nothing is known, if there is memory to spare.
         snapshot_every: every so many steps each rank's state is copied to host memory in the background, on this node
             and on another one, for the loss of everybody who holds it. None: never.
         disk_path: a directory all ranks see, for checkpoints in the background (torch.distributed.checkpoint), the

@@ -205,6 +205,25 @@ def test_the_state_is_kept_where_a_loop_needs_it_and_nowhere_else(caplog):
     assert "changes after the update" in caplog.text
 
 
+class Forgetful(torch.optim.SGD):
+    """Keeps slow weights in a list, and its state_dict says nothing of them."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        self.slow = [p.detach().clone() for group in self.param_groups for p in group["params"]]
+
+
+def test_what_an_optimizer_keeps_beside_its_state_is_named(caplog):
+    manager, model = CheckpointManager(), nn.Linear(2, 2)
+    optimizer = Forgetful(model.parameters(), lr=0.1)
+    manager.register(model=model, optimizer=optimizer)
+    for _ in manager.steps(3):
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    assert "'optimizer.slow/0', 'optimizer.slow/1' changes in training" in caplog.text
+    assert caplog.text.count("optimizer.slow/0") == 1
+
+
 def test_a_function_that_is_entered_again_finds_the_generators_it_had():
     training = Training()
     training.manager.begins_call(2)

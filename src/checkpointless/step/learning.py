@@ -12,8 +12,11 @@ from collections.abc import Iterable
 import torch
 
 from ..state.fingerprint import different, fingerprints
+from ..state.optimizers import extras_of
 from ..state.registry import Registry
 from ..state.small import SmallState, differing
+from ..state.tensors import local
+from ..state.tree import tensors_in
 from .history import History
 from .tracker import StepTracker
 
@@ -30,6 +33,9 @@ class Learning:
         self._contents: dict[str, dict[str, int]] = {}
         """Fingerprints of everything at the moments of this pass, if it is looked at closely."""
         self._said = False
+        self._attributes: dict[str, int] = {}
+        """Fingerprints of tensors that optimizers have as attributes, before the first step."""
+        self._named: set[str] = set()
 
     def watch(self, registry: Registry) -> None:
         self._registry = registry
@@ -39,6 +45,8 @@ class Learning:
         self._contents.clear()
         if self._tracker.checks:
             self._contents["begin"] = self._registry_contents()
+            if not self._attributes and self._registry is not None:
+                self._attributes = fingerprints(_attributes(self._registry))
 
     def forget(self) -> None:
         """The pass was left."""
@@ -89,12 +97,26 @@ class Learning:
             if late:
                 self.tail(late)
                 self._tracker.torn()
+        self._name_attributes()
         names = different(self._contents["begin"], self._contents["end"])
         self._registry.torch_state.moved |= frozenset(names)
         silent = {name.removeprefix("buffer ") for name in names if name.startswith("buffer ")}
         if silent:
             self._tracker.learned.untracked |= silent
             self._registry.taker.distrust(frozenset(silent))
+
+    def _name_attributes(self) -> None:
+        """An optimizer that keeps something beside its state, and does not say so in its state_dict(), loses it."""
+        assert self._registry is not None
+        found = _attributes(self._registry)
+        changed = {name for name in different(self._attributes, fingerprints(found)) if name in found} - self._named
+        if changed:
+            self._named |= changed
+            _log.warning(
+                "%s changes in training, is an attribute of a registered optimizer and not in its state_dict(): a lost "
+                "rank would not get it. Keep it in the optimizer's `state`, or give it in state_dict()",
+                listed(changed),
+            )
 
     def objects(self) -> None:
         """Which objects of the local part have changed, as long as there are some that have not been seen to."""
@@ -129,6 +151,27 @@ class Learning:
 
 def _large_buffers(registry: Registry) -> dict[str, torch.Tensor]:
     return {f"buffer {name}": value for name, value in registry.taker.large_buffers().items()}
+
+
+def _attributes(registry: Registry) -> dict[str, torch.Tensor]:
+    """Tensors that registered optimizers have as attributes, less those that are carried and those that torch puts
+    there for a moment."""
+    carried = {value.untyped_storage().data_ptr() for value in registry.torch_state.named_tensors().values()}
+    found: dict[str, torch.Tensor] = {}
+    for name, optimizer in registry.torch_state.optimizers.items():
+        for attribute, value in vars(optimizer).items():
+            if attribute in ("state", "param_groups", "defaults", "grad_scale", "found_inf"):
+                continue
+            for path, tensor in tensors_in(value, f"{name}.{attribute}"):
+                if tensor.layout is torch.strided and local(tensor).untyped_storage().data_ptr() not in carried:
+                    found[path] = local(tensor)
+    told = {place for optimizer in registry.torch_state.optimizers.values() for place in _told(optimizer)}
+    return {path: tensor for path, tensor in found.items() if tensor.data_ptr() not in told}
+
+
+def _told(optimizer: torch.optim.Optimizer) -> set[int]:
+    """Where the tensors are that an optimizer gives in its state_dict() beside torch's two entries."""
+    return {tensor.data_ptr() for _, tensor in tensors_in(extras_of(optimizer), "")}
 
 
 def listed(names: Iterable[str]) -> str:

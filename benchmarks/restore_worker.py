@@ -45,7 +45,7 @@ def give_momentum(optimizer: torch.optim.Optimizer) -> None:
     """Optimizer state, as a step would leave it; a new process has none."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            optimizer.state[parameter]["momentum_buffer"] = torch.full_like(parameter, dist.get_rank() + 1.0)
+            optimizer.state[parameter]["momentum_buffer"] = torch.full_like(parameter, 2.0)
 
 
 def memory_kb(name: str) -> int:

@@ -139,14 +139,17 @@ class Learning:
             )
         tracker.learned.tail |= names
 
-    def late(self, seen: SmallState | None) -> None:
+    def late(self, seen: SmallState | None, *, closely: bool) -> None:
         """What has changed between the last backward pass and the end: a successor cannot know it from its record.
         `seen`: what there was at that pass."""
         final = self._history.get(self._tracker.point)
         learned = self._tracker.learned
         if seen is None or final is None or (final.generators is seen.generators and not (seen.buffers or seen.local)):
             return
-        learned.late |= differing(final, seen, frozenset(learned.late))
+        known = frozenset(learned.late)
+        if not closely:  # the host must not wait for the device in every step
+            known |= {f"buffer {name}" for name, (_, contents) in final.buffers.items() if contents.is_cuda}
+        learned.late |= differing(final, seen, known)
 
 
 def _large_buffers(registry: Registry) -> dict[str, torch.Tensor]:

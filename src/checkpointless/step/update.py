@@ -286,13 +286,14 @@ class Update:
         if tail:
             self._learning.tail(tail)
         presumed = tracker.presumed and not tail
+        closely = tracker.checks
         left_out = not updated and tracker.has_moved(self._scalers)
         tracker.end(updated=updated, left_out=left_out)
         if updated or left_out:
             self._versions = versions
             if not presumed:
                 self._note(tracker.point)
-            self._learning.late(self._at_backward)
+            self._learning.late(self._at_backward, closely=closely)
             if known or tracker.learned.known:
                 self._say_what_is_kept()
         self.caller.close_pass()

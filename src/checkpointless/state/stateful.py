@@ -112,7 +112,7 @@ def same(one: Any, other: Any) -> bool:
     if one is other:
         return True
     if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+        return isinstance(other, torch.Tensor) and torch.equal(one, other.to(one.device))
     if isinstance(one, dict | list | tuple):
         try:
             return type(one) is type(other) and bool(one == other)

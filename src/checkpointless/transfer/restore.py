@@ -236,5 +236,5 @@ def _unequal(one: SmallState | None, other: SmallState | None, items: frozenset[
     """Those of the items that two small states do not have in common."""
     if one is None or other is None:
         return items
-    mine = {item for item, _ in one.items()}
-    return differing(one, other) & items | (items - mine)
+    mine = frozenset(item for item, _ in one.items())
+    return differing(one, other, mine - items) | (items - mine)

@@ -138,7 +138,7 @@ def _keeps_nothing(optimizer: torch.optim.Optimizer) -> bool:
 
 def outside_graphs(function: Callable[[], None]) -> Callable[[], None]:
     """The same function, for hooks that torch.compile may come across: in a graph it is a break."""
-    outside: Callable[[], None] = torch.compiler.disable(function)
+    outside: Callable[[], None] = torch._disable_dynamo(lambda: function())
 
     def call() -> None:
         if torch.compiler.is_compiling():

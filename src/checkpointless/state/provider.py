@@ -245,11 +245,6 @@ class CombinedState(StateProvider):
         for part in self._parts.values():
             part.drop()
 
-    @property
-    def has_rank_state(self) -> bool:
-        """Whether any of them has a part of its own for each rank."""
-        return any(type(part).rank_state is not StateProvider.rank_state for part in self._parts.values())
-
     def _together(self, named: Callable[[StateProvider], Mapping[str, Any]]) -> dict[str, Any]:
         return {prefix + name: value for prefix, part in self._parts.items() for name, value in named(part).items()}
 

@@ -12,6 +12,8 @@ import numpy
 import pytest
 import torch
 from hyperpodrun import CheckpointManager
+from hyperpodrun.checkpointless.caller import NoCaller
+from hyperpodrun.checkpointless.errors import UnsupportedStateError
 from hyperpodrun.checkpointless.state.reachable import reach_from
 from hyperpodrun.checkpointless.step.unregistered import UnregisteredWatch
 
@@ -97,6 +99,19 @@ def watched(function, model, caplog, **registered):
     return [record.getMessage() for record in caplog.records]
 
 
+class Decaying(torch.optim.SGD):
+    """An optimizer beside the training: what it trains is nobody's, and it keeps a momentum of it."""
+
+    def __init__(self):
+        super().__init__([torch.nn.Parameter(torch.ones(2))], lr=0.1, momentum=0.9)
+
+    def decay(self):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.ones(2)
+        self.step()
+
+
 def train(model, optimizer, manager, extra=lambda: None):
     for _ in manager.steps(3):
         model(torch.ones(1, 2)).sum().backward()
@@ -105,27 +120,40 @@ def train(model, optimizer, manager, extra=lambda: None):
         extra()
 
 
-def test_a_forgotten_optimizer_is_named_once_with_the_remedy(model, caplog):
+def test_a_forgotten_optimizer_of_registered_weights_is_refused(model, caplog):
     optimizer = adam(model)
 
     def main(manager):
         train(model, optimizer, manager)
 
-    said = watched(main, model, caplog)
+    before = model.weight.clone()
+    with pytest.raises(UnsupportedStateError, match=r"Adam trains 'model.weight'.*manager.register\(..., optimizer="):
+        watched(main, model, caplog)
+    assert torch.equal(model.weight, before)
+
+
+def test_a_forgotten_optimizer_of_other_weights_is_named_once_with_the_remedy(model, caplog):
+    optimizer, other = adam(model), Decaying()
+
+    def main(manager):
+        train(model, optimizer, manager, other.decay)
+
+    said = watched(main, model, caplog, optimizer=optimizer)
     assert len(said) == 1
-    assert "step 0 changed the optimizer optimizer, which is not registered: register(optimizer=optimizer)" in said[0]
+    assert "step 0 changed the optimizer other, which is not registered: register(other=other)" in said[0]
 
 
 def test_a_function_that_is_called_again_says_nothing_twice(model, caplog):
-    optimizer = adam(model)
+    optimizer, other = adam(model), Decaying()
 
     def main(manager):
-        train(model, optimizer, manager)
+        train(model, optimizer, manager, other.decay)
+        manager.begins_call(2)
         manager.wraps(main, (manager,), {})
-        manager._tracker.go_to(0)
-        train(model, optimizer, manager)
+        manager.attach(NoCaller(), 2)
+        train(model, optimizer, manager, other.decay)
 
-    assert len(watched(main, model, caplog)) == 1
+    assert len(watched(main, model, caplog, optimizer=optimizer)) == 1
 
 
 def test_nothing_is_said_where_everything_is_registered(model, caplog):

@@ -106,12 +106,13 @@ def test_a_damaged_file_is_made_again_and_never_given_out(load, damage):
     batches = iter(loader)
     read = [plain(next(batches)) for _ in range(2)]
     file = Path(loader._opened().directory) / "0-4.safetensors"
-    wait_for(file.exists)
+    other = file.with_name("0-3.safetensors")
+    wait_for(lambda: file.exists() and other.exists())  # fetchers work side by side
     content = bytearray(file.read_bytes())
     if damage == "flip":
         content[len(content) // 2] ^= 4
     elif damage == "other":
-        content = bytearray((file.parent / "0-3.safetensors").read_bytes())
+        content = bytearray(other.read_bytes())
     damaged = {"cut": content[:-100], "empty": b""}.get(damage, content)
     if damage == "missing":
         file.unlink()

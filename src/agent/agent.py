@@ -1,8 +1,8 @@
 """The agent: a thin shell around the decisions of `control/`.
 
 Owns: the event loop, signals, the timer, and the beginning and the end of a launch. What happens goes to the job as
-events; the commands that come back are carried out by `local.py`, in order. Whose job it is, one node's (`sole.py`) or
-many nodes' (`cluster.py`), is the head's business. It decides nothing itself.
+events; the commands that come back are carried out by `node/local.py`, in order. Whose job it is, one node's
+(`node/sole.py`) or many nodes' (`node/cluster.py`), is the head's business. It decides nothing itself.
 Called by: the launcher, with one `LaunchConfig`. Must never import torch.
 
 The first processes are started before asyncio, ZeroMQ and the store server are even imported: those load while the
@@ -20,18 +20,18 @@ from ..control import commands as cmd
 from ..control import events as ev
 from . import processes
 from .config import LaunchConfig
-from .console import Console
 from .environment import OMP_NOTICE
-from .gpus import GpuWatch
-from .local import LocalNode
-from .sole import SoleHead
+from .node.gpus import GpuWatch
+from .node.local import LocalNode
+from .node.sole import SoleHead
+from .output.console import Console
 
 if TYPE_CHECKING:
     import asyncio
 
     from ..control.commands import Cause
-    from .cluster import ClusterHead
-    from .failures import ProcessFailure
+    from .node.cluster import ClusterHead
+    from .output.failures import ProcessFailure
 
 
 class Agent:
@@ -53,7 +53,7 @@ class Agent:
     def _make_head(self) -> SoleHead | ClusterHead:
         if self._config.cluster is None:
             return SoleHead(self._config, self._node, self._conclude)
-        from .cluster import ClusterHead
+        from .node.cluster import ClusterHead
 
         return ClusterHead(self._config, self.console, self._node, self._conclude, self._dispatch)
 

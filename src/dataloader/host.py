@@ -1,6 +1,6 @@
 """The host of producers: one process per node and job. It has imported torch, and forks a producer for every stream.
 
-Started by the agent (`agent/data_host.py`), or, without hyperpodrun, by the first process that wants a stream
+Started by the agent (`agent/workers/data_host.py`), or, without hyperpodrun, by the first process that wants a stream
 (`standalone.py`). Either way it is given a listening socket; a reader's first packet says which stream it wants, and
 its connection is handed on to that stream's producer. So there is one place that starts producers, and never a second
 producer for a stream. It never runs the user's code, has no threads and touches no GPU: a fork of it is safe.

@@ -7,7 +7,7 @@ import threading
 from abc import ABC, abstractmethod
 from typing import Any
 
-from .nccl import overdue_aborts
+from .aborts.nccl import overdue_aborts
 
 
 class HealthCheckError(RuntimeError):

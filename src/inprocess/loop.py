@@ -16,15 +16,15 @@ from typing import Any
 
 from ..protocol import messages
 from ..protocol.plan import Holding
+from .aborts.groups import release_process_groups
+from .aborts.nccl import surviving_errors
 from .call import HPCallWrapper
 from .faults import describe, is_consequence
 from .finalize import Finalize
-from .groups import release_process_groups
 from .health import HealthCheck, HealthCheckError
 from .interrupt import Interrupted
 from .log import debug, log
 from .monitor import AbortPolicy
-from .nccl import surviving_errors
 from .session import Session
 from .torch_modes import TorchModes
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 from ..protocol import messages
 from ..protocol.plan import NO_EPOCH
-from . import nccl
-from .abort import Abort, AbortState
+from .aborts import nccl
+from .aborts.abort import Abort, AbortState
+from .aborts.gloo import GlooWait, answer_calls
 from .connection import AgentConnection
-from .gloo import GlooWait, answer_calls
 from .interrupt import InterruptGate
 from .log import log
 

@@ -11,12 +11,12 @@ import time
 
 from ..protocol import messages
 from ..protocol.plan import NO_EPOCH
+from .aborts.cuda_graphs import GraphWatch
+from .aborts.gloo import release_connections
+from .aborts.nccl import wait_for_aborts
 from .connection import AgentConnection
-from .cuda_graphs import GraphWatch
-from .gloo import release_connections
 from .interrupt import Interrupted, InterruptGate
 from .monitor import Monitor
-from .nccl import wait_for_aborts
 from .rendezvous import RootlessRendezvous
 from .update_lock import OptimizerHooks, ParameterUpdateLock
 

@@ -14,11 +14,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from .abort import Abort
+from .aborts.abort import Abort
+from .aborts.groups import default_abort
 from .call import HPCallWrapper
 from .connection import AgentConnection, HPAgentK8sAPIFactory
 from .finalize import Finalize
-from .groups import default_abort
 from .health import CudaHealthCheck, HealthCheck
 from .loop import _UNBOUNDED_ABORT_S, Hooks, ReentryLoop
 from .monitor import AbortPolicy

@@ -76,7 +76,7 @@ def _publish(error: ChildFailedError) -> None:
     import sys
     from pathlib import Path
 
-    from ..agent.error_files import publish
+    from ..agent.output.error_files import publish
 
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import signal
 
-    from ..agent.failures import ProcessFailure
+    from ..agent.output.failures import ProcessFailure
 
 
 class LaunchError(Exception):
@@ -32,7 +32,7 @@ class ChildFailedError(LaunchError):
         self.name = name
         self.failures = failures
         """By global rank, in the order in which they were seen."""
-        from ..agent.banner import failure_banner
+        from ..agent.output.banner import failure_banner
 
         super().__init__(failure_banner(name, failures, *self.get_first_failure()), exit_code)
 

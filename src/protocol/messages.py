@@ -2,7 +2,7 @@
 
 Owns: their fields, their encoding (msgpack through msgspec, checked against the types while decoding) and their size
 limits. Must never: do I/O or know who sends what when; `control/` and `inprocess/` decide that.
-Called by: `agent/channel.py` on one side, `inprocess/connection.py` on the other.
+Called by: `agent/node/channel.py` on one side, `inprocess/connection.py` on the other.
 
 Every message names the epoch it belongs to, so that a late one can be told from a current one. Times are
 `time.monotonic_ns()` values: that clock is one and the same for all processes of a host.

@@ -10,7 +10,7 @@ import sys
 def test_an_internal_error_ends_the_job_and_its_processes(tmp_path):
     program = """
 import sys
-from hyperpodrun.agent.workers import Workers
+from hyperpodrun.agent.workers.workers import Workers
 from hyperpodrun.launcher import entry_point
 
 def broken(self, worker, child):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import zmq
-from hyperpodrun.agent.channel import WorkerChannel
+from hyperpodrun.agent.node.channel import WorkerChannel
 from hyperpodrun.protocol import messages
 
 

@@ -10,8 +10,8 @@ import threading
 import time
 
 import pytest
-from hyperpodrun.agent.console import Console, Filtered
-from hyperpodrun.agent.printer import Printer
+from hyperpodrun.agent.output.console import Console, Filtered
+from hyperpodrun.agent.output.printer import Printer
 
 
 @pytest.mark.parametrize("lost", ["file", "filtered"])

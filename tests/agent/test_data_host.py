@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hyperpodrun.agent.data_host import DataHost
+from hyperpodrun.agent.workers.data_host import DataHost
 
 
 class Lines:

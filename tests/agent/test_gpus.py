@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from hyperpodrun.agent.console import Console
-from hyperpodrun.agent.gpus import GpuWatch, concerned
-from hyperpodrun.agent.logs import Outputs
-from hyperpodrun.agent.workers import Worker
+from hyperpodrun.agent.node.gpus import GpuWatch, concerned
+from hyperpodrun.agent.output.console import Console
+from hyperpodrun.agent.output.logs import Outputs
+from hyperpodrun.agent.workers.workers import Worker
 from hyperpodrun.control import events as ev
 from hyperpodrun.control.gpu_errors import judge_rows
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 import pytest
-from hyperpodrun.agent import imports
-from hyperpodrun.agent.imports import Imports, PythonCommand, scan
+from hyperpodrun.agent.workers import imports
+from hyperpodrun.agent.workers.imports import Imports, PythonCommand, scan
 
 
 @pytest.fixture

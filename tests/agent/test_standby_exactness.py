@@ -296,7 +296,7 @@ def test_a_source_that_cannot_be_one_costs_a_line_and_nothing_else(run, script, 
 
 def test_a_rank_with_settings_of_its_own_is_started_cold(tmp_path, monkeypatch):
     from hyperpodrun.agent.config import LaunchConfig
-    from hyperpodrun.agent.standby import Launch, Standbys
+    from hyperpodrun.agent.workers.standby import Launch, Standbys
 
     class Console:
         lines: list[tuple] = []  # noqa: RUF012

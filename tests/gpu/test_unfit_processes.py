@@ -79,7 +79,7 @@ main()
 
 def test_a_graph_with_collectives_of_a_dead_epoch_is_refused_and_others_are_not(run, script):
     finished = job(run, script, """
-from hyperpodrun.inprocess.cuda_graphs import StaleGraphError
+from hyperpodrun.inprocess.aborts.cuda_graphs import StaleGraphError
 
 x = torch.zeros(4, device=device)
 plain = torch.cuda.CUDAGraph()

@@ -7,9 +7,9 @@ import socket
 import threading
 
 import pytest
-from hyperpodrun.inprocess.abort import Abort, AbortState, Compose
-from hyperpodrun.inprocess.data_loaders import AbortDataLoaders
-from hyperpodrun.inprocess.gloo import AbortGloo, release_connections
+from hyperpodrun.inprocess.aborts.abort import Abort, AbortState, Compose
+from hyperpodrun.inprocess.aborts.data_loaders import AbortDataLoaders
+from hyperpodrun.inprocess.aborts.gloo import AbortGloo, release_connections
 
 
 def state(*listeners: tuple[str, int]) -> AbortState:

@@ -7,7 +7,7 @@ import sys, threading, time
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from hyperpodrun.inprocess.gloo import GlooWait
+from hyperpodrun.inprocess.aborts.gloo import GlooWait
 
 dist.init_process_group("gloo")
 dist.all_reduce(torch.ones(1))
@@ -48,7 +48,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from hyperpodrun import HPCallWrapper, HPWrapper
-from hyperpodrun.inprocess.gloo import _FUTEX
+from hyperpodrun.inprocess.aborts.gloo import _FUTEX
 
 RANK = int(os.environ["RANK"])
 waiter = Path(sys.argv[1]) / "waiter"

@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from hyperpodrun.inprocess.nccl import surviving_errors
+from hyperpodrun.inprocess.aborts.nccl import surviving_errors
 from hyperpodrun.inprocess.torch_modes import TorchModes
 
 

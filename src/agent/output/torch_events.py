@@ -9,11 +9,11 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from .config import LaunchConfig
+from ..config import LaunchConfig
 from .console import Console
 
 if TYPE_CHECKING:
-    from ..control.commands import End
+    from ...control.commands import End
 
 
 class TorchEvents:

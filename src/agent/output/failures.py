@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..control.commands import Cause
+from ...control.commands import Cause
 
 NOT_AVAILABLE = "<N/A>"
 _NO_TRACEBACK = "none recorded; with @record of torch.distributed.elastic.multiprocessing.errors on main() it is here"

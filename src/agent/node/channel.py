@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import zmq
 
-from ..protocol import messages
-from ..protocol.names import parse_identity
-from .console import Console
+from ...protocol import messages
+from ...protocol.names import parse_identity
+from ..output.console import Console
 
 _MAX_FRAMES = 2
 

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ..log import log
 from .abort import Abort, AbortState
-from .log import log
 
 _TEARS_DOWN = (None, "1", "3")
 """Values of TORCH_NCCL_ASYNC_ERROR_HANDLING, unset included, with which torch's watchdog ends the process on an error;

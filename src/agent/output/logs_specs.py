@@ -16,9 +16,9 @@ from typing import TypeVar
 
 import msgspec
 
-from ..protocol.names import OF_AGENTS_ONLY
-from . import processes
-from .config import LaunchConfig
+from ...protocol.names import OF_AGENTS_ONLY
+from .. import processes
+from ..config import LaunchConfig
 
 _FIRST_ANSWER_S = 120.0
 """It imports torch before that; on a cold file system this takes a while."""

@@ -14,11 +14,11 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, BinaryIO
 
-from .config import LaunchConfig
+from ..config import LaunchConfig
+from ..directories import make_private, temporary
+from ..processes import CannotStart
 from .console import Console, Filtered, _Stream
-from .directories import make_private, temporary
 from .printer import standard_stream
-from .processes import CannotStart
 
 if TYPE_CHECKING:
     from .logs_specs import Destinations, LogsSpecs

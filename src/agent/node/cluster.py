@@ -11,24 +11,24 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..control import commands as cmd
-from ..control import events as ev
-from ..control import messages as msg
-from ..control.node import Node
-from ..control.roles import NodeConfig
-from ..protocol.messages import MessageError
-from ..rendezvous.addresses import PORTS, format_address, parse_address, port_warning
-from .config import Cluster, LaunchConfig
-from .console import Console
+from ...control import commands as cmd
+from ...control import events as ev
+from ...control import messages as msg
+from ...control.node import Node
+from ...control.roles import NodeConfig
+from ...protocol.messages import MessageError
+from ...rendezvous.addresses import PORTS, format_address, parse_address, port_warning
+from ..config import Cluster, LaunchConfig
+from ..output.console import Console
 from .local import LocalNode
 from .sole import job_config
 
 if TYPE_CHECKING:
     import asyncio
 
-    from ..rendezvous.transport import Transport
-    from ..rootless.peer_messages import StoreMessage
-    from ..rootless.sharing import Sharing
+    from ...rendezvous.transport import Transport
+    from ...rootless.peer_messages import StoreMessage
+    from ...rootless.sharing import Sharing
 
 
 _ASK_AGAIN_S = 0.2
@@ -69,8 +69,8 @@ class ClusterHead:
 
     async def serve(self, loop: asyncio.AbstractEventLoop) -> None:
         """Binds the port and begins to look for the job, or to found it. Raises OSError if there is no free port."""
-        from ..rendezvous.keys import derive_keys
-        from ..rendezvous.transport import Transport
+        from ...rendezvous.keys import derive_keys
+        from ...rendezvous.transport import Transport
 
         self._loop = loop
         self._sharing = self._local.share_store(self._send_store, lambda: self._number)
@@ -137,7 +137,7 @@ class ClusterHead:
     # ---- the node's actions ----------------------------------------------------------------------------------------
 
     def _do(self, action: msg.Action) -> None:
-        from ..rendezvous.sockets import CONTROL
+        from ...rendezvous.sockets import CONTROL
 
         assert self._transport is not None
         match action:
@@ -158,8 +158,8 @@ class ClusterHead:
     # ---- the store of many nodes -----------------------------------------------------------------------------------
 
     def _send_store(self, node: int, message: StoreMessage) -> None:
-        from ..rendezvous.sockets import STORE
-        from ..rootless import peer_messages
+        from ...rendezvous.sockets import STORE
+        from ...rootless import peer_messages
 
         assert self._transport is not None
         address = self._addresses.get(node)
@@ -167,8 +167,8 @@ class ClusterHead:
             self._transport.send(address, STORE, peer_messages.encode(message))
 
     def _on_store_message(self, key: str, address: str, data: bytes) -> None:
-        from ..rootless import peer_messages
-        from ..rootless.wire import WireError
+        from ...rootless import peer_messages
+        from ...rootless.wire import WireError
 
         assert self._sharing is not None
         node = self._numbers.get(address)
@@ -189,7 +189,7 @@ class ClusterHead:
     # ---- what happens ----------------------------------------------------------------------------------------------
 
     def _on_message(self, key: str, address: str, channel: bytes, data: bytes) -> None:
-        from ..rendezvous.sockets import STORE
+        from ...rendezvous.sockets import STORE
 
         assert self._transport is not None
         try:

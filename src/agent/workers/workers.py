@@ -1,7 +1,7 @@
 """The processes of this node: workers, the standby source, hooks, the keeper, and what they left behind.
 
 Owns: who runs, and the one moment at which each is known to be gone. Whether and when one is started, signalled or
-replaced is decided elsewhere. Called by: `local.py`. Never blocks.
+replaced is decided elsewhere. Called by: `node/local.py`. Never blocks.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import processes
-from .config import LaunchConfig
-from .console import Console
+from .. import processes
+from ..config import LaunchConfig
+from ..environment import worker_command
+from ..output.console import Console
+from ..output.failures import Failures
+from ..output.logs import LogDirectory, Outputs
+from ..output.torch_events import TorchEvents
 from .data_host import DataHost
-from .environment import worker_command
-from .failures import Failures
-from .logs import LogDirectory, Outputs
 from .standby import Launch, Standbys
-from .torch_events import TorchEvents
 
 if TYPE_CHECKING:
     import asyncio

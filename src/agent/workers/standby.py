@@ -19,16 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from . import processes
-from .config import LaunchConfig
-from .console import Console
-from .environment import worker_command
+from .. import processes
+from ..config import LaunchConfig
+from ..environment import worker_command
+from ..output.console import Console
 from .imports import Imports, PythonCommand, scan, torch_is_installed
 
 if TYPE_CHECKING:
     import asyncio
 
-    from ..protocol import standby as protocol
+    from ...protocol import standby as protocol
 
 SWITCH = "HYPERPODRUN_STANDBY"
 _READ_AT_IMPORT = (
@@ -174,7 +174,7 @@ class Standbys:
         return not different
 
     def _ask(self, source: _Source, launch: Launch) -> bool:
-        from ..protocol import standby as protocol
+        from ...protocol import standby as protocol
 
         environment = protocol.pack_environment(dict(launch.environment))
         if len(environment) > self._room:
@@ -216,8 +216,8 @@ class Standbys:
 
     def _on_line(self, line: socket.socket) -> None:
         """A worker is there, or will never be."""
-        from ..protocol import standby as protocol
-        from ..protocol.messages import MessageError
+        from ...protocol import standby as protocol
+        from ...protocol.messages import MessageError
 
         try:
             data, fds, _, _ = socket.recv_fds(line, protocol.MAX_PACKET_BYTES, 1)
@@ -266,12 +266,12 @@ class Standbys:
     def _start_source(self) -> None:
         import json
 
-        from ..protocol import standby as protocol
+        from ...protocol import standby as protocol
 
         if self._source is not None or self._wanted is Imports.NOTHING:
             return
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        hook = str(Path(__file__).parent.parent / "standby" / "hook")
+        hook = str(Path(__file__).parents[2] / "standby" / "hook")
         path = self._environment.get("PYTHONPATH")
         options = {
             "control": theirs.fileno(),
@@ -308,7 +308,7 @@ class Standbys:
         self._loop.add_reader(source.child.pidfd, self._on_source_exit, source)
 
     def _on_control(self, source: _Source) -> None:
-        from ..protocol import standby as protocol
+        from ...protocol import standby as protocol
 
         message = self._receive(source)
         if isinstance(message, protocol.Refused):
@@ -326,8 +326,8 @@ class Standbys:
                 self._limit(line, _FORK_LIMIT_S if source.ready else _WARM_LIMIT_S)
 
     def _receive(self, source: _Source) -> protocol.FromSource | None:
-        from ..protocol import standby as protocol
-        from ..protocol.messages import MessageError
+        from ...protocol import standby as protocol
+        from ...protocol.messages import MessageError
 
         try:
             data = source.control.recv(protocol.MAX_PACKET_BYTES)

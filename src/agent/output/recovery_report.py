@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import msgspec
 
-from ..control.commands import Cause
-from ..protocol.messages import Arrive, Stepped
-from ..protocol.plan import RestorePlan
+from ...control.commands import Cause
+from ...protocol.messages import Arrive, Stepped
+from ...protocol.plan import RestorePlan
 
 PHASES = ("detect", "notify", "abort", "unwind", "barrier", "assign", "bootstrap", "restore", "step")
 

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..protocol.names import AGENT_ENDPOINT, DATA_ENDPOINT, WORKER_IDENTITY
-from . import processes
-from .console import Console
+from ...protocol.names import AGENT_ENDPOINT, DATA_ENDPOINT, WORKER_IDENTITY
+from .. import processes
+from ..output.console import Console
 
 if TYPE_CHECKING:
     import asyncio

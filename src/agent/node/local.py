@@ -13,27 +13,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..control import commands as cmd
-from ..control import events as ev
-from ..protocol.plan import NO_EPOCH
-from ..rootless.listening import listen
-from .config import LaunchConfig
-from .console import Console
-from .data_host import DataHost
-from .directories import in_memory, make_private, temporary_for_sockets
-from .environment import epoch_environment, worker_environment
-from .logs import LogDirectory, Outputs
-from .workers import Worker, Workers
+from ...control import commands as cmd
+from ...control import events as ev
+from ...protocol.plan import NO_EPOCH
+from ...rootless.listening import listen
+from ..config import LaunchConfig
+from ..directories import in_memory, make_private, temporary_for_sockets
+from ..environment import epoch_environment, worker_environment
+from ..output.console import Console
+from ..output.logs import LogDirectory, Outputs
+from ..workers.data_host import DataHost
+from ..workers.workers import Worker, Workers
 
 if TYPE_CHECKING:
     import asyncio
 
-    from ..protocol import messages
-    from ..rootless.peer_messages import StoreMessage
-    from ..rootless.server import StoreServer
-    from ..rootless.sharing import Sharing
+    from ...protocol import messages
+    from ...rootless.peer_messages import StoreMessage
+    from ...rootless.server import StoreServer
+    from ...rootless.sharing import Sharing
+    from ..output.recovery_report import Recovery, RecoveryReport
     from .channel import WorkerChannel
-    from .recovery_report import Recovery, RecoveryReport
 
 _STORE_HOST = "localhost"
 
@@ -87,8 +87,8 @@ class LocalNode:
 
     async def serve(self, loop: asyncio.AbstractEventLoop) -> None:
         """The event loop runs: what has happened since `prepare` is seen now."""
-        from ..rootless.server import StoreServer
-        from .recovery_report import RecoveryReport
+        from ...rootless.server import StoreServer
+        from ..output.recovery_report import RecoveryReport
 
         self.report = RecoveryReport(self._config.run_id, self._config.nproc_per_node)
         self.workers.on_started = self.report.respawned
@@ -126,7 +126,7 @@ class LocalNode:
         if self.report is not None:
             self._tell(self.report.finished())
             if self.report.recoveries:
-                from .recovery_report import table
+                from ..output.recovery_report import table
 
                 self._console.write(table(self.report.recoveries))
 
@@ -182,7 +182,7 @@ class LocalNode:
             self._sharing.open(command.epoch, command.owners)
 
     def _fail_epoch(self, command: cmd.FailEpoch) -> None:
-        from ..protocol import messages
+        from ...protocol import messages
 
         assert self._store is not None
         assert self.report is not None
@@ -194,7 +194,7 @@ class LocalNode:
         self._tell(self.report.failed(command.epoch, command.cause, fault_ns, now_ns, self.workers.pids))
 
     def _start_epoch(self, command: cmd.StartEpoch) -> None:
-        from ..protocol import messages
+        from ...protocol import messages
 
         assert self.report is not None
         assembled_ns = time.monotonic_ns()
@@ -211,7 +211,7 @@ class LocalNode:
         self._fault_seen_ns.clear()
 
     def _finish_epoch(self, command: cmd.FinishEpoch) -> None:
-        from ..protocol import messages
+        from ...protocol import messages
 
         assert self.report is not None
         self._send_all(messages.Finish(command.epoch))
@@ -232,7 +232,7 @@ class LocalNode:
         self._on_event(ev.HookEnded(exit_code))
 
     def _on_message(self, local_rank: int, incarnation: int, message: messages.WorkerMessage) -> None:
-        from ..protocol import messages
+        from ...protocol import messages
 
         worker = self.workers.find(local_rank, incarnation)
         if worker is None:
@@ -315,7 +315,7 @@ class LocalNode:
         """A recovery is over: a line for people, a row for programs."""
         if recovery is None:
             return
-        from .recovery_report import line
+        from ..output.recovery_report import line
 
         self._console.log("recovery", **line(recovery))
         try:

@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..control import events as ev
-from ..control.gpu_errors import Verdict, judge, judge_rows
-from .console import Console
+from ...control import events as ev
+from ...control.gpu_errors import Verdict, judge, judge_rows
+from ..output.console import Console
 
 if TYPE_CHECKING:
     import asyncio
 
-    from .workers import Worker
+    from ..workers.workers import Worker
 
 _DRIVER = Path("/dev/nvidiactl")
 _WAIT_MS = 1000

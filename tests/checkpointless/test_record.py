@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 
@@ -79,8 +80,8 @@ def test_the_two_points_and_the_step_that_is_noted_stay_while_it_is_noted_anew(t
 
 def test_the_same_note_is_written_once(tmp_path, monkeypatch):
     record, payload, written = RankRecord(tmp_path / "rank-0"), b"the same" * 1000, []
-    pwrite = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: written.append(len(data)) or pwrite(fd, data, offset))
+    write = record._write_note
+    monkeypatch.setattr(record, "_write_note", lambda payload: written.append(len(payload)) or write(payload))
     for step in range(10):
         record.write(step, payload, keep=(step - 1, step))
     assert written == [len(payload)]
@@ -154,7 +155,14 @@ def test_where_there_is_no_room_the_notes_of_before_stay(tmp_path, monkeypatch):
         record.write(step, b"note %d" % step)
     pwrite = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:20], offset))
-    with pytest.raises(OSError, match="only 20 of 4000 bytes"):
+    with pytest.raises(OSError, match="only 20 of 400000 bytes"):
+        record.write(3, b"x" * 400_000)
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)  # else a small one would meet a full disk as SIGBUS
+    with pytest.raises(OSError, match="no space"):
         record.write(3, b"x" * 4000)
     monkeypatch.undo()
     assert [read_record(tmp_path / "rank-0", step) for step in (1, 2, 3)] == [b"note 1", b"note 2", b"note 3"]

@@ -42,7 +42,7 @@ def test_states_are_the_same_object_until_one_is_used(fresh, monkeypatch, window
         after = generators.read_generators()
         assert after is not before
         assert generators.read_generators() is after
-    assert bool(generators._generators._windows) == windows
+    assert (generators._generators._twisters["torch"].window is not None) == windows
 
 
 def test_the_second_of_a_pair_of_deviates_is_seen_to_be_used_up(fresh):

@@ -35,6 +35,13 @@ def encode(value: Any) -> bytes:
     return msgspec.msgpack.encode(_lower(value, ""))
 
 
+def encode_bytes(value: torch.Tensor) -> bytes:
+    """What `encode` gives for a tensor of bytes on the host, of one dimension and without gaps: in a few microseconds,
+    as a generator's state is encoded in the midst of a step."""
+    content = ["uint8", [value.shape[0]], value.numpy().data, "cpu", ()]
+    return msgspec.msgpack.encode(msgspec.msgpack.Ext(_TENSOR, msgspec.msgpack.encode(content)))
+
+
 def decode(data: bytes) -> Any:
     """What `encode` was given; tensors are on the CPU. Raises EncodingError."""
     if len(data) > MAX_BYTES:

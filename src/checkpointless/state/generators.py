@@ -8,10 +8,9 @@ by identity.
 
 from __future__ import annotations
 
-import operator
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -24,67 +23,113 @@ States = dict[str, Any]
 """By generator: its state, as that generator's own functions give and take it. Not to be changed."""
 
 
+class _Twister:
+    """One of the host's generators: its state, read again only when its window shows that it has been used."""
+
+    def __init__(self, read: Callable[[], Any], window: Window | None, beside: Callable[[], object] | None) -> None:
+        self._read = read
+        self.window = window
+        self._beside = beside
+        """The rest of what tells, which is not in the window."""
+        self._shown: object = None
+        """None: to be read again, whatever the window shows."""
+        self.state: Any = None
+
+    def look(self) -> bool:
+        """Brings `state` up to date; whether it is another one than before."""
+        window = self.window
+        if window is not None:
+            shown = b"".join(window) if self._beside is None else (b"".join(window), self._beside())
+            if shown == self._shown:
+                return False
+            self._shown = shown
+        state = self._read()
+        if self.state is not None and same(self.state, state):
+            return False
+        self.state = state
+        return True
+
+    def look_again(self) -> None:
+        """A state has been set."""
+        self._shown = None
+
+    @property
+    def certain(self) -> bool:
+        """Whether its window, and nothing else, tells that it has been used since."""
+        return self._shown is not None
+
+
+class _Numpy(_Twister):
+    """numpy's: the second of a pair of normal deviates can be used up without being seen in the window."""
+
+    def look(self) -> bool:
+        found = super().look()
+        if self.state["has_gauss"]:
+            self._shown = None
+        return found
+
+
 class _Generators:
-    """Those in use in this process, and what their windows showed when they were last read."""
+    """Those in use in this process."""
 
     def __init__(self) -> None:
-        self._windows: Window | None = None
-        """Of the twisters, together. None: not opened yet. Empty: one of them has none."""
-        self._shown: list[object] = []
-        """Empty: to be read again, whatever the windows show."""
+        self._twisters: dict[str, _Twister] = {}
+        """By name; empty: not opened yet."""
         self._states: States = {}
-        self._python: Any = getattr(random.getstate, "__self__", None)
         self._numpy: Any = None
         """The module, once somebody has imported it."""
         self._bits: Any = None
         """The bit generator of numpy's global generator."""
+        self._python: Any = getattr(random.getstate, "__self__", None)
+        self._windows: tuple[memoryview, ...] = ()
+        """Of all of them: most of the time none has been used, and this is to be seen at once."""
+        self._shown: bytes | None = None
+        self._gauss: float | None = None
 
     def states(self) -> States:
         """The same object as long as none of them is used."""
-        if self._windows is None or self._are_others():
-            self._windows = self._open()
-        shown: list[object] = list(map(bytes, self._windows))
-        if shown:
-            shown.append(self._python.gauss_next)
-        if not shown or shown != self._shown or torch.cuda.is_initialized():
-            self._read(shown)
+        if not self._twisters or self._are_others():
+            self._open()
+        shown = b"".join(self._windows)
+        if shown == self._shown and self._gauss is self._beside() and not torch.cuda.is_initialized():
+            return self._states
+        changed = [name for name, twister in self._twisters.items() if twister.look()]
+        cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+        if changed or (cuda is not None and not same(self._states.get("cuda"), cuda)):
+            self._states = {name: twister.state for name, twister in self._twisters.items()}
+            if cuda is not None:
+                self._states["cuda"] = cuda
+        certain = all(twister.certain for twister in self._twisters.values())
+        self._shown, self._gauss = shown if certain else None, self._beside()
         return self._states
 
     def look_again(self) -> None:
         """States have been set."""
-        self._shown = []
+        self._shown = None
+        for twister in self._twisters.values():
+            twister.look_again()
+
+    def _beside(self) -> float | None:
+        """The second of a pair of normal deviates of Python's generator, which is not in its window."""
+        return getattr(self._python, "gauss_next", None)
 
     def _are_others(self) -> bool:
         if self._numpy is None:
             return "numpy" in sys.modules
         return self._numpy.random.mtrand._rand._bit_generator is not self._bits
 
-    def _open(self) -> Window:
-        self._shown = []
+    def _open(self) -> None:
+        self._shown = None
+        self._twisters = {
+            "torch": _Twister(torch.get_rng_state, twisters.of_torch(), None),
+            "python": _Twister(random.getstate, twisters.of_python(), self._beside),
+        }
         self._numpy = sys.modules.get("numpy")
-        windows = [twisters.of_torch(), twisters.of_python()]
         if self._numpy is not None:
             self._bits = self._numpy.random.mtrand._rand._bit_generator
-            windows.append(twisters.of_numpy(self._bits))
-        return () if None in windows else tuple(view for window in windows for view in window or ())
-
-    def _read(self, shown: list[object]) -> None:
-        states = dict(self._states)
-        if not shown or shown != self._shown:
-            states = {"torch": torch.get_rng_state(), "python": random.getstate()}
-            if self._numpy is not None:
-                states["numpy"] = self._numpy.random.get_state(legacy=False)
-                if states["numpy"]["has_gauss"]:  # the other one of a pair: it is used up without being seen
-                    shown = []
-        if torch.cuda.is_initialized():
-            states["cuda"] = torch.cuda.get_rng_state()
-        last = self._states
-        kept = {
-            name: last[name] if name in last and same(last[name], state) else state for name, state in states.items()
-        }
-        if kept.keys() != last.keys() or not all(map(operator.is_, kept.values(), last.values())):
-            self._states = kept
-        self._shown = shown
+            window = twisters.of_numpy(self._bits)
+            self._twisters["numpy"] = _Numpy(lambda: self._numpy.random.get_state(legacy=False), window, None)
+        self._windows = tuple(view for twister in self._twisters.values() for view in twister.window or ())
 
 
 _generators = _Generators()

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import msgspec
 import torch
 
-from .encoding import EncodingError, decode, encode
+from .encoding import EncodingError, decode, encode, encode_bytes
 from .generators import States, read_generators, write_generators
 from .stateful import is_generator, is_object_in, own_copy, read_object, same, write_object
 from .tensors import local as local_part
@@ -235,7 +236,7 @@ class SmallStateTaker:
         return (
             one.late == other.late
             and one.starts is other.starts
-            and same(one.generators, other.generators)
+            and _are_generators_of(one.generators, other.generators)
             and same(one.local, other.local)
             and (not self._places or self._same_buffers(one, other))
         )
@@ -253,7 +254,10 @@ class SmallStateTaker:
         last = self._last_bytes
         if plain and last is not None and last[0] is small.generators and last[1] == small.late:
             return last[2]
-        data = self._bytes(small, {name: small.buffers[name] for name in small.buffers.keys() & self._recorded}, {})
+        recorded = (
+            {name: small.buffers[name] for name in small.buffers.keys() & self._recorded} if small.buffers else {}
+        )
+        data = self._bytes(small, recorded, {})
         self._last_bytes = (small.generators, small.late, data) if plain else None
         return data
 
@@ -264,27 +268,28 @@ class SmallStateTaker:
     def _bytes(
         self, small: SmallState, buffers: Mapping[str, tuple[int, torch.Tensor]], shared: Mapping[str, Any]
     ) -> bytes:
-        return encode(
-            {
-                "generators": self._encode_generators(small.generators),
-                "buffers": {name: contents for name, (_, contents) in buffers.items()},
-                "local": small.local,
-                "shared": dict(shared),
-                "forward": None if small.forward is None else self._encode_generators(small.forward),
-                "step": small.step,
-                "final": small.final,
-                "begun": small.begun,
-                "late": sorted(small.late),
-                "starts": list(map(list, small.starts)),
-            }
-        )
+        parts = {
+            "generators": self._encode_generators(small.generators),
+            "forward": None if small.forward is None else self._encode_generators(small.forward),
+            "step": small.step,
+            "final": small.final,
+            "begun": small.begun,
+            "late": sorted(small.late),
+            "buffers": {name: contents for name, (_, contents) in buffers.items()},
+            "local": small.local,
+            "shared": dict(shared),
+            "starts": list(map(list, small.starts)),
+        }
+        if buffers or small.local or shared or small.starts:
+            return encode(parts)
+        return msgspec.msgpack.encode(parts)  # plain values as they are, in the midst of a step
 
     def _encode_generators(self, states: States) -> dict[str, bytes]:
         generators: dict[str, bytes] = {}
         for name, state in states.items():
             known = self._encoded.get(name)
             if known is None or known[0] is not state:
-                known = self._encoded[name] = (state, encode(state))
+                known = self._encoded[name] = (state, _encode_state(state))
             generators[name] = known[1]
         return generators
 
@@ -321,6 +326,18 @@ class SmallStateTaker:
             return True
         comparable = buffer.device.type == "cpu" and not _is_on_device(buffer)
         return comparable and (_small(buffer) or name in self._untracked) and not torch.equal(contents, buffer)
+
+
+def _are_generators_of(one: States, other: States) -> bool:
+    """Whether two states read in this process are equal: what has not changed is the same object."""
+    return one is other or (one.keys() == other.keys() and all(one[name] is other[name] for name in one))
+
+
+def _encode_state(state: Any) -> bytes:
+    """Of one generator."""
+    if isinstance(state, torch.Tensor) and state.dtype is torch.uint8 and state.dim() == 1 and not state.is_cuda:
+        return encode_bytes(state)
+    return encode(state)
 
 
 def _small(buffer: torch.Tensor) -> bool:

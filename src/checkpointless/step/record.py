@@ -21,12 +21,15 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-_MAGIC = b"HPRECRD3"
+import xxhash
+
+_MAGIC = b"HPRECRD4"
 _FIELDS = struct.Struct("<8sQQQQI")  # magic, sequence, first step, area, length and checksum of the note
 _CHECK = struct.Struct("<I")  # of the fields
 _HEADER_BYTES = _FIELDS.size + _CHECK.size
 _SLOTS = 4
 """For the two points that can be gone back to, for the step that is noted, and one to be written."""
+_ALL_SLOTS = tuple(range(_SLOTS))
 _SLOT_BYTES = 64
 _REACH = _SLOTS * _SLOT_BYTES
 """Where the word is that says how far the notes reach: the last step, plus one."""
@@ -36,6 +39,8 @@ _AREAS = _SLOTS + 1
 _AREAS_BEGIN = 4096
 _AREA_BYTES = 1 << 30
 """Distance of the areas in the file; it is sparse, only what is written takes memory."""
+_MAPPED_BYTES = 64 << 10
+"""Notes up to this size are written without a call to the kernel."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,13 @@ class RankRecord:
         self._memory = mmap.mmap(self._fd, _AREAS_BEGIN)
         """Of the headers: in the midst of a step a call to the kernel takes 15 us."""
         self._words = memoryview(self._memory).cast("Q")
+        self._mapped: dict[int, mmap.mmap] = {}
+        """The beginning of each area, where small notes are written."""
         found = _read_slots(self._fd)
         self._since = [slot.since if slot else -1 for slot in found]
         self._sequences = [slot.sequence if slot else 0 for slot in found]
         self._areas = [slot.area if slot else -1 for slot in found]
+        self._sequence = max(self._sequences)
         self._last: tuple[bytes, int, int] = (b"", 0, -1)
         """The last note, its checksum, and the area it is in."""
 
@@ -72,11 +80,11 @@ class RankRecord:
         """
         if len(payload) > _AREA_BYTES:
             raise ValueError(f"a note of {len(payload)} bytes does not fit into the record")
-        slot = self._choose({self._slot_of(kept) for kept in (*keep, step)})
+        slot = self._choose([self._slot_of(kept) for kept in (*keep, step)])
         if payload is not self._last[0] or self._last[2] not in self._areas:
             self._write_note(payload)
         _, checksum, area = self._last
-        sequence = max(self._sequences) + 1
+        self._sequence = sequence = self._sequence + 1
         fields = _FIELDS.pack(_MAGIC, sequence, step, area, len(payload), checksum)
         begin = slot * _SLOT_BYTES
         self._memory[begin : begin + _HEADER_BYTES] = fields + _CHECK.pack(zlib.crc32(fields))
@@ -93,25 +101,44 @@ class RankRecord:
 
     def close(self) -> None:
         self._words.release()
-        self._memory.close()
+        for memory in (self._memory, *self._mapped.values()):
+            memory.close()
         os.close(self._fd)
 
     def _slot_of(self, step: int) -> int:
         """Where the note is that holds for `step`; -1: there is none."""
-        slots = [slot for slot in range(_SLOTS) if 0 <= self._since[slot] <= step]
-        return max(slots, key=self._sequences.__getitem__, default=-1)
+        best, newest = -1, -1
+        for slot in _ALL_SLOTS:
+            if 0 <= self._since[slot] <= step and self._sequences[slot] > newest:
+                best, newest = slot, self._sequences[slot]
+        return best
 
-    def _choose(self, kept: set[int]) -> int:
-        return min((slot for slot in range(_SLOTS) if slot not in kept), key=self._sequences.__getitem__)
+    def _choose(self, kept: list[int]) -> int:
+        """The slot with the oldest note of those that are not kept."""
+        best, oldest = -1, self._sequence + 1
+        for slot in _ALL_SLOTS:
+            if self._sequences[slot] < oldest and slot not in kept:
+                best, oldest = slot, self._sequences[slot]
+        return best
 
     def _write_note(self, payload: bytes) -> None:
         """Into an area that no slot's note is in."""
         area = next(number for number in range(_AREAS) if number not in self._areas)
         self._last = (b"", 0, -1)
-        written = os.pwrite(self._fd, payload, _AREAS_BEGIN + area * _AREA_BYTES)
-        if written != len(payload):
-            raise OSError(errno.ENOSPC, f"only {written} of {len(payload)} bytes of a note could be written")
-        self._last = (payload, zlib.crc32(payload), area)
+        if len(payload) <= _MAPPED_BYTES:
+            self._mapped_area(area)[: len(payload)] = payload
+        else:
+            written = os.pwrite(self._fd, payload, _begin_of(area))
+            if written != len(payload):
+                raise OSError(errno.ENOSPC, f"only {written} of {len(payload)} bytes of a note could be written")
+        self._last = (payload, _checksum(payload), area)
+
+    def _mapped_area(self, area: int) -> mmap.mmap:
+        mapped = self._mapped.get(area)
+        if mapped is None:
+            os.posix_fallocate(self._fd, _begin_of(area), _MAPPED_BYTES)
+            mapped = self._mapped[area] = mmap.mmap(self._fd, _MAPPED_BYTES, offset=_begin_of(area))
+        return mapped
 
 
 def read_record(path: Path, step: int) -> bytes | None:
@@ -145,6 +172,16 @@ def _pread(path: Path, length: int, offset: int) -> bytes:
         os.close(fd)
 
 
+def _begin_of(area: int) -> int:
+    """Its place in the file."""
+    return _AREAS_BEGIN + area * _AREA_BYTES
+
+
+def _checksum(payload: bytes) -> int:
+    """Of a note, 32 bits."""
+    return xxhash.xxh32_intdigest(payload)
+
+
 def _read_slots(fd: int) -> list[_Slot | None]:
     """Every slot that is whole."""
     return [_read_slot(fd, number) for number in range(_SLOTS)]
@@ -168,7 +205,7 @@ def _read_slot(fd: int, number: int) -> _Slot | None:
         return None
     if area >= _AREAS or length > _AREA_BYTES:
         return None
-    payload = os.pread(fd, length, _AREAS_BEGIN + area * _AREA_BYTES)
-    if len(payload) != length or zlib.crc32(payload) != checksum:
+    payload = os.pread(fd, length, _begin_of(area))
+    if len(payload) != length or _checksum(payload) != checksum:
         return None
     return _Slot(sequence, since, area, payload)

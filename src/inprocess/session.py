@@ -13,6 +13,7 @@ from ..protocol import messages
 from ..protocol.plan import NO_EPOCH
 from .aborts.cuda_graphs import GraphWatch
 from .aborts.gloo import release_connections
+from .aborts.kept_groups import KeptGroups
 from .aborts.nccl import wait_for_aborts
 from .connection import AgentConnection
 from .interrupt import Interrupted, InterruptGate
@@ -36,6 +37,7 @@ class Session:
         self.monitor = Monitor(connection, self.gate)
         self.reaper = Reaper()
         self.graphs = GraphWatch()
+        self.groups = KeptGroups()
         self.calls = 0
         self.inside = False
         """Whether the main thread is in a wrapped function."""
@@ -57,6 +59,7 @@ class Session:
         self.rendezvous.install()
         self._hooks.install()
         self.graphs.install()
+        self.groups.install()
         # What exists now, modules above all, is there to stay: the collections after a fault need not look at it. It
         # is not collected first, that takes 100 ms and finds nothing.
         gc.freeze()
@@ -66,6 +69,7 @@ class Session:
         os.environ.update(start.environ)
         self.epoch = self.graphs.epoch = start.epoch
         release_connections()
+        self.reaper.drop(self.groups.take_destroyed())
         self.rendezvous.enter(start.epoch)
         self.restore_begin_ns = self.restore_end_ns = 0
         self.lock.force_release()

@@ -32,13 +32,13 @@ CASES = [*cases("trainings.py"), *cases("trainings_more.py"), *(("trainings_loop
 
 
 class Pairs:
-    """Every training with its fault and without, two jobs at a time."""
+    """Every training with its fault, two jobs at a time; without faults all of a script and a size are one job."""
 
     def __init__(self, start, jobs: ThreadPoolExecutor) -> None:
         self._start = start
         self._jobs = jobs
         self._begun: dict[tuple[str, str], Future] = {}
-        self._plain: dict[tuple[str, str], Future] = {}
+        self._plain: dict[tuple[str, int], Future] = {}
 
     def begin(self, script: str, name: str) -> None:
         count = RANKS.get(name, 2)
@@ -47,18 +47,20 @@ class Pairs:
 
     def begin_undisturbed(self) -> None:
         for script, name in self._begun:
-            if name not in REFUSED:
-                self._plain[script, name] = self._submit(RANKS.get(name, 2), script, name)
+            key = script, RANKS.get(name, 2)
+            if name not in REFUSED and key not in self._plain:
+                together = [n for s, n in self._begun if (s, RANKS.get(n, 2)) == key and n not in REFUSED]
+                self._plain[key] = self._submit(key[1], script, ",".join(together))
 
     def _submit(self, count: int, script: str, *arguments: str) -> Future:
         command = (f"--nproc-per-node={count}", "--inprocess-restart", WORKERS / script, *arguments)
-        return self._jobs.submit(lambda: self._start(*command).wait(90))
+        return self._jobs.submit(lambda: self._start(*command).wait(180))
 
     def disturbed(self, script: str, name: str):
         return self._begun[script, name].result()
 
     def undisturbed(self, script: str, name: str):
-        return self._plain[script, name].result()
+        return self._plain[script, RANKS.get(name, 2)].result()
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import msgspec
 
 from . import commands as cmd
 from . import events as ev
+from .identity import Identity
 from .local_state import LocalState
 from .members import Views
 from .messages import Action, Execute, Members, Note, PeerMessage, Send
@@ -33,6 +34,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     order: int = -1
     role: str = "default"
     """Of its workers."""
+    identity: Identity = Identity()
+    """What it was started to run."""
     min_quorum: int | None = None
     """So many nodes may go on without a majority."""
     heartbeat_interval: float = 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import commands as cmd
+from .identity import difference, why_another_job
 from .members import Member, View, Views
 from .messages import Claim, Ended, Hold, Join, Lead, PeerMessage, Redirect, Refuse, Vote
 from .roles import Context, Role
@@ -134,6 +135,8 @@ class Forming(Role):
                 other = self._at.get(message.address, message.key)
                 if other != message.key:
                     del self._joins[other]  # an agent was started again at the same address
+                if message.key not in self._joins:
+                    tell_difference(context, message)
                 self._joins[message.key], self._at[message.address] = message, message.key
                 context.send(address, Hold())
                 return self._consider()
@@ -214,6 +217,7 @@ def join_of(context: Context) -> Join:
         context.local.epoch,
         context.attempt,
         config.role,
+        config.identity,
     )
 
 
@@ -228,7 +232,15 @@ def why_refused(context: Context, join: Join) -> str:
         return f"{join.workers} workers on one node"
     if len(join.role) > _LONGEST_ROLE:
         return f"a role with a name of {len(join.role)} characters"
-    return ""
+    return why_another_job(config.identity, join.identity, same_role=join.role == config.role)
+
+
+def tell_difference(context: Context, join: Join) -> None:
+    """A new member runs something else than this agent, and that is meant."""
+    same_role = join.role == context.config.role
+    found = difference(context.config.identity, join.identity, same_role=same_role)
+    if found:
+        context.note("node-differs", host=join.host, address=join.address, how=found)
 
 
 def _names(lead: Lead, key: str) -> bool:

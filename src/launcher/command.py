@@ -19,6 +19,7 @@ from .errors import ChildFailedError, LaunchError, SignalException, UsageError
 from .options import torchrun_names, with_options
 from .parsing import split_script
 from .rendezvous import meeting_point
+from .scripts import STDIN, text_of
 from .subcommands import SUBCOMMANDS
 
 DEFAULT_SHUTDOWN_TIMEOUT = 30.0
@@ -111,17 +112,22 @@ def build_config(options: dict[str, Any]) -> LaunchConfig:
     if options["logs_specs"] is not None:
         _check_logs_specs(options["logs_specs"])
     rendezvous, run_id = meeting_point(options)
+    command, text = _worker_command(options)
     cluster = None
     if options["nnodes"][1] > 1 and not options["standalone"]:
         from .discovery import find_cluster
+        from .identity import identity_of
 
-        cluster = find_cluster(options, rendezvous.endpoint, rendezvous.settings, run_id)
+        identity = identity_of(options, text, rendezvous.settings)
+        cluster = find_cluster(options, rendezvous.endpoint, rendezvous.settings, run_id, identity)
     workers = options["nproc_per_node"]
     if options["virtual_local_rank"]:
         _check_visible_devices(workers)
     return LaunchConfig(
-        command=_worker_command(options),
+        command=command,
         script=options["training_script"],
+        script_text=text,
+        imports_from_here=text is not None and options["training_script"] == STDIN,
         nproc_per_node=workers,
         nodes=options["nnodes"],
         node_rank=options["node_rank"],
@@ -212,25 +218,27 @@ def _hook(options: dict[str, Any], kind: str) -> tuple[str, ...]:
         raise click.UsageError(f"--{kind.replace('_', '-')}-script: {error.message}") from None
 
 
-def _worker_command(options: dict[str, Any]) -> tuple[str, ...]:
+def _worker_command(options: dict[str, Any]) -> tuple[tuple[str, ...], bytes | None]:
+    """And the script's text, where workers cannot read it themselves."""
     script, arguments = options["training_script"], options["training_script_args"]
     if options["run_path"]:
-        return (*_run_path_command(), _existing(script), *arguments)
+        return (*_run_path_command(), script, *arguments), _existing(script)
     if options["no_python"]:
         if options["module"]:
             raise click.UsageError("--module and --no-python exclude each other")
-        return (script, *arguments)
+        return (script, *arguments), None
     python = os.environ.get("PYTHON_EXEC", sys.executable)
     if options["module"]:
-        return (python, "-u", "-m", script, *arguments)
-    return (python, "-u", _existing(script), *arguments)
+        return (python, "-u", "-m", script, *arguments), None
+    return (python, "-u", script, *arguments), _existing(script)
 
 
 def _run_path_command() -> tuple[str, ...]:
     return (sys.executable, "-u", "-m", f"{__package__.partition('.')[0]}.inprocess.run_path")
 
 
-def _existing(script: str) -> str:
-    if not os.path.exists(script):
+def _existing(script: str) -> bytes | None:
+    """The text of one that is there, if it is in no file."""
+    if script != STDIN and not os.path.exists(script):
         raise click.UsageError(f"there is no script {script}")
-    return script
+    return text_of(script)

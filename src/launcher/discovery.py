@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from ..agent.config import Cluster
+from ..control.identity import Identity
 from ..protocol.names import JOB_SECRET, JOB_SECRET_FILE
 from ..rendezvous.addresses import (
     format_address,
@@ -81,7 +82,13 @@ def _expand_ranges(text: str) -> list[str]:
     return numbers
 
 
-def find_cluster(options: dict[str, Any], endpoint: str, settings: Mapping[str, str], run_id: str) -> Cluster:
+def find_cluster(
+    options: dict[str, Any],
+    endpoint: str,
+    settings: Mapping[str, str],
+    run_id: str,
+    identity: Identity,
+) -> Cluster:
     """How this agent finds the others. Raises click.UsageError."""
     settings = _in_our_words(settings)
     base = _port_base()
@@ -111,6 +118,7 @@ def find_cluster(options: dict[str, Any], endpoint: str, settings: Mapping[str, 
         own_seed=own,
         first_port=base if own is None else parse_address(seeds[own])[1],
         order=order,
+        identity=identity,
         secret=_secret(options, insecure=options["insecure"] or on_one_machine),
         interface=interface_of(numeric),
         min_quorum=options["min_nodes"],

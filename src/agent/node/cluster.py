@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ...rootless.sharing import Sharing
 
 
+_HINT = "a job of its own has an --rdzv-id, or an endpoint, of its own"
 _ASK_AGAIN_S = 0.2
 """After a connection has closed, what was asked of the store at its other end is asked again."""
 
@@ -103,6 +104,7 @@ class ClusterHead:
             founder=is_seed and cluster.own_seed == 0,
             deputy=(cluster.own_seed or 0) * cluster.heartbeat_limit if is_seed and cluster.own_seed else None,
             order=cluster.order,
+            identity=cluster.identity,
             role=self._config.role,
             min_quorum=cluster.min_quorum,
             heartbeat_interval=cluster.heartbeat_interval,
@@ -153,6 +155,8 @@ class ClusterHead:
                 self._numbers = {member.address: number for number, member in members}
                 self._number = -1 if action.own is None else action.own
             case msg.Ended():
+                if action.end.exit_code == 0 and not self._local.has_run:
+                    self._console.log("spare", end="the job has succeeded, and nothing of it ran here", hint=_HINT)
                 self._on_end(action.end)
 
     # ---- the store of many nodes -----------------------------------------------------------------------------------

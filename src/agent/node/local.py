@@ -19,7 +19,7 @@ from ...protocol.plan import NO_EPOCH
 from ...rootless.listening import listen
 from ..config import LaunchConfig
 from ..directories import in_memory, make_private, temporary_for_sockets
-from ..environment import epoch_environment, worker_environment
+from ..environment import epoch_environment, with_script_in, worker_environment
 from ..output.console import Console
 from ..output.logs import LogDirectory, Outputs
 from ..workers.data_host import DataHost
@@ -42,13 +42,13 @@ class LocalNode:
     """The hands of one agent. Commands may come before there is an event loop; `serve` then begins to listen."""
 
     def __init__(self, config: LaunchConfig, console: Console, on_event: Callable[[ev.Event], None]) -> None:
-        self._config = config
         self._console = console
         self._on_event = on_event
         self._listeners = listen(_STORE_HOST, config.rendezvous.port)
         self.logs = LogDirectory(config, console)
         self._token = os.urandom(8).hex()
         self._runtime = make_private(temporary_for_sockets(), "hyperpodrun-")
+        self._config = config = with_script_in(config, self._runtime)
         self._directories = [self._runtime]
         self._state_directory: Path | None = None
         if config.inprocess_restart:
@@ -58,6 +58,8 @@ class LocalNode:
         self.workers = Workers(
             config, console, self.logs, self._token, self._directories, self._data, self._on_exit, self._on_hook_exit
         )
+        self.has_run = False
+        """Whether a worker was ever started here."""
         self._epoch = NO_EPOCH
         """The last epoch that was started here."""
         self._opened_epoch = 0
@@ -137,6 +139,7 @@ class LocalNode:
         self._executors[type(command)](command)
 
     def _spawn(self, command: cmd.Spawn) -> None:
+        self.has_run = True
         seat = cmd.Seat(command.rank, command.local_rank, command.incarnation)
         outputs = self.logs.open(f"attempt_{command.epoch}", seat.local_rank, seat.rank)
         environment = self._environment(seat, command.layout, command.epoch, outputs)

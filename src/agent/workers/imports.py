@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..reading import read_regular
+
 BRINGS_TORCH = frozenset({
     "accelerate", "apex", "datasets", "deepspeed", "diffusers", "fairscale", "fairseq", "hyperpodrun", "lightning",
     "megatron", "monai", "nemo", "peft", "pytorch_lightning", "sentence_transformers", "timm", "torch", "torchao",
@@ -86,6 +88,16 @@ def scan(command: PythonCommand) -> Imports:
     return _Scan(search).run(start)
 
 
+def source_of(module: str) -> str | None:
+    """The file that `python -m module` runs, if it can be found."""
+    search = [os.getcwd(), *sys.path]
+    for name in (f"{module}.__main__", module):
+        files = _files(name, search)
+        if len(files) >= name.count(".") + 1 and files[-1].stem in (name.rpartition(".")[2], "__init__"):
+            return str(files[-1])
+    return None
+
+
 class _Scan:
     def __init__(self, search: list[str]) -> None:
         self._search = search
@@ -120,11 +132,10 @@ class _Scan:
 
     def _read(self, path: Path) -> list[Path]:
         """The files of the modules that this one imports and that are worth reading."""
-        try:
-            with path.open("rb") as file:
-                text = file.read(_LARGEST).decode(errors="replace")
-        except OSError:
+        content = read_regular(path, _LARGEST)
+        if content is None:
             return []
+        text = content.decode(errors="replace")
         files: list[Path] = []
         for name in self._imported(text, path):
             top = name.partition(".")[0]

@@ -57,7 +57,7 @@ def hide(names: set[str], more: Sequence[str]) -> None:
 
 def _taken(top: str) -> dict[str, ModuleType]:
     names = [name for name in sys.modules if name == top or name.startswith(f"{top}.")]
-    return {name: sys.modules.pop(name) for name in names}
+    return {name: sys.modules.pop(name) for name in names if not name.startswith(__package__)}
 
 
 class _Hidden:

@@ -45,6 +45,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     close_timeout: float = 5.0
     """How long a controller waits until everybody has confirmed that the job is over."""
     shutdown_timeout: float = 30.0
+    explain_after: float = 5.0
+    """Who waits for so long for the job to begin says for whom; later now and then."""
     takeover_grace: float = 1.0
     """How long a new controller waits for the reports of nodes that neither answer nor refuse."""
 

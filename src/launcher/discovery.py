@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from ..rendezvous.addresses import (
     interface_of,
     is_local,
     is_loopback,
+    is_written_loopback,
+    own_address_outside,
     own_address_towards,
     parse_address,
     resolve,
@@ -87,7 +89,7 @@ def find_cluster(
     endpoint: str,
     settings: Mapping[str, str],
     run_id: str,
-    identity: Identity,
+    identity: Identity | None = None,
 ) -> Cluster:
     """How this agent finds the others. Raises click.UsageError."""
     settings = _in_our_words(settings)
@@ -99,11 +101,12 @@ def find_cluster(
     own = next((number for number, seed in enumerate(seeds) if _is_here(seed, resolved[number])), None)
     if settings.get("is_host", "").lower() in ("0", "false"):
         own = None
-    local = options["local_addr"] or _local_address(resolved, own)
-    numeric = local if _is_numeric(local) else next(iter(resolve(local)), None)
+    local = options["local_addr"] or _local_address(seeds, resolved, own)
+    # Only what is written as loopback: a machine's own name leads there by its hosts file, and its job is on many.
+    on_one_machine = all(is_written_loopback(parse_address(seed)[0]) for seed in seeds)
+    numeric = local if _is_numeric(local) else _numeric(local)
     if numeric is None:
         raise click.UsageError(f"--local-addr {local}: nobody knows this host")
-    on_one_machine = all(found and all(is_loopback(address) for address in found) for found in resolved)
     known = scheduler(os.environ)
     order = _rank(settings)
     if order <= 0 and known is not None:  # 0 is also what --node-rank is when nobody gives it
@@ -118,7 +121,7 @@ def find_cluster(
         own_seed=own,
         first_port=base if own is None else parse_address(seeds[own])[1],
         order=order,
-        identity=identity,
+        identity=identity or Identity(),
         secret=_secret(options, insecure=options["insecure"] or on_one_machine),
         interface=interface_of(numeric),
         min_quorum=options["min_nodes"],
@@ -158,7 +161,14 @@ def _port_base() -> int:
     return int(text)
 
 
-def _local_address(resolved: list[list[str]], own: int | None) -> str:
+def _numeric(name: str) -> str | None:
+    """An address of this machine by one of its names: not loopback, unless the name says so."""
+    found = resolve(name)
+    outside = [address for address in found if is_written_loopback(name) or not is_loopback(address)]
+    return outside[0] if outside else own_address_outside() if found else None
+
+
+def _local_address(seeds: Sequence[str], resolved: list[list[str]], own: int | None) -> str:
     """The address from which this machine reaches the endpoint: the others reach it there, too."""
     targets = [address for number, found in enumerate(resolved) if number != own for address in found]
     targets += [address for address in (resolved[own] if own is not None else []) if not is_loopback(address)]
@@ -166,10 +176,9 @@ def _local_address(resolved: list[list[str]], own: int | None) -> str:
         found = own_address_towards(target)
         if found is not None and is_loopback(found) == is_loopback(target):
             return found
-    if own is not None and resolved[own] and all(is_loopback(address) for address in resolved[own]):
+    if own is not None and resolved[own] and is_written_loopback(parse_address(seeds[own])[0]):
         return resolved[own][0]
-    # Nobody knows the endpoint's name yet. Of a range for documentation: whatever leads outside.
-    return own_address_towards("192.0.2.1") or "127.0.0.1"
+    return own_address_outside()  # nobody knows the endpoint's name yet, or it leads to this machine's loopback
 
 
 def _is_numeric(address: str) -> bool:

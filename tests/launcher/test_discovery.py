@@ -90,6 +90,32 @@ def test_a_local_address_is_the_one_that_is_offered() -> None:
     assert (found.address, found.as_seed) == (HERE, False)
 
 
+@pytest.mark.parametrize("loopback", ["127.0.1.1", "127.0.0.1", "::1"])
+@pytest.mark.parametrize("options", [[], ["--local-addr=nodea"]], ids=" ".join)
+def test_a_name_that_the_hosts_file_leads_to_loopback_is_of_a_node_among_many(
+    monkeypatch: pytest.MonkeyPatch, loopback: str, options: list[str]
+) -> None:
+    monkeypatch.setitem(HOSTS, "nodea", [loopback])
+    monkeypatch.setattr("hyperpodrun.launcher.discovery.is_local", lambda address: address in (HERE, loopback))
+    monkeypatch.setattr("hyperpodrun.launcher.discovery.own_address_outside", lambda: HERE)
+    found = cluster("--nnodes=2", "--rdzv-endpoint=nodea:29400", *options)
+    assert (found.own_seed, found.bind, found.interface) == (0, "*", "eth0")
+    assert found.address == ("nodea" if options else HERE)
+    monkeypatch.delenv("HYPERPODRUN_JOB_SECRET")
+    with pytest.raises(UsageError, match="needs a secret"):
+        cluster("--nnodes=2", "--rdzv-endpoint=nodea:29400", *options)
+
+
+@pytest.mark.parametrize("endpoint", ["localhost", "127.0.0.1:2000", "127.0.1.1", "[::1]:2000", "ip6-localhost"])
+def test_what_is_written_as_loopback_is_one_machine(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    address = "::1" if ":1]" in endpoint or "6" in endpoint else "127.0.0.1"
+    monkeypatch.setattr("hyperpodrun.launcher.discovery.resolve", lambda host: [address])
+    monkeypatch.setattr("hyperpodrun.launcher.discovery.is_local", lambda address: True)
+    monkeypatch.delenv("HYPERPODRUN_JOB_SECRET")
+    found = cluster("--nnodes=2", f"--rdzv-endpoint={endpoint}")
+    assert (found.secret, found.bind, found.address) == (None, address, address)
+
+
 def test_timeouts() -> None:
     conf = "join_timeout=9,last_call_timeout=8,close_timeout=7,heartbeat_interval=0.5,heartbeat_limit=2"
     found = cluster("--nnodes=2", "--rdzv-endpoint=host0", f"--rdzv-conf={conf}")

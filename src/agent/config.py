@@ -32,6 +32,8 @@ class Rendezvous:
     """What workers are told to connect to. The store of a single node stays on its loopback addresses."""
     port: int = 0
     """Where the store listens; 0: a free port."""
+    because: str = ""
+    """Where the endpoint is from, if nobody has named it."""
 
 
 @dataclass(frozen=True)

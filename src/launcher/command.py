@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ..agent.agent import Agent
 from ..agent.config import LaunchConfig
@@ -52,7 +53,11 @@ def launcher(**options: Any) -> LaunchConfig:
     Options can be written with dashes or underscores, or by a beginning that only one has; their defaults come from
     PET_<NAME>. What follows the script is the script's, ${local_rank} replaced in it.
     """
-    return build_config(options)
+    source = click.get_current_context().get_parameter_source
+    given = {name for name in options if source(name) is not ParameterSource.DEFAULT}
+    if source("nnodes") is ParameterSource.ENVIRONMENT and "PET_NNODES" not in os.environ:
+        given.remove("nnodes")
+    return build_config({**options, "given": given})
 
 
 def parse(args: Sequence[str] | None = None) -> LaunchConfig | None:
@@ -106,7 +111,10 @@ def _failure(agent: Agent, config: LaunchConfig, end: End) -> LaunchError:
 
 
 def build_config(options: dict[str, Any]) -> LaunchConfig:
-    """The launch that the options describe. Raises click.UsageError where they contradict each other."""
+    """The launch that the options describe; `given` names those that were written, or are in `PET_*`.
+
+    Raises click.UsageError where they contradict each other.
+    """
     if options["max_inprocess_restarts"] is not None and not options["inprocess_restart"]:
         raise click.UsageError("--max-inprocess-restarts needs --inprocess-restart")
     if options["logs_specs"] is not None:

@@ -18,7 +18,20 @@ HOSTS = {
     "fd00::1": ["fd00::1"],
     "localhost": ["127.0.0.1"],
 }
-SCHEDULED = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODEID", "SLURM_JOB_ID", "JOB_COMPLETION_INDEX")
+SCHEDULED = (
+    "NNODES",
+    "NODE_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "PET_NNODES",
+    "TORCHELASTIC_RUN_ID",
+    "HYPERPODRUN_JOB",
+    "SLURM_STEP_NODELIST",
+    "SLURM_JOB_NODELIST",
+    "SLURM_NODEID",
+    "SLURM_JOB_ID",
+    "JOB_COMPLETION_INDEX",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +147,72 @@ def test_a_secret_is_needed_except_on_one_machine(monkeypatch: pytest.MonkeyPatc
     assert cluster("--nnodes=2", "--rdzv-endpoint=host0", "--insecure").secret is None
     on_one_machine = cluster("--nnodes=2", "--rdzv-endpoint=localhost")
     assert (on_one_machine.secret, on_one_machine.bind) == (None, "127.0.0.1")
+
+
+OPERATORS = {"NNODES": "16", "NODE_RANK": "3", "MASTER_ADDR": "host0", "MASTER_PORT": "4444"}
+
+
+@pytest.fixture
+def operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in OPERATORS.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("operator")
+@pytest.mark.parametrize("options", [[], ["--rdzv-backend=c10d"], ["--inprocess-restart"]], ids=" ".join)
+def test_an_operators_variables_make_one_job_of_all_nodes(options: list[str]) -> None:
+    config = command.parse([*options, "train.py"])
+    assert config is not None
+    assert config.cluster is not None
+    assert (config.nodes, config.cluster.seeds, config.cluster.order) == ((16, 16), ("host0:4444",), 3)
+    assert config.rendezvous.because == "MASTER_ADDR in the environment"
+
+
+@pytest.mark.usefixtures("operator")
+def test_what_is_written_counts_more_than_an_operators_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = cluster("--rdzv-endpoint=host1", "--rdzv-backend=static", "--node-rank=5")
+    assert (written.seeds, written.order) == (("host1:17000",), 5)
+    assert cluster("--node-rank=4", "--master-port=9").seeds == ("host0:9",)
+    monkeypatch.setenv("PET_NNODES", "2:4")
+    config = command.parse(["--node-rank=1", "train.py"])
+    assert config is not None
+    assert (config.nodes, config.node_rank) == ((2, 4), 1)
+    for alone in ("--nnodes=1", "--standalone"):
+        config = command.parse([alone, "train.py"])
+        assert config is not None
+        assert config.cluster is None
+    monkeypatch.delenv("PET_NNODES")
+    monkeypatch.setenv("HYPERPODRUN_JOB", "a launch within a worker")
+    config = command.parse(["train.py"])
+    assert config is not None
+    assert config.cluster is None
+
+
+def test_a_scheduler_knows_the_hosts_of_nnodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("NNODES", "5"), ("SLURM_JOB_NODELIST", "host[0-4]"), ("SLURM_NODEID", "1")):
+        monkeypatch.setenv(name, value)
+    assert cluster().seeds == ("host0:17000", "host1:17000", "host2:17000")
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "said"),
+    [
+        ({"NNODES": "16"}, [], "NNODES=16 in the environment, and nothing says where the other nodes are"),
+        ({"NNODES": "16", "NODE_RANK": "1"}, ["--master-port=1"], "nothing says where"),
+        ({"NNODES": "16"}, ["--inprocess-restart"], "HyperPod's operator, which this version cannot talk to"),
+        ({"NNODES": "2"}, ["--server-port=8080"], "HyperPod's operator"),
+        ({"NNODES": "many"}, [], "NNODES='many' in the environment is neither N nor MIN:MAX"),
+        ({**OPERATORS, "NODE_RANK": "16"}, [], "NODE_RANK='16' in the environment: there are nodes 0 to 15"),
+        ({**OPERATORS, "MASTER_PORT": "tcp"}, [], "'host0:tcp' is not an endpoint"),
+    ],
+)
+def test_nnodes_without_a_place_to_meet_is_refused(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], options: list[str], said: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=said):
+        command.parse([*options, "train.py"])
 
 
 BAD = [

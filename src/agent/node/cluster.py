@@ -86,6 +86,10 @@ class ClusterHead:
         if warning is not None:
             self._console.log("ephemeral-ports", message=warning)
         self._listens = format_address(cluster.bind, port)
+        because = self._config.rendezvous.because
+        if because:
+            nodes = "{}:{}".format(*self._config.nodes)
+            self._console.log("nodes", nodes=nodes, endpoint=self._config.rendezvous.endpoint, because=because)
         own = None if cluster.own_seed is None else cluster.seeds[cluster.own_seed]
         is_seed = own is not None and parse_address(own)[1] == port
         address = own if own is not None and is_seed and cluster.as_seed else format_address(cluster.address, port)

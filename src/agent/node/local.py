@@ -7,6 +7,7 @@ torch. Called by: `agent.py`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -44,20 +45,27 @@ class LocalNode:
     def __init__(self, config: LaunchConfig, console: Console, on_event: Callable[[ev.Event], None]) -> None:
         self._console = console
         self._on_event = on_event
-        self._listeners = listen(_STORE_HOST, config.rendezvous.port)
-        self.logs = LogDirectory(config, console)
         self._token = os.urandom(8).hex()
-        self._runtime = make_private(temporary_for_sockets(), "hyperpodrun-")
-        self._config = config = with_script_in(config, self._runtime)
-        self._directories = [self._runtime]
+        self._directories: list[Path] = []
         self._state_directory: Path | None = None
-        if config.inprocess_restart:
-            self._state_directory = make_private(in_memory(), "hyperpodrun-state-")
-            self._directories.append(self._state_directory)
-        self._data = DataHost(self._runtime, self._token, console)
-        self.workers = Workers(
-            config, console, self.logs, self._token, self._directories, self._data, self._on_exit, self._on_hook_exit
-        )
+        with contextlib.ExitStack() as undo:  # a start that fails leaves nothing behind
+            self._listeners = listen(_STORE_HOST, config.rendezvous.port)
+            undo.callback(self._close_listeners)
+            self.logs = LogDirectory(config, console)
+            undo.callback(self.logs.discard_if_empty)
+            undo.callback(self._remove_directories)
+            self._runtime = make_private(temporary_for_sockets(), "hyperpodrun-")
+            self._directories.append(self._runtime)
+            self._config = config = with_script_in(config, self._runtime)
+            if config.inprocess_restart:
+                self._state_directory = make_private(in_memory(), "hyperpodrun-state-")
+                self._directories.append(self._state_directory)
+            self._data = DataHost(self._runtime, self._token, console)
+            self.workers = Workers(
+                config, console, self.logs, self._token, self._directories, self._data,
+                self._on_exit, self._on_hook_exit,
+            )  # fmt: skip
+            undo.pop_all()
         self.has_run = False
         """Whether a worker was ever started here."""
         self._epoch = NO_EPOCH
@@ -118,19 +126,25 @@ class LocalNode:
 
     def close(self) -> None:
         """Whatever happened, nothing of the job stays."""
-        import shutil
-
         self.workers.close()
-        for listener in self._listeners:
-            listener.close()
-        for directory in self._directories:
-            shutil.rmtree(directory, ignore_errors=True)
+        self._close_listeners()
+        self._remove_directories()
         if self.report is not None:
             self._tell(self.report.finished())
             if self.report.recoveries:
                 from ..output.recovery_report import table
 
                 self._console.write(table(self.report.recoveries))
+
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+
+    def _remove_directories(self) -> None:
+        import shutil
+
+        for directory in self._directories:
+            shutil.rmtree(directory, ignore_errors=True)
 
     # ---- what the job wants --------------------------------------------------------------------------------------
 
@@ -139,11 +153,11 @@ class LocalNode:
         self._executors[type(command)](command)
 
     def _spawn(self, command: cmd.Spawn) -> None:
-        self.has_run = True
         seat = cmd.Seat(command.rank, command.local_rank, command.incarnation)
         outputs = self.logs.open(f"attempt_{command.epoch}", seat.local_rank, seat.rank)
         environment = self._environment(seat, command.layout, command.epoch, outputs)
         self.workers.spawn(Worker(seat.rank, seat.local_rank, seat.incarnation, outputs), environment)
+        self.has_run = True
 
     def _environment(
         self, seat: cmd.Seat, layout: cmd.Layout, epoch: int, outputs: Outputs, *, hook: bool = False

@@ -99,7 +99,7 @@ def find_cluster(
         raise click.UsageError(f"--nnodes {options['nnodes'][1]}: name a host of the job with --rdzv-endpoint HOST")
     resolved = [resolve(parse_address(seed)[0]) for seed in seeds]
     own = next((number for number, seed in enumerate(seeds) if _is_here(seed, resolved[number])), None)
-    if settings.get("is_host", "").lower() in ("0", "false"):
+    if settings.get("is_host", "").lower() in ("0", "false", "f", "no", "n"):
         own = None
     local = options["local_addr"] or _local_address(seeds, resolved, own)
     # Only what is written as loopback: a machine's own name leads there by its hosts file, and its job is on many.
@@ -127,7 +127,7 @@ def find_cluster(
         min_quorum=options["min_nodes"],
         heartbeat_interval=interval,
         heartbeat_limit=limit,
-        join_timeout=_seconds(settings, "join_timeout", _seconds(settings, "timeout", 600.0)),
+        join_timeout=_seconds(settings, "join_timeout", _static_timeout(options, settings)),
         last_call_timeout=_seconds(settings, "last_call_timeout", 30.0),
         close_timeout=_seconds(settings, "close_timeout", 5.0),
     )
@@ -202,6 +202,11 @@ def _seconds(settings: Mapping[str, str], name: str, default: float) -> float:
     if not 0 < seconds < float("inf"):
         raise click.UsageError(f"--rdzv-conf {name}={text} is not a number of seconds")
     return seconds
+
+
+def _static_timeout(options: dict[str, Any], settings: Mapping[str, str]) -> float:
+    """torchrun reads `timeout` with the static rendezvous only: how long the nodes wait for each other."""
+    return _seconds(settings, "timeout", 600.0) if options.get("rdzv_backend") == "static" else 600.0
 
 
 def _heartbeats(settings: Mapping[str, str]) -> tuple[float, float]:

@@ -149,6 +149,23 @@ def test_a_secret_is_needed_except_on_one_machine(monkeypatch: pytest.MonkeyPatc
     assert (on_one_machine.secret, on_one_machine.bind) == (None, "127.0.0.1")
 
 
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_quotes_that_no_shell_has_taken_away_are_none_of_a_setting(quote: str) -> None:
+    found = cluster("--nnodes=1:2", "--rdzv-endpoint=host0", f"--rdzv-conf={quote}join_timeout=5,timeout=6{quote}")
+    assert found.join_timeout == 5
+    found = cluster("--nnodes=2", "--rdzv-endpoint=host0", f"--rdzv-conf=join_timeout={quote}7{quote}, a=8{quote}")
+    assert found.join_timeout == 7
+
+
+def test_timeout_means_what_it_means_for_torchrun() -> None:
+    for backend in ("c10d", "hyperpod"):  # nothing
+        found = cluster("--nnodes=2", f"--rdzv-backend={backend}", "--rdzv-endpoint=host0", "--rdzv-conf=timeout=5'")
+        assert found.join_timeout == 600
+    static = ["--nnodes=2", "--rdzv-backend=static", "--master-addr=host0", "--node-rank=1"]
+    assert cluster(*static, "--rdzv-conf=timeout=5").join_timeout == 5
+    assert cluster(*static, "--rdzv-conf=timeout=5,join_timeout=9").join_timeout == 9
+
+
 OPERATORS = {"NNODES": "16", "NODE_RANK": "3", "MASTER_ADDR": "host0", "MASTER_PORT": "4444"}
 
 

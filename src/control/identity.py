@@ -8,6 +8,8 @@ import msgspec
 
 MEANT = "may_differ"
 """The `--rdzv-conf` setting by which nodes of one job may run different scripts, with different options."""
+OF_A_ROLE = "--nproc-per-node"
+"""The one option in which roles may differ, beside their scripts."""
 _SHOWN = 120
 _REMEDY = "another job needs another --rdzv-id and endpoint; nodes of one job that are meant to differ, all of them, "
 
@@ -35,7 +37,7 @@ def difference(own: Identity, other: Identity, *, same_role: bool) -> str:
     ours, theirs = dict(own.options), dict(other.options)
     for name in [*ours, *(theirs.keys() - ours.keys())]:
         here, there = ours.get(name, "none"), theirs.get(name, "none")
-        if here != there:
+        if here != there and (same_role or name != OF_A_ROLE):
             return f"it has {_shortened(name)}={_shortened(there)}, and the job here {_shortened(here)}"
     return ""
 

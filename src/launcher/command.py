@@ -24,6 +24,7 @@ from .scripts import STDIN, text_of
 from .subcommands import SUBCOMMANDS
 
 DEFAULT_SHUTDOWN_TIMEOUT = 30.0
+_NPROC = "--nproc-per-node="
 
 
 class LauncherCommand(click.Command):
@@ -42,7 +43,11 @@ class LauncherCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
-        return super().parse_args(ctx, Arguments(options, torchrun_names()).normalise(args))
+        words = Arguments(options, torchrun_names()).normalise(args)
+        end = words.index("--") if "--" in words else len(words)
+        written = [word.partition("=")[2] for word in words[:end] if word.startswith(_NPROC)]
+        ctx.meta[_NPROC] = written[-1] if written else os.environ.get("PET_NPROC_PER_NODE", "1")
+        return super().parse_args(ctx, words)
 
 
 @click.command(cls=LauncherCommand, name="hyperpodrun")
@@ -53,11 +58,12 @@ def launcher(**options: Any) -> LaunchConfig:
     Options can be written with dashes or underscores, or by a beginning that only one has; their defaults come from
     PET_<NAME>. What follows the script is the script's, ${local_rank} replaced in it.
     """
-    source = click.get_current_context().get_parameter_source
+    context = click.get_current_context()
+    source = context.get_parameter_source
     given = {name for name in options if source(name) is not ParameterSource.DEFAULT}
     if source("nnodes") is ParameterSource.ENVIRONMENT and "PET_NNODES" not in os.environ:
         given.remove("nnodes")
-    return build_config({**options, "given": given})
+    return build_config({**options, "given": given, "nproc_as_written": context.meta[_NPROC]})
 
 
 def parse(args: Sequence[str] | None = None) -> LaunchConfig | None:

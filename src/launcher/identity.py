@@ -11,7 +11,7 @@ import xxhash
 
 from ..agent.reading import read_regular
 from ..agent.workers.imports import source_of
-from ..control.identity import MEANT, Identity
+from ..control.identity import MEANT, OF_A_ROLE, Identity
 
 _OF_THE_JOB = ("inprocess_restart", "max_restarts", "max_inprocess_restarts", "inprocess_timeout", "min_nodes")
 """Options that whoever leads acts by, and anybody may come to lead."""
@@ -22,7 +22,8 @@ def identity_of(options: Mapping[str, Any], text: bytes | None, settings: Mappin
     """`text`: of the script, where it is in no file. Raises click.UsageError."""
     script = options["training_script"]
     low, high = options["nnodes"]
-    stated = {"--nnodes": f"{low}:{high}"}
+    # As it was written: `gpu` can be another number on each node.
+    stated = {"--nnodes": f"{low}:{high}", OF_A_ROLE: str(options["nproc_as_written"])[:100]}
     for name in _OF_THE_JOB:
         if options[name] not in (None, False):
             stated[f"--{name.replace('_', '-')}"] = f"{options[name]:g}" if options[name] is not True else "1"

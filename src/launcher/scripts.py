@@ -35,7 +35,7 @@ def text_of(script: str) -> bytes | None:
         raise click.UsageError(f"the script {script} cannot be read: {error.strerror}") from None
     if len(text) > LARGEST:
         raise click.UsageError(f"the script {script} does not end within {LARGEST >> 20} MiB")
-    if not text and not stat.S_ISCHR(mode):
+    if not text and (fd is not None or not stat.S_ISCHR(mode)):
         raise click.UsageError(f"the script {script} is empty: what should write it has written nothing")
     return text
 

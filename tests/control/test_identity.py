@@ -11,11 +11,12 @@ from hyperpodrun.control.roles import NodeConfig
 from hyperpodrun.control.state import JobConfig
 from msgspec.structs import replace
 
-OURS = Identity(script="a.py", text="1", arguments="2", options=(("--nnodes", "2:2"), ("--max-restarts", "1")))
+OURS = Identity(script="a.py", text="1", arguments="2", options=(("--nnodes", "2:2"), ("--nproc-per-node", "2")))
 OTHERS = {
     "another text": replace(OURS, script="b.py", text="3"),
     "other arguments": replace(OURS, arguments="4"),
-    "another world": replace(OURS, options=(("--nnodes", "1:2"), ("--max-restarts", "1"))),
+    "another world": replace(OURS, options=(("--nnodes", "1:2"), ("--nproc-per-node", "2"))),
+    "other nodes": replace(OURS, options=(("--nnodes", "2:2"), ("--nproc-per-node", "gpu"))),
     "an option less": replace(OURS, options=(("--nnodes", "2:2"),)),
     "an option more": replace(OURS, options=(*OURS.options, ("--inprocess-restart", "1"))),
 }
@@ -56,6 +57,7 @@ def test_the_same_script_elsewhere_is_the_same_job() -> None:
 
 def test_roles_have_scripts_of_their_own_but_one_world() -> None:
     assert why_another_job(OURS, OTHERS["another text"], same_role=False) == ""
+    assert why_another_job(OURS, OTHERS["other nodes"], same_role=False) == ""
     assert "--nnodes=1:2" in why_another_job(OURS, OTHERS["another world"], same_role=False)
 
 

@@ -69,6 +69,21 @@ def test_a_device_without_end_and_an_empty_pipe_are_refused():
     os.close(reading)
 
 
+def test_standard_input_that_is_nothing_is_no_script(tmp_path):
+    for script in ("-", "/dev/stdin"):
+        command = [sys.executable, "-m", "hyperpodrun", script]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert f"the script {script} is empty" in done.stderr
+
+
+def test_verify_wants_a_script_that_can_be_run_again(tmp_path):
+    command = [sys.executable, "-m", "hyperpodrun", "verify", "-"]
+    done = subprocess.run(command, input="print()", cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "verify runs a script several times" in done.stderr
+
+
 def test_the_search_for_imports_opens_regular_files_only(tmp_path: Path):
     fifo = tmp_path / "__main__.py"
     os.mkfifo(fifo)  # opened for reading, it would wait for a writer

@@ -39,12 +39,16 @@ _OTHERS = {
     "RTLD_GLOBAL": "how libraries are loaded",
 }
 _UNKNOWN = "the environment"
+_LONGEST = 200_000
+"""A longer one, which would take long to be understood, counts as a change."""
 
 
 def change_in(text: str, harmless: tuple[str, ...]) -> str | None:
     """`line N changes NAME` for the first change that may matter. `harmless`: beginnings of names that do not."""
     if _WORTH_PARSING.search(text) is None:
         return None
+    if len(text) > _LONGEST:
+        return f"a file of {len(text)} characters perhaps changes {_UNKNOWN}"
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):

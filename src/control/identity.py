@@ -11,7 +11,7 @@ MEANT = "may_differ"
 OF_A_ROLE = "--nproc-per-node"
 """The one option in which roles may differ, beside their scripts."""
 _SHOWN = 120
-_REMEDY = "another job needs another --rdzv-id and endpoint; nodes of one job that are meant to differ, all of them, "
+_REMEDY = "another job needs an endpoint of its own, such as another port; nodes of one job that are meant to differ "
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -47,7 +47,7 @@ def why_another_job(own: Identity, other: Identity, *, same_role: bool) -> str:
     found = difference(own, other, same_role=same_role)
     if not found or (own.may_differ and other.may_differ):
         return ""
-    return f"{found} ({_REMEDY}need --rdzv-conf {MEANT}=1)"
+    return f"{found} ({_REMEDY}all need --rdzv-conf {MEANT}=1)"
 
 
 def _named(script: str) -> str:

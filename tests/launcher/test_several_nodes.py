@@ -67,7 +67,7 @@ def test_a_spare_succeeds_with_the_job_and_another_job_at_its_endpoint_is_refuse
         assert [node.wait(60) for node in nodes[3:]] == [1, 1], logs()
         assert "it runs " in logs(), logs()
         assert "other.py, and the job here " in logs()
-        assert "it has --max-restarts=2, and the job here 1 (another job needs another --rdzv-id" in logs()
+        assert "it has --max-restarts=2, and the job here 1 (another job needs an endpoint of its own" in logs()
         (tmp_path / "go").touch()
         assert [node.wait(60) for node in nodes[:3]] == [0, 0, 0], logs()
         assert 'spare end="the job has succeeded, and nothing of it ran here"' in logs()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ...rootless.sharing import Sharing
 
 
-_HINT = "a job of its own has an --rdzv-id, or an endpoint, of its own"
+_HINT = "a job of its own needs an endpoint of its own"
 _ASK_AGAIN_S = 0.2
 """After a connection has closed, what was asked of the store at its other end is asked again."""
 

@@ -28,6 +28,7 @@ from .output.console import Console
 
 if TYPE_CHECKING:
     import asyncio
+    from pathlib import Path
 
     from ..control.commands import Cause
     from .node.cluster import ClusterHead
@@ -181,12 +182,11 @@ class Agent:
         if self._ended is not None:
             self._ended.set()
 
-    def _tell_failure(self) -> None:
+    def _tell_failure(self, logs: Path | None) -> None:
         """Why the job failed, in one line; the banner shows the traceback that no worker has shown."""
         if self._end is None or self._end.exit_code == 0:
             return
         left = ",".join(map(str, self._end.left_behind)) or None
-        logs = self._node.logs.path
         self.console.log("failed", exit_code=self._end.exit_code, reason=self._end.reason, left_behind=left, logs=logs)
 
     def _clean_up(self) -> None:
@@ -194,9 +194,10 @@ class Agent:
         self._gpus.close()
         self._node.close()
         self._head.close()
-        self._tell_failure()
         logs = self._node.logs
         logs.close()
+        is_kept = self._node.has_run or not logs.discard_if_empty()
+        self._tell_failure(logs.path if is_kept else None)
         if self._end is not None and self._end.exit_code == 0 and not logs.recoveries.exists():
             logs.discard()
         self.console.close()

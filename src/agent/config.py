@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..control.identity import Identity
+
 
 @dataclass(frozen=True)
 class OutputMap:
@@ -30,6 +32,8 @@ class Rendezvous:
     """What workers are told to connect to. The store of a single node stays on its loopback addresses."""
     port: int = 0
     """Where the store listens; 0: a free port."""
+    because: str = ""
+    """Where the endpoint is from, if nobody has named it."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Cluster:
     as_seed: bool = True
     """At the endpoint it offers the name by which the others have found it: one agent, one address, one connection."""
     order: int = -1
+    identity: Identity = field(default_factory=Identity)
+    """What is to be run."""
     secret: bytes | None = field(default=None, repr=False)
     """None: insecure, or on one machine only."""
     interface: str | None = None
@@ -70,6 +76,10 @@ class LaunchConfig:
     """The whole worker command, interpreter included."""
     script: str = ""
     """The training script, as it was named."""
+    script_text: bytes | None = field(default=None, repr=False)
+    """Its text, where it is in no file that workers could read."""
+    imports_from_here: bool = False
+    """Its modules are looked for in the working directory, as those of `python -` are."""
     nproc_per_node: int = 1
     nodes: tuple[int, int] = (1, 1)
     """How many nodes at least and at most."""

@@ -5,6 +5,7 @@ What `tempfile` is for; but that imports `random` and with it OpenSSL, 30 ms bef
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -24,8 +25,8 @@ def make_private(parent: Path, prefix: str) -> Path:
 
 
 def temporary() -> Path:
-    """Where temporary files go: TMPDIR, or /tmp."""
-    return Path(os.environ.get("TMPDIR") or "/tmp")
+    """Where temporary files go: the first of `tempfile`'s places in which a file can be written. Raises OSError."""
+    return _first_usable(_places())
 
 
 def in_memory() -> Path:
@@ -35,6 +36,40 @@ def in_memory() -> Path:
 
 
 def temporary_for_sockets() -> Path:
-    """The same, unless its name is too long to hold sockets."""
-    path = temporary()
-    return path if len(str(path)) <= _LONGEST_FOR_SOCKETS else Path("/tmp")
+    """The same as `temporary`, of places whose names are short enough for the paths of sockets."""
+    return _first_usable([place for place in _places() if _holds_sockets(place)])
+
+
+def _places() -> list[Path]:
+    named = [os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP")]
+    places = [os.path.abspath(name) for name in named if name] + ["/tmp", "/var/tmp", "/usr/tmp"]
+    with contextlib.suppress(OSError):  # it was removed
+        places.append(os.getcwd())
+    return [Path(place) for place in dict.fromkeys(places)]
+
+
+def _holds_sockets(place: Path) -> bool:
+    try:
+        name = str(place).encode()  # ZeroMQ wants UTF-8
+    except UnicodeEncodeError:
+        return False
+    return len(name) <= _LONGEST_FOR_SOCKETS
+
+
+def _first_usable(places: list[Path]) -> Path:
+    """A file is written, as `tempfile` does it: permissions do not tell of a full disk, or of a server's own mind."""
+    for place in places:
+        probe = place / f"hyperpodrun-probe-{os.urandom(6).hex()}"
+        try:
+            fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError:
+            continue
+        try:
+            os.write(fd, b"probe")
+            return place
+        except OSError:
+            continue
+        finally:
+            os.close(fd)
+            os.unlink(probe)
+    raise OSError(f"temporary files can be written nowhere: {', '.join(map(str, places))} (TMPDIR)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from string import Template
 
@@ -17,6 +18,7 @@ GLOO_DEFAULTS = {
     "GLOO_ENABLE_RANK_AS_SEQUENCE_NUMBER": "1",
 }
 
+_SCRIPT = "script.py"
 OMP_NOTICE = (
     "hyperpodrun: OMP_NUM_THREADS is not set: each worker gets 1, so that together they do not overload this machine; "
     "set it to what suits your program\n"
@@ -66,6 +68,8 @@ def worker_environment(
     if config.inprocess_restart:
         # A restart breaks connections on purpose; what torch's C++ code warns of then is no news.
         environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if config.imports_from_here:
+        environment["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *filter(None, [environment.get("PYTHONPATH")])])
     environment.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     if config.nproc_per_node > 1:  # and OMP_NOTICE says so
         environment.setdefault("OMP_NUM_THREADS", "1")
@@ -97,6 +101,17 @@ def worker_environment(
     if data_endpoint is not None:
         environment[names.DATA_ENDPOINT] = data_endpoint
     return environment
+
+
+def with_script_in(config: LaunchConfig, directory: Path) -> LaunchConfig:
+    """The same launch, with a script that is in no file in one of this directory: it ends with the job."""
+    if config.script_text is None:
+        return config
+    path = directory / _SCRIPT
+    path.write_bytes(config.script_text)
+    words = list(config.command)
+    words[words.index(config.script)] = str(path)
+    return replace(config, command=tuple(words), script_text=None)
 
 
 def worker_command(config: LaunchConfig, local_rank: int) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ from .messages import (
     Vote,
 )
 from .roles import Context, Role
-from .seeking import Forming, why_refused
+from .seeking import Forming, tell_difference, why_refused
 from .state import NodeState
 from .takeover import rebuild, was_begun
 
@@ -210,6 +210,7 @@ class Leading(Directing):
         self._followers[number] = self._by_key[key] = follower
         self._wanted[number] = member
         self._epochs[number] = join.epoch
+        tell_difference(context, join)
         context.note("node-joins", node=number, host=join.host, address=address)
         context.send(address, Hold())
         return self._propose()

@@ -15,10 +15,11 @@ import msgspec
 from ..protocol.messages import MessageError
 from . import commands as cmd
 from . import events as ev
+from .identity import Identity
 from .members import ViewChange, Views
 
 MAX_PEER_MESSAGE_BYTES = 8 << 20
-VERSION = 2
+VERSION = 3
 
 
 class Join(msgspec.Struct, frozen=True, tag=True):
@@ -36,6 +37,8 @@ class Join(msgspec.Struct, frozen=True, tag=True):
     """How often this agent has begun to look for the job: a late copy of an earlier one changes nothing."""
     role: str = "default"
     """Of its workers."""
+    identity: Identity = Identity()
+    """What it was started to run."""
     version: int = VERSION
 
 

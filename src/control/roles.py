@@ -8,6 +8,7 @@ import msgspec
 
 from . import commands as cmd
 from . import events as ev
+from .identity import Identity
 from .local_state import LocalState
 from .members import Views
 from .messages import Action, Execute, Members, Note, PeerMessage, Send
@@ -33,6 +34,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     order: int = -1
     role: str = "default"
     """Of its workers."""
+    identity: Identity = Identity()
+    """What it was started to run."""
     min_quorum: int | None = None
     """So many nodes may go on without a majority."""
     heartbeat_interval: float = 1.0
@@ -42,6 +45,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     close_timeout: float = 5.0
     """How long a controller waits until everybody has confirmed that the job is over."""
     shutdown_timeout: float = 30.0
+    explain_after: float = 5.0
+    """Who waits for so long for the job to begin says for whom; later now and then."""
     takeover_grace: float = 1.0
     """How long a new controller waits for the reports of nodes that neither answer nor refuse."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import commands as cmd
+from .identity import difference, why_another_job
 from .members import Member, View, Views
 from .messages import Claim, Ended, Hold, Join, Lead, PeerMessage, Redirect, Refuse, Vote
 from .roles import Context, Role
@@ -12,6 +13,24 @@ _ASK_AGAIN_S = 0.1
 _QUICK_TRIES = 100
 _ASKED_AT_ONCE = 8
 _LONGEST_ROLE = 1000
+_EXPLAIN_EVERY_S = 60.0
+WAITS = "waits"
+"""The note of who waits for the job to begin. The shell adds where it listens and what it has tried."""
+
+
+class _Patience:
+    """When who waits says for what: after some seconds, then more and more seldom."""
+
+    def __init__(self, context: Context) -> None:
+        self._began = context.now
+        self._every = context.config.explain_after
+        self.due = context.now + self._every
+
+    def explain(self, context: Context, **fields: object) -> None:
+        if context.now >= self.due:
+            context.note(WAITS, seconds=round(context.now - self._began), **fields)
+            self._every = min(2 * self._every, _EXPLAIN_EVERY_S)
+            self.due = context.now + self._every
 
 
 class Seeking(Role):
@@ -31,6 +50,7 @@ class Seeking(Role):
         self._refused = 0
         self._answered = context.now
         """When somebody last did; or the beginning."""
+        self._patience = _Patience(context)
 
     def begin(self) -> Role | None:
         self.context.local.forget()
@@ -86,10 +106,12 @@ class Seeking(Role):
                 self._ask(address)
             self._addresses = [*self._addresses[_ASKED_AT_ONCE:], *self._addresses[:_ASKED_AT_ONCE]]
             self._next = context.now + _ASK_EVERY_S
+        looks_for = ",".join(self._addresses[:_ASKED_AT_ONCE]) or None
+        self._patience.explain(context, until="others join, too" if self._held else "it is answered", asks=looks_for)
         return None
 
     def next_deadline(self) -> float | None:
-        dues = [self._next, self._deadline]
+        dues = [self._next, self._deadline, self._patience.due]
         if self.context.config.deputy is not None:
             dues.append(self._answered + self.context.config.deputy)
         return min(dues)
@@ -119,6 +141,7 @@ class Forming(Role):
         seeds, own_address = context.config.seeds, context.config.address
         self._before = seeds[: seeds.index(own_address)] if own_address in seeds else ()
         self._next = context.now
+        self._patience = _Patience(context)
 
     def begin(self) -> Role | None:
         return self.tick()
@@ -134,6 +157,8 @@ class Forming(Role):
                 other = self._at.get(message.address, message.key)
                 if other != message.key:
                     del self._joins[other]  # an agent was started again at the same address
+                if message.key not in self._joins:
+                    tell_difference(context, message)
                 self._joins[message.key], self._at[message.address] = message, message.key
                 context.send(address, Hold())
                 return self._consider()
@@ -170,10 +195,12 @@ class Forming(Role):
             self._next = context.now + _ASK_EVERY_S
             for seed in self._before:
                 context.send(seed, join_of(context))
+        here = f"{len(self._joins)} of {context.config.job.min_nodes}"
+        self._patience.explain(context, until="others join", nodes=here, asks=",".join(self._before) or None)
         return self._consider()
 
     def next_deadline(self) -> float | None:
-        dues = [self._deadline]
+        dues = [self._deadline, self._patience.due]
         if self._last_call is not None:
             dues.append(self._last_call)
         if self._before:
@@ -214,6 +241,7 @@ def join_of(context: Context) -> Join:
         context.local.epoch,
         context.attempt,
         config.role,
+        config.identity,
     )
 
 
@@ -228,7 +256,15 @@ def why_refused(context: Context, join: Join) -> str:
         return f"{join.workers} workers on one node"
     if len(join.role) > _LONGEST_ROLE:
         return f"a role with a name of {len(join.role)} characters"
-    return ""
+    return why_another_job(config.identity, join.identity, same_role=join.role == config.role)
+
+
+def tell_difference(context: Context, join: Join) -> None:
+    """A new member runs something else than this agent, and that is meant."""
+    same_role = join.role == context.config.role
+    found = difference(context.config.identity, join.identity, same_role=same_role)
+    if found:
+        context.note("node-differs", host=join.host, address=join.address, how=found)
 
 
 def _names(lead: Lead, key: str) -> bool:

@@ -45,7 +45,7 @@ def connect(timeout: float) -> socket.socket:
     key, watched = family()
     token = hashlib.sha256(f"{os.getuid()} {key}".encode()).hexdigest()[:16]
     parent = tempfile.gettempdir()
-    runtime = Path(parent if len(parent) < 60 else "/tmp") / f"hyperpodrun-data-{os.getuid()}-{token}"
+    runtime = Path(parent if len(os.fsencode(parent)) < 60 else "/tmp") / f"hyperpodrun-data-{os.getuid()}-{token}"
     path = str(runtime / _SOCKET)
     with contextlib.suppress(OSError):
         return wire.connect(path, timeout)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ..agent.agent import Agent
 from ..agent.config import LaunchConfig
@@ -19,9 +20,11 @@ from .errors import ChildFailedError, LaunchError, SignalException, UsageError
 from .options import torchrun_names, with_options
 from .parsing import split_script
 from .rendezvous import meeting_point
+from .scripts import STDIN, text_of
 from .subcommands import SUBCOMMANDS
 
 DEFAULT_SHUTDOWN_TIMEOUT = 30.0
+_NPROC = "--nproc-per-node="
 
 
 class LauncherCommand(click.Command):
@@ -40,7 +43,11 @@ class LauncherCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
-        return super().parse_args(ctx, Arguments(options, torchrun_names()).normalise(args))
+        words = Arguments(options, torchrun_names()).normalise(args)
+        end = words.index("--") if "--" in words else len(words)
+        written = [word.partition("=")[2] for word in words[:end] if word.startswith(_NPROC)]
+        ctx.meta[_NPROC] = written[-1] if written else os.environ.get("PET_NPROC_PER_NODE", "1")
+        return super().parse_args(ctx, words)
 
 
 @click.command(cls=LauncherCommand, name="hyperpodrun")
@@ -51,7 +58,12 @@ def launcher(**options: Any) -> LaunchConfig:
     Options can be written with dashes or underscores, or by a beginning that only one has; their defaults come from
     PET_<NAME>. What follows the script is the script's, ${local_rank} replaced in it.
     """
-    return build_config(options)
+    context = click.get_current_context()
+    source = context.get_parameter_source
+    given = {name for name in options if source(name) is not ParameterSource.DEFAULT}
+    if source("nnodes") is ParameterSource.ENVIRONMENT and "PET_NNODES" not in os.environ:
+        given.remove("nnodes")
+    return build_config({**options, "given": given, "nproc_as_written": context.meta[_NPROC]})
 
 
 def parse(args: Sequence[str] | None = None) -> LaunchConfig | None:
@@ -105,23 +117,31 @@ def _failure(agent: Agent, config: LaunchConfig, end: End) -> LaunchError:
 
 
 def build_config(options: dict[str, Any]) -> LaunchConfig:
-    """The launch that the options describe. Raises click.UsageError where they contradict each other."""
+    """The launch that the options describe; `given` names those that were written, or are in `PET_*`.
+
+    Raises click.UsageError where they contradict each other.
+    """
     if options["max_inprocess_restarts"] is not None and not options["inprocess_restart"]:
         raise click.UsageError("--max-inprocess-restarts needs --inprocess-restart")
     if options["logs_specs"] is not None:
         _check_logs_specs(options["logs_specs"])
     rendezvous, run_id = meeting_point(options)
+    command, text = _worker_command(options)
     cluster = None
     if options["nnodes"][1] > 1 and not options["standalone"]:
         from .discovery import find_cluster
+        from .identity import identity_of
 
-        cluster = find_cluster(options, rendezvous.endpoint, rendezvous.settings, run_id)
+        identity = identity_of(options, text, rendezvous.settings)
+        cluster = find_cluster(options, rendezvous.endpoint, rendezvous.settings, run_id, identity)
     workers = options["nproc_per_node"]
     if options["virtual_local_rank"]:
         _check_visible_devices(workers)
     return LaunchConfig(
-        command=_worker_command(options),
+        command=command,
         script=options["training_script"],
+        script_text=text,
+        imports_from_here=text is not None and options["training_script"] == STDIN,
         nproc_per_node=workers,
         nodes=options["nnodes"],
         node_rank=options["node_rank"],
@@ -212,25 +232,27 @@ def _hook(options: dict[str, Any], kind: str) -> tuple[str, ...]:
         raise click.UsageError(f"--{kind.replace('_', '-')}-script: {error.message}") from None
 
 
-def _worker_command(options: dict[str, Any]) -> tuple[str, ...]:
+def _worker_command(options: dict[str, Any]) -> tuple[tuple[str, ...], bytes | None]:
+    """And the script's text, where workers cannot read it themselves."""
     script, arguments = options["training_script"], options["training_script_args"]
     if options["run_path"]:
-        return (*_run_path_command(), _existing(script), *arguments)
+        return (*_run_path_command(), script, *arguments), _existing(script)
     if options["no_python"]:
         if options["module"]:
             raise click.UsageError("--module and --no-python exclude each other")
-        return (script, *arguments)
+        return (script, *arguments), None
     python = os.environ.get("PYTHON_EXEC", sys.executable)
     if options["module"]:
-        return (python, "-u", "-m", script, *arguments)
-    return (python, "-u", _existing(script), *arguments)
+        return (python, "-u", "-m", script, *arguments), None
+    return (python, "-u", script, *arguments), _existing(script)
 
 
 def _run_path_command() -> tuple[str, ...]:
     return (sys.executable, "-u", "-m", f"{__package__.partition('.')[0]}.inprocess.run_path")
 
 
-def _existing(script: str) -> str:
-    if not os.path.exists(script):
+def _existing(script: str) -> bytes | None:
+    """The text of one that is there, if it is in no file."""
+    if script != STDIN and not os.path.exists(script):
         raise click.UsageError(f"there is no script {script}")
-    return script
+    return text_of(script)

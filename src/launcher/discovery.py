@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,15 @@ from typing import Any
 import click
 
 from ..agent.config import Cluster
+from ..control.identity import Identity
 from ..protocol.names import JOB_SECRET, JOB_SECRET_FILE
 from ..rendezvous.addresses import (
     format_address,
     interface_of,
     is_local,
     is_loopback,
+    is_written_loopback,
+    own_address_outside,
     own_address_towards,
     parse_address,
     resolve,
@@ -81,7 +84,13 @@ def _expand_ranges(text: str) -> list[str]:
     return numbers
 
 
-def find_cluster(options: dict[str, Any], endpoint: str, settings: Mapping[str, str], run_id: str) -> Cluster:
+def find_cluster(
+    options: dict[str, Any],
+    endpoint: str,
+    settings: Mapping[str, str],
+    run_id: str,
+    identity: Identity | None = None,
+) -> Cluster:
     """How this agent finds the others. Raises click.UsageError."""
     settings = _in_our_words(settings)
     base = _port_base()
@@ -90,13 +99,14 @@ def find_cluster(options: dict[str, Any], endpoint: str, settings: Mapping[str, 
         raise click.UsageError(f"--nnodes {options['nnodes'][1]}: name a host of the job with --rdzv-endpoint HOST")
     resolved = [resolve(parse_address(seed)[0]) for seed in seeds]
     own = next((number for number, seed in enumerate(seeds) if _is_here(seed, resolved[number])), None)
-    if settings.get("is_host", "").lower() in ("0", "false"):
+    if settings.get("is_host", "").lower() in ("0", "false", "f", "no", "n"):
         own = None
-    local = options["local_addr"] or _local_address(resolved, own)
-    numeric = local if _is_numeric(local) else next(iter(resolve(local)), None)
+    local = options["local_addr"] or _local_address(seeds, resolved, own)
+    # Only what is written as loopback: a machine's own name leads there by its hosts file, and its job is on many.
+    on_one_machine = all(is_written_loopback(parse_address(seed)[0]) for seed in seeds)
+    numeric = local if _is_numeric(local) else _numeric(local)
     if numeric is None:
         raise click.UsageError(f"--local-addr {local}: nobody knows this host")
-    on_one_machine = all(found and all(is_loopback(address) for address in found) for found in resolved)
     known = scheduler(os.environ)
     order = _rank(settings)
     if order <= 0 and known is not None:  # 0 is also what --node-rank is when nobody gives it
@@ -111,12 +121,13 @@ def find_cluster(options: dict[str, Any], endpoint: str, settings: Mapping[str, 
         own_seed=own,
         first_port=base if own is None else parse_address(seeds[own])[1],
         order=order,
+        identity=identity or Identity(),
         secret=_secret(options, insecure=options["insecure"] or on_one_machine),
         interface=interface_of(numeric),
         min_quorum=options["min_nodes"],
         heartbeat_interval=interval,
         heartbeat_limit=limit,
-        join_timeout=_seconds(settings, "join_timeout", _seconds(settings, "timeout", 600.0)),
+        join_timeout=_seconds(settings, "join_timeout", _static_timeout(options, settings)),
         last_call_timeout=_seconds(settings, "last_call_timeout", 30.0),
         close_timeout=_seconds(settings, "close_timeout", 5.0),
     )
@@ -150,7 +161,14 @@ def _port_base() -> int:
     return int(text)
 
 
-def _local_address(resolved: list[list[str]], own: int | None) -> str:
+def _numeric(name: str) -> str | None:
+    """An address of this machine by one of its names: not loopback, unless the name says so."""
+    found = resolve(name)
+    outside = [address for address in found if is_written_loopback(name) or not is_loopback(address)]
+    return outside[0] if outside else own_address_outside() if found else None
+
+
+def _local_address(seeds: Sequence[str], resolved: list[list[str]], own: int | None) -> str:
     """The address from which this machine reaches the endpoint: the others reach it there, too."""
     targets = [address for number, found in enumerate(resolved) if number != own for address in found]
     targets += [address for address in (resolved[own] if own is not None else []) if not is_loopback(address)]
@@ -158,10 +176,9 @@ def _local_address(resolved: list[list[str]], own: int | None) -> str:
         found = own_address_towards(target)
         if found is not None and is_loopback(found) == is_loopback(target):
             return found
-    if own is not None and resolved[own] and all(is_loopback(address) for address in resolved[own]):
+    if own is not None and resolved[own] and is_written_loopback(parse_address(seeds[own])[0]):
         return resolved[own][0]
-    # Nobody knows the endpoint's name yet. Of a range for documentation: whatever leads outside.
-    return own_address_towards("192.0.2.1") or "127.0.0.1"
+    return own_address_outside()  # nobody knows the endpoint's name yet, or it leads to this machine's loopback
 
 
 def _is_numeric(address: str) -> bool:
@@ -185,6 +202,11 @@ def _seconds(settings: Mapping[str, str], name: str, default: float) -> float:
     if not 0 < seconds < float("inf"):
         raise click.UsageError(f"--rdzv-conf {name}={text} is not a number of seconds")
     return seconds
+
+
+def _static_timeout(options: dict[str, Any], settings: Mapping[str, str]) -> float:
+    """torchrun reads `timeout` with the static rendezvous only: how long the nodes wait for each other."""
+    return _seconds(settings, "timeout", 600.0) if options.get("rdzv_backend") == "static" else 600.0
 
 
 def _heartbeats(settings: Mapping[str, str]) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from . import parsing
+from .environment import nodes_of_environment
 from .parsing import Parsed
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -23,6 +24,14 @@ class PetOption(click.Option):
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
         return os.environ.get(self.envvar) if isinstance(self.envvar, str) else None
+
+
+class NodesOption(PetOption):
+    """`PET_NNODES`, or `NNODES`."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        value = super().resolve_envvar_value(ctx)
+        return nodes_of_environment() if value is None else value
 
 
 class PetFlag(click.types.BoolParamType):
@@ -39,7 +48,8 @@ class PetFlag(click.types.BoolParamType):
 
 def _option(*names: str, pet: bool = True, **settings: Any) -> Decorator:
     name = max(names, key=len).removeprefix("--").replace("-", "_")
-    return click.option(*names, cls=PetOption, envvar=f"PET_{name.upper()}" if pet else None, **settings)
+    kind = settings.pop("cls", PetOption)
+    return click.option(*names, cls=kind, envvar=f"PET_{name.upper()}" if pet else None, **settings)
 
 
 def _flag(*names: str, **settings: Any) -> Decorator:
@@ -48,7 +58,11 @@ def _flag(*names: str, **settings: Any) -> Decorator:
 
 TORCHRUN_OPTIONS: list[Decorator] = [
     _option(
-        "--nnodes", type=Parsed("N|MIN:MAX", parsing.parse_nnodes), default="1:1", help="Number of nodes, or a range."
+        "--nnodes",
+        cls=NodesOption,
+        type=Parsed("N|MIN:MAX", parsing.parse_nnodes),
+        default="1:1",
+        help="Number of nodes, or a range.  [default: NNODES, or 1]",
     ),
     _option(
         "--nproc-per-node",

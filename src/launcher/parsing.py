@@ -15,6 +15,7 @@ import click
 from ..agent.config import OutputMap
 
 MAX_LOCAL_RANKS = 4096
+_AROUND = " \t\r\n'\""
 _TORCH_LIMIT_S = 120.0
 """For a process that imports torch and asks it for devices."""
 
@@ -53,10 +54,14 @@ def parse_nnodes(value: str) -> tuple[int, int]:
 
 
 def parse_rendezvous_settings(value: str) -> dict[str, str]:
-    """`--rdzv-conf`: KEY=VALUE,..., spaces around both ignored."""
+    """`--rdzv-conf`: KEY=VALUE,..., spaces and quotes around both ignored.
+
+    Lists in YAML or Python pass quotes on that no shell takes away; torchrun then knows the setting by another name.
+    """
     settings: dict[str, str] = {}
-    for item in value.split(",") if value.strip() else ():
-        key, _, setting = (part.strip() for part in item.partition("="))
+    plain = value.strip(_AROUND)
+    for item in plain.split(",") if plain else ():
+        key, _, setting = (part.strip(_AROUND) for part in item.partition("="))
         if not key or not setting:
             raise click.BadParameter(f"{value!r} is not KEY=VALUE,...")
         settings[key] = setting

@@ -9,6 +9,7 @@ import click
 
 from ..agent.config import Rendezvous
 from .endpoint import parse_endpoint
+from .environment import ADDRESS, endpoint_of_environment, node_rank_of_environment, why_nobody_is_found
 
 _BACKENDS = ("c10d", "static", "hyperpod")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -23,8 +24,9 @@ def meeting_point(options: dict[str, Any]) -> tuple[Rendezvous, str]:
     one_node_by_default = backend == "static" and not endpoint and port is None and options["nnodes"][1] == 1
     run_id = options["rdzv_id"]
     scheduled_id = ""
-    if options["nnodes"][1] > 1 and not endpoint and address is None:
-        endpoint, scheduled_id = discovered()
+    because = ""
+    if options["nnodes"][1] > 1 and not endpoint and address is None and not options["standalone"]:
+        options, endpoint, scheduled_id, because = _discovered(options)
     if options["standalone"] or one_node_by_default:
         # torchrun gives the job a name of its own here; one that was asked for is better.
         return Rendezvous(settings=options["rdzv_conf"]), _random_id() if run_id is None else run_id
@@ -36,7 +38,8 @@ def meeting_point(options: dict[str, Any]) -> tuple[Rendezvous, str]:
         endpoint = f"{'127.0.0.1' if address is None else address}:{_STATIC_PORT if port is None else port}"
     if options["nnodes"][1] > 1:
         settings = _with_node_rank(options, backend)
-        return Rendezvous(backend, endpoint, settings), run_id or scheduled_id or "none"
+        meeting = Rendezvous(backend, endpoint, settings, because=because)
+        return meeting, run_id or scheduled_id or "none"
     host, listen_on = parse_endpoint(endpoint, {"c10d": _C10D_PORT, "static": None, "hyperpod": 0}[backend])
     given = options["rdzv_endpoint"] or address is not None
     return (
@@ -51,12 +54,24 @@ def meeting_point(options: dict[str, Any]) -> tuple[Rendezvous, str]:
     )
 
 
-def discovered() -> tuple[str, str]:
-    """The endpoint that the scheduler tells of, where none was named, and its name for the job. Or nothing."""
+def _discovered(options: dict[str, Any]) -> tuple[dict[str, Any], str, str, str]:
+    """Where no endpoint was named: (options, the endpoint or nothing, the scheduler's name for the job, why)."""
     from .discovery import scheduler
 
+    is_counted = "nnodes" not in options["given"]  # the environment has said how many nodes there are
+    rank = node_rank_of_environment(options["nnodes"][1])
+    endpoint = endpoint_of_environment(options["master_port"]) if is_counted or rank is not None else ""
     found = scheduler(os.environ)
-    return ("", "") if found is None else (",".join(found.hosts), found.run_id)
+    scheduled_id = "" if found is None else found.run_id
+    if endpoint:
+        if rank is not None and "node_rank" not in options["given"]:
+            options = {**options, "node_rank": rank, "rdzv_conf": {"rank": str(rank), **options["rdzv_conf"]}}
+        return options, endpoint, scheduled_id, f"{ADDRESS} in the environment"
+    if found is not None:
+        return options, ",".join(found.hosts), scheduled_id, "the scheduler's variables"
+    if is_counted:
+        raise click.UsageError(why_nobody_is_found(options))
+    return options, "", "", ""
 
 
 def _with_node_rank(options: dict[str, Any], backend: str) -> dict[str, str]:

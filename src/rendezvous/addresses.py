@@ -9,6 +9,10 @@ from pathlib import Path
 
 PORTS = 64
 """So many agents of one job can share a host."""
+_LOOPBACK_NAMES = frozenset({
+    "localhost", "localhost.localdomain", "localhost4", "localhost4.localdomain4", "localhost6",
+    "localhost6.localdomain6", "ip6-localhost", "ip6-loopback",
+})  # fmt: skip
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
@@ -47,6 +51,37 @@ def is_local(address: str) -> bool:
 
 def is_loopback(address: str) -> bool:
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def is_written_loopback(host: str) -> bool:
+    """Whether it says so by itself: this machine and no other. A name that a hosts file leads there does not, as
+    Debian's and Red Hat's do with the machine's own name."""
+    name = host.lower().rstrip(".").partition("%")[0]
+    if name in _LOOPBACK_NAMES or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def own_address_outside() -> str:
+    """An address of this machine that is not loopback; a loopback address where it has no other."""
+    # Of ranges for documentation: whatever leads outside.
+    towards = (own_address_towards(target) for target in ("192.0.2.1", "2001:db8::1"))
+    found = next((address for address in towards if address is not None and not is_loopback(address)), None)
+    return found or _any_address() or "127.0.0.1"
+
+
+def _any_address() -> str | None:
+    """Of an interface that is up, without a route that leads anywhere: IPv4 first, link-local last."""
+    import psutil
+
+    up = {name for name, state in psutil.net_if_stats().items() if state.isup}
+    entries = [entry for name, found in psutil.net_if_addrs().items() if name in up for entry in found]
+    addresses = [entry.address for entry in entries if entry.family in (socket.AF_INET, socket.AF_INET6)]
+    usable = [address for address in addresses if not is_loopback(address)]
+    return min(usable, key=lambda address: ("%" in address, ":" in address), default=None)
 
 
 def own_address_towards(address: str) -> str | None:

@@ -39,6 +39,7 @@ _AT_ONCE = 256
 """So many messages of one socket are dealt with before the others have their turn."""
 _LOOK_UP_S = 5.0
 _REFUSALS_EVERY_S = 60.0
+_ATTEMPTS = 16
 _REMEMBERED = 10_000
 """So many peers that were refused, and lines that were said, are known again."""
 
@@ -78,6 +79,8 @@ class Transport:
         """Why the handshake failed of which the end of the connection will be told next."""
         self._refused: dict[bytes, None] = {}
         self._told: dict[str, None] = {}
+        self.tried: dict[str, str] = {}
+        """By address: which numeric one it stands for, and how the last attempt at it ended."""
         self._silent_until = 0.0
         self._draining = False
         self.counters: Counter[str] = Counter()
@@ -182,9 +185,9 @@ class Transport:
             names = self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             found = await asyncio.wait_for(names, _LOOK_UP_S)
         except (OSError, UnicodeError, asyncio.TimeoutError) as error:
-            self._tell_once(
-                "unknown-host", host=host or outgoing.address, reason=error or f"silence for {_LOOK_UP_S} s"
-            )
+            reason = str(error) or f"silence for {_LOOK_UP_S} s"
+            self._tell_once("unknown-host", host=host or outgoing.address, reason=reason)
+            self._note_attempt(outgoing.address, "nobody knows the name")
             self._give_up(outgoing)
             return
         if self._outgoing.get(outgoing.address) is outgoing:
@@ -193,11 +196,19 @@ class Transport:
     def _open(self, outgoing: Outgoing, host: str, port: int) -> None:
         assert self._loop is not None
         try:
+            numeric = format_address(host, port)
+            where = "" if numeric == outgoing.address else f"{numeric} "
+            self._note_attempt(outgoing.address, f"{where}does not answer")
             outgoing.open(self._context, self._keys, self._identity, host, port, self._loop, self._drain)
         except OSError as error:
             self._tell_once("unreachable", address=outgoing.address, reason=error)
             self._loop.call_soon(self._give_up, outgoing)
         self._soon()
+
+    def _note_attempt(self, address: str, outcome: str) -> None:
+        self.tried[address] = outcome
+        if len(self.tried) > _ATTEMPTS:
+            del self.tried[next(iter(self.tried))]
 
     def _give_up(self, outgoing: Outgoing) -> None:
         """The connection, or the attempt at it, is over."""
@@ -255,6 +266,7 @@ class Transport:
             frames = outgoing.receive()
             if frames is None:
                 break
+            self.tried.pop(outgoing.address, None)
             if not key_in(frames):
                 self._refuse(outgoing.address.encode(), "it is not of this protocol")
                 self._give_up(outgoing)
@@ -267,6 +279,7 @@ class Transport:
         if outgoing.has_ended():
             if outgoing.refused:
                 reason = "no agreement on a key: is the job's secret the same there?"
+                self._note_attempt(outgoing.address, "no agreement on a key")
                 self._tell_once("peer-refused", peer=outgoing.address, reason=reason)
             self._give_up(outgoing)
         return False

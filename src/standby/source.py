@@ -15,7 +15,7 @@ import msgspec
 
 from ..protocol import standby as protocol
 from ..protocol.messages import MessageError
-from . import worker
+from . import unseen, worker
 
 _CORE = ("torch", "torch.distributed")
 _LATER = ("torch.optim", "torch.nn.parallel", "torch.utils.data", "torch._dynamo")
@@ -36,23 +36,30 @@ class CannotServe(Exception):
 def serve(preload_own: bool) -> None:
     """Runs the source. Returns in the forked workers only; the source itself ends when its agent does."""
     options = _take_options()
+    own = preload_own and options.inprocess
+    names: set[str] = set()
+    _serve(options, names, own=own)
+    unseen.hide(names, [__name__.partition(".")[0]] if own else [])
+
+
+def _serve(options: protocol.SourceOptions, names: set[str], *, own: bool) -> None:
+    """`names`: of environment variables; those that are read while importing are added."""
     control = socket.socket(fileno=options.control)
     control.set_inheritable(False)
     source = _Source(control, options.agent)
-    own = preload_own and options.inprocess
     modules = (*_LATER, *(_OWN if own else ()), *options.preload)
     try:
-        _import_all(_CORE)
+        _import_all(_CORE, names)
         if source.fork_all(protocol.CORE, wait_s=0):
             return
-        _import_all(modules)
+        _import_all(modules, names)
         control.send(protocol.encode(protocol.Ready()))
         if own or options.compiler:
             if source.fork_until_quiet():
                 return
             control.send(protocol.encode(protocol.Ready(busy=True)))
-            _import_all(_OWN_LATER if own else ())
-            if options.compiler and not _import_compiler(control):
+            _import_all(_OWN_LATER if own else (), names)
+            if options.compiler and not _import_compiler(control, names):
                 os._exit(1)
             control.send(protocol.encode(protocol.Ready()))
         while not source.fork_all(protocol.EVERYTHING, wait_s=None):
@@ -78,11 +85,12 @@ def _take_options() -> protocol.SourceOptions:
     return options
 
 
-def _import_all(names: tuple[str, ...]) -> None:
+def _import_all(modules: tuple[str, ...], names: set[str]) -> None:
     """Raises CannotServe when a module cannot be imported, or leaves behind what does not survive a fork."""
-    for name in names:
+    for name in modules:
         try:
-            importlib.import_module(name)
+            with unseen.noting_reads(names):
+                importlib.import_module(name)
         except (Exception, SystemExit) as error:  # whatever a module does at import
             raise CannotServe(f"import {name}: {type(error).__name__}: {error}") from None
     gc.collect()
@@ -94,19 +102,19 @@ def _import_all(names: tuple[str, ...]) -> None:
     os.waitpid(pid, 0)
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
-        raise CannotServe(f"{threads - 1} thread(s) run after importing {', '.join(names)}")
+        raise CannotServe(f"{threads - 1} thread(s) run after importing {', '.join(modules)}")
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             target = os.readlink(f"/proc/self/fd/{fd}")
             if target.startswith(("/dev/nvidia", "/dev/kfd", "/dev/dri")):
-                raise CannotServe(f"{target} was opened while importing {', '.join(names)}")
+                raise CannotServe(f"{target} was opened while importing {', '.join(modules)}")
 
 
-def _import_compiler(control: socket.socket) -> bool:
+def _import_compiler(control: socket.socket, names: set[str]) -> bool:
     """Whether this process can still serve."""
     try:
         with _driver_left_alone():
-            _import_all(_COMPILER)
+            _import_all(_COMPILER, names)
     except CannotServe as error:
         control.send(protocol.encode(protocol.Spoiled(str(error)[:1000])))
         return False

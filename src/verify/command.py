@@ -98,6 +98,8 @@ def verify(
         return EQUAL
     if config.cluster is not None:
         raise UsageError("verify runs on one machine: leave out --nnodes")
+    if config.script_text is not None:
+        raise UsageError(f"verify runs a script several times: give it one in a file instead of {config.script}")
     source = Path.cwd()
     shared = tuple(path.absolute() for path in share)
     files, size = workspace.measure(source, shared)

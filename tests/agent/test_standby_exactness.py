@@ -113,6 +113,12 @@ EQUAL = {
     return (torch.get_default_dtype(), torch.is_grad_enabled(), torch.distributed.is_initialized(),
             torch.cuda._is_in_bad_fork(), torch.cuda.is_available())
     """,
+    "torch_as_a_module": """
+    import numpy
+    return [(m.__spec__.name, type(m.__spec__.loader).__name__, type(m.__loader__).__name__, m.__spec__.origin,
+             m.__spec__.has_location, sys.modules[m.__name__] is m) for m in (torch, torch.nn, numpy)], \
+        [getattr(finder, "__name__", type(finder).__name__) for finder in sys.meta_path]
+    """,
     "multiprocessing_identity": """
     import multiprocessing
     me = multiprocessing.current_process()
@@ -317,6 +323,29 @@ def test_a_rank_with_settings_of_its_own_is_started_cold(tmp_path, monkeypatch):
     assert not same(A="1", OMP_NUM_THREADS="2")
     assert Console.lines == [("cold-start", {"reason": "own settings", "names": "OMP_NUM_THREADS"})]
     assert not same(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="3")
+
+
+def test_a_setting_made_before_torch_is_imported_counts_as_in_a_new_process(run, script):
+    path = script(
+        "import os\nos.environ.update(PYTORCH_JIT='0', OMP_NUM_THREADS='1')\nimport torch\n"
+        "print(torch.jit._state._enabled.enabled, torch.get_num_threads())"
+    )
+    finished = run(path)
+    assert finished.stdout == "False 1\n", finished.output
+    assert f'standby-off reason="{path}, line 2 changes ' in finished.stderr
+
+
+def test_one_that_no_text_shows_is_never_too_late_in_silence(run, script):
+    path = script(
+        "import importlib.util, os, sys\nassert importlib.util.find_spec('torch') is not None\n"
+        "assert 'torch' not in sys.modules\nhidden = vars(os)['env' + 'iron']\n"
+        "hidden.update(HOME='/', NCCL_DEBUG='WARN')\nimport numpy\nprint('here')\n"
+        "hidden['FX_PATCH_GETITEM'] = '1'\nfrom torch.nn import Linear\nprint('never')"
+    )
+    finished = run(path)
+    assert (finished.returncode, finished.stdout) == (1, "here\n"), finished.output
+    assert "FX_PATCH_GETITEM was changed before `import torch`" in finished.stderr
+    assert "--start-method=spawn" in finished.stderr
 
 
 def test_scripts_without_torch_have_no_source(run, script):

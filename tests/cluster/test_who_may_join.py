@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,25 @@ def test_strangers_are_refused_and_the_job_is_undisturbed(cluster: Callable[...,
     assert job.text(0).count("peer-refused") == 1, job.text(0)
     (tmp_path / "stop").touch()
     assert job.wait(0, 1) == [0, 0], job.everything()
+
+
+@pytest.mark.timeout(90)
+def test_nodes_whose_hosts_file_leads_their_own_name_to_loopback_find_each_other(
+    cluster: Callable[..., Job], tmp_path: Path
+) -> None:
+    job = cluster(2)
+    script = waiting_script(tmp_path)
+    (tmp_path / "stop").touch()
+    addresses = [job.namespaces.address(node) for node in (0, 1)]
+    for node, name in enumerate(("nodea", "nodeb")):
+        hosts = tmp_path / f"hosts-{node}"
+        hosts.write_text(f"127.0.1.1 {name}\n{addresses[1 - node]} {('nodeb', 'nodea')[node]}\n")
+        launch = f"{sys.executable} -m hyperpodrun --nnodes=2 --rdzv-endpoint=nodea --job-secret-file={job.secret}"
+        begin = f"hostname {name}; mount --bind {hosts} /etc/hosts; exec {launch} {script[0]}"
+        command = ["unshare", "--mount", "--uts", "sh", "-c", begin]
+        job.agents[node] = job.namespaces.start(node, command, job.output(node), {})
+    assert job.wait(0, 1) == [0, 0], job.everything()
+    assert "rank 1 is here" in job.everything()
 
 
 @pytest.mark.timeout(60)

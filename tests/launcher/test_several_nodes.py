@@ -34,17 +34,18 @@ def test_roles_that_differ_between_nodes_count_their_own_ranks(tmp_path, free_po
     assert told == ["3 2 1 reader 0 1", "3 2 2 trainer 0 2", "3 2 2 trainer 1 2"]
 
 
-def test_a_spare_node_ends_with_the_job_and_succeeds(tmp_path, free_port, script):
+def test_a_spare_succeeds_with_the_job_and_another_job_at_its_endpoint_is_refused(tmp_path, free_port, script):
     worker = script(
         "import os, pathlib, time\npathlib.Path(f'up.{os.getpid()}').touch()\n"
         "while not pathlib.Path('go').exists():\n    time.sleep(0.01)\n"
     )
-    options = ["--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=spare"]
+    options = ["--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--max-restarts=1"]
+    other = script("print('never')", name="other.py")
     nodes = []
 
-    def start() -> None:
+    def start(worker=worker, *more) -> None:
         with open(tmp_path / f"node.{len(nodes)}", "wb") as log:
-            nodes.append(subprocess.Popen([sys.executable, "-m", "hyperpodrun", *options, worker], stderr=log))
+            nodes.append(subprocess.Popen([sys.executable, "-m", "hyperpodrun", *options, *more, worker], stderr=log))
 
     def wait_for(condition) -> None:
         deadline = time.monotonic() + 60
@@ -61,8 +62,15 @@ def test_a_spare_node_ends_with_the_job_and_succeeds(tmp_path, free_port, script
         wait_for(lambda: len(list(tmp_path.glob("up.*"))) == 2)
         start()
         wait_for(lambda: "node-joins node=2" in logs())
+        start(other)
+        start(worker, "--max-restarts=2")
+        assert [node.wait(60) for node in nodes[3:]] == [1, 1], logs()
+        assert "it runs " in logs(), logs()
+        assert "other.py, and the job here " in logs()
+        assert "it has --max-restarts=2, and the job here 1 (another job needs an endpoint of its own" in logs()
         (tmp_path / "go").touch()
-        assert [node.wait(60) for node in nodes] == [0, 0, 0], logs()
+        assert [node.wait(60) for node in nodes[:3]] == [0, 0, 0], logs()
+        assert 'spare end="the job has succeeded, and nothing of it ran here"' in logs()
     finally:
         for node in nodes:
             node.kill()

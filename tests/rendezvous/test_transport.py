@@ -223,3 +223,19 @@ def test_a_port_range_that_is_full_is_told(free_port: Callable[[], int]) -> None
         with pytest.raises(OSError, match="HPCT_PORT_BASE"):
             transport.bind("127.0.0.1", port, 1)
         transport.close(0)
+
+
+def test_what_became_of_attempts_is_known_until_somebody_answers() -> None:
+    async def scene(first: End, second: End) -> None:
+        nobody = f"127.0.0.1:{first.port + 30_000}"
+        first.transport.send(nobody, CONTROL, b"x")
+        first.transport.send("localhost:1", CONTROL, b"x")
+        first.say(second, b"question")
+        await until(lambda: second.heard and len(first.closed) == 2)
+        second.say(first, b"answer")
+        await until(lambda: first.heard)
+        local = first.transport.tried["localhost:1"]
+        assert local in ("127.0.0.1:1 does not answer", "[::1]:1 does not answer")
+        assert first.transport.tried == {nobody: "does not answer", "localhost:1": local}
+
+    play(scene, End("a"), End("b"))

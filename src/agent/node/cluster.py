@@ -16,6 +16,7 @@ from ...control import events as ev
 from ...control import messages as msg
 from ...control.node import Node
 from ...control.roles import NodeConfig
+from ...control.seeking import WAITS
 from ...protocol.messages import MessageError
 from ...rendezvous.addresses import PORTS, format_address, parse_address, port_warning
 from ..config import Cluster, LaunchConfig
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ...rootless.sharing import Sharing
 
 
+_HINT = "a job of its own needs an endpoint of its own"
 _ASK_AGAIN_S = 0.2
 """After a connection has closed, what was asked of the store at its other end is asked again."""
 
@@ -61,6 +63,7 @@ class ClusterHead:
         self._addresses: dict[int, str] = {}
         self._numbers: dict[str, int] = {}
         self._number = -1
+        self._listens = ""
         self._waiting: list[msg.NodeEvent] = []
         self._busy = False
 
@@ -82,6 +85,11 @@ class ClusterHead:
         warning = port_warning(port, port)
         if warning is not None:
             self._console.log("ephemeral-ports", message=warning)
+        self._listens = format_address(cluster.bind, port)
+        because = self._config.rendezvous.because
+        if because:
+            nodes = "{}:{}".format(*self._config.nodes)
+            self._console.log("nodes", nodes=nodes, endpoint=self._config.rendezvous.endpoint, because=because)
         own = None if cluster.own_seed is None else cluster.seeds[cluster.own_seed]
         is_seed = own is not None and parse_address(own)[1] == port
         address = own if own is not None and is_seed and cluster.as_seed else format_address(cluster.address, port)
@@ -103,6 +111,7 @@ class ClusterHead:
             founder=is_seed and cluster.own_seed == 0,
             deputy=(cluster.own_seed or 0) * cluster.heartbeat_limit if is_seed and cluster.own_seed else None,
             order=cluster.order,
+            identity=cluster.identity,
             role=self._config.role,
             min_quorum=cluster.min_quorum,
             heartbeat_interval=cluster.heartbeat_interval,
@@ -146,14 +155,22 @@ class ClusterHead:
             case msg.Execute():
                 self._local.execute(action.command)
             case msg.Note():
-                self._console.log(action.event, **action.fields)
+                self._console.log(action.event, **action.fields, **(self._explain() if action.event == WAITS else {}))
             case msg.Members():
                 members = sorted(action.views.everybody().items())
                 self._addresses = {number: member.address for number, member in members}
                 self._numbers = {member.address: number for number, member in members}
                 self._number = -1 if action.own is None else action.own
             case msg.Ended():
+                if action.end.exit_code == 0 and not self._local.has_run:
+                    self._console.log("spare", end="the job has succeeded, and nothing of it ran here", hint=_HINT)
                 self._on_end(action.end)
+
+    def _explain(self) -> dict[str, object]:
+        """What who waits wants to know: where this node can be reached, and what became of its attempts."""
+        assert self._transport is not None
+        tried = "; ".join(f"{address}: {outcome}" for address, outcome in self._transport.tried.items())
+        return {"listens": self._listens, "tried": tried or None}
 
     # ---- the store of many nodes -----------------------------------------------------------------------------------
 

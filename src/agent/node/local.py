@@ -7,6 +7,7 @@ torch. Called by: `agent.py`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from ...protocol.plan import NO_EPOCH
 from ...rootless.listening import listen
 from ..config import LaunchConfig
 from ..directories import in_memory, make_private, temporary_for_sockets
-from ..environment import epoch_environment, worker_environment
+from ..environment import epoch_environment, with_script_in, worker_environment
 from ..output.console import Console
 from ..output.logs import LogDirectory, Outputs
 from ..workers.data_host import DataHost
@@ -42,22 +43,31 @@ class LocalNode:
     """The hands of one agent. Commands may come before there is an event loop; `serve` then begins to listen."""
 
     def __init__(self, config: LaunchConfig, console: Console, on_event: Callable[[ev.Event], None]) -> None:
-        self._config = config
         self._console = console
         self._on_event = on_event
-        self._listeners = listen(_STORE_HOST, config.rendezvous.port)
-        self.logs = LogDirectory(config, console)
         self._token = os.urandom(8).hex()
-        self._runtime = make_private(temporary_for_sockets(), "hyperpodrun-")
-        self._directories = [self._runtime]
+        self._directories: list[Path] = []
         self._state_directory: Path | None = None
-        if config.inprocess_restart:
-            self._state_directory = make_private(in_memory(), "hyperpodrun-state-")
-            self._directories.append(self._state_directory)
-        self._data = DataHost(self._runtime, self._token, console)
-        self.workers = Workers(
-            config, console, self.logs, self._token, self._directories, self._data, self._on_exit, self._on_hook_exit
-        )
+        with contextlib.ExitStack() as undo:  # a start that fails leaves nothing behind
+            self._listeners = listen(_STORE_HOST, config.rendezvous.port)
+            undo.callback(self._close_listeners)
+            self.logs = LogDirectory(config, console)
+            undo.callback(self.logs.discard_if_empty)
+            undo.callback(self._remove_directories)
+            self._runtime = make_private(temporary_for_sockets(), "hyperpodrun-")
+            self._directories.append(self._runtime)
+            self._config = config = with_script_in(config, self._runtime)
+            if config.inprocess_restart:
+                self._state_directory = make_private(in_memory(), "hyperpodrun-state-")
+                self._directories.append(self._state_directory)
+            self._data = DataHost(self._runtime, self._token, console)
+            self.workers = Workers(
+                config, console, self.logs, self._token, self._directories, self._data,
+                self._on_exit, self._on_hook_exit,
+            )  # fmt: skip
+            undo.pop_all()
+        self.has_run = False
+        """Whether a worker was ever started here."""
         self._epoch = NO_EPOCH
         """The last epoch that was started here."""
         self._opened_epoch = 0
@@ -116,19 +126,25 @@ class LocalNode:
 
     def close(self) -> None:
         """Whatever happened, nothing of the job stays."""
-        import shutil
-
         self.workers.close()
-        for listener in self._listeners:
-            listener.close()
-        for directory in self._directories:
-            shutil.rmtree(directory, ignore_errors=True)
+        self._close_listeners()
+        self._remove_directories()
         if self.report is not None:
             self._tell(self.report.finished())
             if self.report.recoveries:
                 from ..output.recovery_report import table
 
                 self._console.write(table(self.report.recoveries))
+
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+
+    def _remove_directories(self) -> None:
+        import shutil
+
+        for directory in self._directories:
+            shutil.rmtree(directory, ignore_errors=True)
 
     # ---- what the job wants --------------------------------------------------------------------------------------
 
@@ -141,6 +157,7 @@ class LocalNode:
         outputs = self.logs.open(f"attempt_{command.epoch}", seat.local_rank, seat.rank)
         environment = self._environment(seat, command.layout, command.epoch, outputs)
         self.workers.spawn(Worker(seat.rank, seat.local_rank, seat.incarnation, outputs), environment)
+        self.has_run = True
 
     def _environment(
         self, seat: cmd.Seat, layout: cmd.Layout, epoch: int, outputs: Outputs, *, hook: bool = False

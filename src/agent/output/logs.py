@@ -182,6 +182,15 @@ class LogDirectory:
 
             shutil.rmtree(self.path, ignore_errors=True)
 
+    def discard_if_empty(self) -> bool:
+        """Removes the directory if there is no file in it; whether it did."""
+        if any(files for _, _, files in os.walk(self.path)):
+            return False
+        import shutil
+
+        shutil.rmtree(self.path, ignore_errors=True)
+        return True
+
     def _new_directory(self, kind: str, local_rank: int) -> Path:
         """A rank that is respawned twice while one epoch assembles gets a directory for each process."""
         for number in range(1 << 16):

@@ -23,7 +23,8 @@ from .. import processes
 from ..config import LaunchConfig
 from ..environment import worker_command
 from ..output.console import Console
-from .imports import Imports, PythonCommand, scan, torch_is_installed
+from .imports import Imports, PythonCommand, examine, torch_is_installed
+from .settings import OF_THE_JOB, READ_LATER
 
 if TYPE_CHECKING:
     import asyncio
@@ -115,7 +116,10 @@ class Standbys:
             if not config.no_python:
                 self._off("workers run another interpreter")
             return Imports.NOTHING
-        found = scan(command)
+        found, change = examine(command, OF_THE_JOB if config.preload else READ_LATER)
+        if change is not None and found is not Imports.NOTHING and torch_is_installed():
+            self._off(f"{change}, which libraries may read when they are imported")
+            return Imports.NOTHING
         if config.preload and found is not Imports.COMPILER:
             found = Imports.ALL
         return found if found is not Imports.NOTHING and torch_is_installed() else Imports.NOTHING

@@ -121,6 +121,13 @@ class Connection(asyncio.Protocol):
         ):
             self._slice = self._loop.call_soon(self._work)
 
+    def refuse(self, reason: str) -> None:
+        """Its request was a mistake: one line, and the end of this connection."""
+        self._hub.malformed += 1
+        self._hub.log(f"store_malformed peer={self._peer()} epoch={self._hub.keyspace.epoch} reason={reason!r}")
+        self._flush()
+        self.abort()
+
     def abort(self) -> None:
         """Close at once, without sending what is left."""
         self._over = True
@@ -167,10 +174,7 @@ class Connection(asyncio.Protocol):
                 if outbox and len(outbox[-1]) >= WRITE_CHUNK:
                     break
         except WireError as error:
-            hub.malformed += 1
-            hub.log(f"store_malformed peer={self._peer()} epoch={hub.keyspace.epoch} reason={str(error)!r}")
-            self._flush()
-            self.abort()
+            self.refuse(str(error))
         except Exception as error:  # a fault in the store itself must cost one client, not the agent
             hub.log(f"store_error peer={self._peer()} epoch={hub.keyspace.epoch} error={error!r}")
             self.abort()

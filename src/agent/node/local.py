@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .channel import WorkerChannel
 
 _STORE_HOST = "localhost"
+_SAID_BY_WORKERS = (ev.Attached, ev.Arrived, ev.Registered, ev.Faulted, ev.Stepped, ev.Holds, ev.Completed)
 
 
 class LocalNode:
@@ -280,6 +281,17 @@ class LocalNode:
                 self._on_event(ev.Holds(rank, incarnation, message.epoch, message.step, message.digests))
             case messages.Completed():
                 self._on_event(ev.Completed(rank, incarnation, message.epoch))
+
+    def blame(self, event: object, error: Exception) -> bool:
+        """An event could not be taken. If a worker here has said it, that costs the worker; False: nobody did."""
+        if not isinstance(event, _SAID_BY_WORKERS):
+            return False
+        reason = f"{type(event).__name__}: {error!r}"
+        self._console.log("bad-message", peer=f"rank {event.rank}", reason=reason)
+        for worker in self.workers:
+            if worker.rank == event.rank and worker.incarnation == event.incarnation and worker.child is not None:
+                self.workers.kill(worker, "it says what cannot be")
+        return True
 
     def _note_fault(self, epoch: int, at_ns: int) -> None:
         self._fault_seen_ns[epoch] = min(at_ns, self._fault_seen_ns.get(epoch, at_ns))

@@ -7,7 +7,9 @@ the order in which the agent saw them decides between equals.
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +18,9 @@ from typing import Any
 from ...control.commands import Cause
 
 NOT_AVAILABLE = "<N/A>"
+_LARGEST_FILE = 16 << 20
+_LATEST = 1 << 33
+"""Seconds since 1970 that a calendar still has a date for."""
 _NO_TRACEBACK = "none recorded; with @record of torch.distributed.elastic.multiprocessing.errors on main() it is here"
 
 
@@ -80,6 +85,17 @@ class Failures:
         return failures
 
 
+def _read(error_file: Path) -> str:
+    """The text of an error file. Raises OSError or ValueError for what cannot be one: it is the worker's to write."""
+    with open(os.open(error_file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is not a file")
+        data = file.read(_LARGEST_FILE + 1)
+    if len(data) > _LARGEST_FILE:
+        raise ValueError(f"it is larger than {_LARGEST_FILE} bytes")
+    return data.decode(errors="replace")
+
+
 def read_failure(rank: int, pid: int, exit_code: int, error_file: Path) -> ProcessFailure:
     """What is known of a dead process: from its error file, or else from its exit code."""
     import json
@@ -89,13 +105,15 @@ def read_failure(rank: int, pid: int, exit_code: int, error_file: Path) -> Proce
         f"signal {-exit_code} ({failure.signal_name()}) ended process {pid}" if exit_code < 0 else _NO_TRACEBACK
     )
     try:
-        data = json.loads(error_file.read_text(errors="replace"))
+        data = json.loads(_read(error_file))
         message = data["message"]
-        timestamp = data["timestamp"] if isinstance(message, str) else message["extraInfo"]["timestamp"]
-        failure.timestamp = int(timestamp)
+        timestamp = int(data["timestamp"] if isinstance(message, str) else message["extraInfo"]["timestamp"])
+        if not 0 <= timestamp < _LATEST:
+            raise ValueError(f"timestamp {timestamp}")
+        failure.timestamp = timestamp
     except FileNotFoundError:
         return failure
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         # The worker writes this file, and can die while it does: what it says is then not known, but its death is.
         failure.error_file = str(error_file)
         failure.message = f"{failure.message}; its error file is not readable ({type(error).__name__}: {error})"

@@ -59,7 +59,7 @@ class Agent:
 
     def run(self) -> cmd.End:
         """Blocks until the job is over and nothing of it is left. On another thread than the main one no signals."""
-        with processes.subreaper():
+        with processes.subreaper(), processes.many_descriptors():
             self._run()
         assert self._end is not None
         return self._end

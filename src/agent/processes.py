@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -28,6 +29,9 @@ _KILL_LIMIT_S = 5.0
 """A killed process that the kernel holds for longer (uninterruptible sleep) is not waited for."""
 _KEEPER_LIMIT_S = 20.0
 """More than the keeper gives itself."""
+
+
+_MOST_DESCRIPTORS = 1 << 16
 
 
 class CannotStart(OSError):
@@ -85,8 +89,11 @@ def start(
     Call it on the thread that runs the agent: PDEATHSIG fires when the *thread* that forked ends.
     """
     agent = os.getpid()
+    limits = _limits_of_children
 
     def before_exec() -> None:
+        if limits is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != agent:  # the agent died between fork and prctl
             os._exit(1)
@@ -159,10 +166,55 @@ class Keeper:
             self._process.wait(_KEEPER_LIMIT_S)
 
 
-def children() -> list[int]:
-    """The pids of this process's children: those it started, and orphans that came to it as their subreaper."""
+_limits_of_children: tuple[int, int] | None = None
+"""How many descriptors they may have, if that is not what this process may: as if it had never asked for more."""
+
+
+@contextlib.contextmanager
+def many_descriptors() -> Iterator[None]:
+    """Meanwhile this process may have as many as it is allowed to ask for; processes that it starts are not affected.
+
+    An agent holds sockets for all its workers, and 1024, the usual limit, are soon used up.
+    """
+    global _limits_of_children
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        yield
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError):  # it goes on with what it has
+        yield
+        return
+    _limits_of_children = soft, hard
+    try:
+        yield
+    finally:
+        _limits_of_children = None
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def users_of_descendants() -> set[int]:
+    """The users as whom the processes run that this one has started, and those that they have started."""
+    found: set[int] = set()
+    waiting, seen = children(), set[int]()
+    while waiting:
+        pid = waiting.pop()
+        if pid in seen:
+            continue
+        seen.add(pid)
+        with contextlib.suppress(OSError):
+            found.add(os.stat(f"/proc/{pid}").st_uid)
+        waiting += children(pid)
+    return found
+
+
+def children(of: int | str = "self") -> list[int]:
+    """The pids of a process's children. This process's: those it started, and orphans of which it is the subreaper."""
     found: list[int] = []
-    for file in Path("/proc/self/task").glob("*/children"):
+    for file in Path(f"/proc/{of}/task").glob("*/children"):
         with contextlib.suppress(OSError, ValueError):
             found += [int(pid) for pid in file.read_text().split()]
     return found

@@ -17,6 +17,7 @@ from ...control import commands as cmd
 from ...control import events as ev
 from ...protocol.plan import NO_EPOCH
 from ...rootless.listening import listen
+from .. import processes
 from ..config import LaunchConfig
 from ..directories import in_memory, make_private, temporary_for_sockets
 from ..environment import epoch_environment, worker_environment
@@ -93,7 +94,12 @@ class LocalNode:
 
         self.report = RecoveryReport(self._config.run_id, self._config.nproc_per_node)
         self.workers.on_started = self.report.respawned
-        self._store = StoreServer(sockets=self._listeners, epoch=self._opened_epoch, log=self._log_store)
+        self._store = StoreServer(
+            sockets=self._listeners,
+            epoch=self._opened_epoch,
+            users=processes.users_of_descendants,
+            log=self._log_store,
+        )
         await self._store.start()
         if self._config.inprocess_restart:
             from .channel import WorkerChannel

@@ -51,7 +51,7 @@ class Cluster:
     """At the endpoint it offers the name by which the others have found it: one agent, one address, one connection."""
     order: int = -1
     secret: bytes | None = field(default=None, repr=False)
-    """None: insecure, or on one machine only."""
+    """None: insecure."""
     interface: str | None = None
     """The network interface on which workers listen."""
     min_quorum: int | None = None

@@ -24,6 +24,7 @@ from ..rendezvous.addresses import (
     resolve,
 )
 from .endpoint import parse_endpoint
+from .machine_secret import machine_secret
 
 DEFAULT_PORT_BASE = 17000
 PORT_BASE = "HPCT_PORT_BASE"
@@ -111,7 +112,7 @@ def find_cluster(options: dict[str, Any], endpoint: str, settings: Mapping[str, 
         own_seed=own,
         first_port=base if own is None else parse_address(seeds[own])[1],
         order=order,
-        secret=_secret(options, insecure=options["insecure"] or on_one_machine),
+        secret=_secret(options, on_one_machine=on_one_machine),
         interface=interface_of(numeric),
         min_quorum=options["min_nodes"],
         heartbeat_interval=interval,
@@ -207,7 +208,7 @@ def _rank(settings: Mapping[str, str]) -> int:
     return int(text)
 
 
-def _secret(options: dict[str, Any], *, insecure: bool) -> bytes | None:
+def _secret(options: dict[str, Any], *, on_one_machine: bool) -> bytes | None:
     """The job's secret. Never on the command line, where everybody on the machine could read it."""
     path = options["job_secret_file"] or os.environ.get(JOB_SECRET_FILE)
     if path:
@@ -221,8 +222,16 @@ def _secret(options: dict[str, Any], *, insecure: bool) -> bytes | None:
         if len(secret) < 16:
             raise click.UsageError("the job's secret is shorter than 16 bytes: `openssl rand -hex 32` makes a good one")
         return secret
-    if insecure:
+    if options["insecure"]:
         return None
+    if on_one_machine:
+        try:
+            return machine_secret()
+        except OSError as error:
+            raise click.UsageError(
+                f"the agents on this machine need a secret, and there is no place for it ({error}): "
+                "--job-secret-file FILE, or --insecure to let every user of the machine join"
+            ) from None
     raise click.UsageError(
         "a job on many nodes needs a secret, the same on each: --job-secret-file FILE, or the variable "
         f"{JOB_SECRET}; --insecure runs it without, for everybody on the network to join and to command"

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import zmq
 
+from ..protocol.seldom import Seldom
 from .addresses import format_address, parse_address
 from .allowlist import Allowlist
 from .keys import JobKeys
@@ -38,7 +39,9 @@ from .sockets import (
 _AT_ONCE = 256
 """So many messages of one socket are dealt with before the others have their turn."""
 _LOOK_UP_S = 5.0
-_REFUSALS_EVERY_S = 60.0
+_STRANGERS = 64
+"""So many connections of one host may be open whose agent has not said who it is. More are ended as they come: each
+costs a descriptor, until ZeroMQ gives it up."""
 _REMEMBERED = 10_000
 """So many peers that were refused, and lines that were said, are known again."""
 
@@ -78,7 +81,7 @@ class Transport:
         """Why the handshake failed of which the end of the connection will be told next."""
         self._refused: dict[bytes, None] = {}
         self._told: dict[str, None] = {}
-        self._silent_until = 0.0
+        self._seldom = Seldom()
         self._draining = False
         self.counters: Counter[str] = Counter()
 
@@ -276,11 +279,24 @@ class Transport:
             kind, value = news
             if kind == zmq.EVENT_ACCEPTED:
                 self._peers[value] = peer_name(value)
+                self._bound_strangers(value)
             elif kind in FAILED:
                 self.counters["handshakes_failed"] += 1
                 self._failure = "wrong or no secret" if self._keys is not None else "not of this protocol"
             elif kind == zmq.EVENT_DISCONNECTED:
                 self._disconnected(value)
+
+    def _bound_strangers(self, descriptor: int) -> None:
+        """A connection has come; it is one too many if its host has many that say nothing."""
+        peer = self._peers[descriptor]
+        host = parse_address(peer)[0]
+        strangers = sum(
+            number not in self._identities and parse_address(other)[0] == host for number, other in self._peers.items()
+        )
+        if peer != UNKNOWN and strangers > _STRANGERS:
+            self.counters["too_many"] += 1
+            self._tell_refusal(peer, f"{_STRANGERS} connections from there are open and say nothing")
+            hang_up(descriptor, peer)
 
     def _disconnected(self, descriptor: int) -> None:
         self._drain_router()  # what it said before counts
@@ -309,17 +325,20 @@ class Transport:
         """One line, the end of its connections to us, and it is not listened to again."""
         _remember(self._refused, identity)
         self.counters["malformed"] += 1
-        self._tell_once("bad-message", peer=repr(identity[:80]), reason=reason)
+        self._tell_seldom("bad-message", peer=repr(identity[:80]), reason=reason)
         for descriptor in [number for number, known in self._identities.items() if known == identity]:
             hang_up(descriptor, self._peers.get(descriptor, UNKNOWN))
 
     def _tell_refusal(self, peer: str, reason: str) -> None:
-        """One line a minute: who scans ports must not fill the log. Who is gone before he can be asked has no name."""
+        """Who is gone before he can be asked has no name."""
+        self._tell_seldom("peer-refused", peer=peer, reason=reason)
+
+    def _tell_seldom(self, event: str, **fields: object) -> None:
+        """One line a minute: who scans ports, or says what nobody understands, must not fill the log."""
         assert self._loop is not None
-        now = self._loop.time()
-        if now >= self._silent_until:
-            self._silent_until = now + _REFUSALS_EVERY_S
-            self._log("peer-refused", peer=peer, reason=reason)
+        left_out = self._seldom.due(event, self._loop.time())
+        if left_out is not None:
+            self._log(event, **fields, **({"more_of_them": left_out} if left_out else {}))
 
     def _tell_once(self, event: str, *, reason: object, **who: object) -> None:
         """One line about each peer."""

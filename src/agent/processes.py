@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import IO
 
 from ..protocol.names import JOB_TOKEN, WORKER_IDENTITY
+from .directories import Owned
+from .keeper import cleans_up
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -50,6 +52,8 @@ class Child:
 
     def signal_session(self, signum: int) -> None:
         """Signals the process and everything in its process group; no error when nobody is left."""
+        if signum == signal.SIGKILL and kill_sparing(self.pid):
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signum)
 
@@ -123,6 +127,42 @@ def _wait(pidfd: int) -> int:
     return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
+_ROUNDS = 4
+
+
+def kill_sparing(group: int) -> bool:
+    """SIGKILL for a process group, except for who cleans up after the others (`keeper.cleans_up`) and then ends.
+
+    False, and nothing is done, if nobody is to be spared: the whole group can be signalled at once.
+    """
+    members = group_members(group)
+    if not any(map(cleans_up, members)):
+        return False
+    killed = set[int]()
+    for _ in range(_ROUNDS):  # they can fork meanwhile; what escapes is found by its mark
+        left = [pid for pid in group_members(group) if pid not in killed and not cleans_up(pid)]
+        if not left:
+            break
+        for pid in left:
+            killed.add(pid)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+    return True
+
+
+def group_members(group: int) -> list[int]:
+    """Who is in a process group that this process has started: its leader, orphans that came to us, and their like."""
+    found: list[int] = []
+    waiting = [group, *children()]
+    while waiting:
+        pid = waiting.pop()
+        with contextlib.suppress(ProcessLookupError):
+            if pid not in found and os.getpgid(pid) == group:
+                found.append(pid)
+                waiting += children(pid)
+    return found
+
+
 @contextlib.contextmanager
 def subreaper() -> Iterator[None]:
     """Meanwhile orphaned descendants become children of this process."""
@@ -138,18 +178,19 @@ def subreaper() -> Iterator[None]:
 class Keeper:
     """Runs `keeper.py`: it kills what is left of the job, and its directories, once this process has ended."""
 
-    def __init__(self, token: str, directories: Sequence[Path]) -> None:
+    def __init__(self, token: str, directories: Sequence[Owned]) -> None:
         read_end, self._write_end = os.pipe()
         try:
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-I", "-S", str(Path(__file__).with_name("keeper.py"))),
-                    *(str(read_end), *map(str, directories)),
+                    *(str(read_end), *(str(directory.path) for directory in directories)),
                 ],
                 # The token is not a secret, but the job's own mark must not be in the keeper's environment.
                 env={"KEEPER_TOKEN": f"{JOB_TOKEN}={token}"},
                 stdin=subprocess.DEVNULL,
-                pass_fds=(read_end,),
+                # It holds the proof that the directories are somebody's for as long as it has to remove them.
+                pass_fds=(read_end, *(directory.proof for directory in directories if directory.proof is not None)),
                 start_new_session=True,
             )
         finally:

@@ -8,6 +8,7 @@ torch. Called by: `agent.py`.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from ...protocol.plan import NO_EPOCH
 from ...rootless.listening import listen
 from .. import processes
 from ..config import LaunchConfig
-from ..directories import in_memory, make_private, temporary_for_sockets
+from ..directories import in_memory, make_owned, remove_orphaned, temporary, temporary_for_sockets
 from ..environment import epoch_environment, worker_environment
 from ..output.console import Console
 from ..output.logs import LogDirectory, Outputs
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from .channel import WorkerChannel
 
 _STORE_HOST = "localhost"
+_RUNTIME, _STATE = "hyperpodrun-", "hyperpodrun-state-"
+"""How the directories of a job are named, the one for sockets and the one for state."""
 _SAID_BY_WORKERS = (ev.Attached, ev.Arrived, ev.Registered, ev.Faulted, ev.Stepped, ev.Holds, ev.Completed)
 
 
@@ -50,12 +53,9 @@ class LocalNode:
         self._listeners = listen(_STORE_HOST, config.rendezvous.port)
         self.logs = LogDirectory(config, console)
         self._token = os.urandom(8).hex()
-        self._runtime = make_private(temporary_for_sockets(), "hyperpodrun-")
-        self._directories = [self._runtime]
-        self._state_directory: Path | None = None
-        if config.inprocess_restart:
-            self._state_directory = make_private(in_memory(), "hyperpodrun-state-")
-            self._directories.append(self._state_directory)
+        self._directories = [make_owned(temporary_for_sockets(), _RUNTIME, self._token)]
+        self._runtime = self._directories[0].path
+        self._state_directory = self._make_state_directory() if config.inprocess_restart else None
         self._data = DataHost(self._runtime, self._token, console)
         self.workers = Workers(
             config, console, self.logs, self._token, self._directories, self._data, self._on_exit, self._on_hook_exit
@@ -80,6 +80,22 @@ class LocalNode:
             cmd.FinishEpoch: self._finish_epoch,
             cmd.RestartProcesses: self._restart_processes,
         }
+
+    def _make_state_directory(self) -> Path | None:
+        """In memory, or where temporary files go, or nowhere: state then moves from process to process only."""
+        reason = ""
+        for parent in dict.fromkeys((in_memory(), temporary())):
+            try:
+                directory = make_owned(parent, _STATE, self._token)
+            except OSError as error:
+                reason = f"{parent}: {error.strerror or error}"
+                continue
+            self._directories.append(directory)
+            if reason:
+                self._console.log("state-directory", path=directory.path, instead_of=reason)
+            return directory.path
+        self._console.log("state-directory-off", reason=reason, action="no snapshots are kept on this node")
+        return None
 
     # ---- life ----------------------------------------------------------------------------------------------------
 
@@ -107,6 +123,13 @@ class LocalNode:
             self._channel = WorkerChannel(self._endpoint, self._console, self._on_message)
         self._data.attach(loop, self._environment(cmd.Seat(0, 0, 0), self._alone, 0, Outputs()))
         self.workers.attach(loop)
+        threading.Thread(target=self._remove_orphaned, name="hyperpodrun-orphans", daemon=True).start()
+
+    def _remove_orphaned(self) -> None:
+        """What jobs left here that were killed with their keepers. On a thread: a directory can be large, or hang."""
+        places = (in_memory(), temporary(), temporary_for_sockets())
+        for path in remove_orphaned(iter(places), (_RUNTIME, _STATE)):
+            self._console.log("orphan-removed", path=path, reason="its job was killed together with its keeper")
 
     def share_store(self, send: Callable[[int, StoreMessage], None], own: Callable[[], int]) -> Sharing:
         """The store is one of many: `send(node, message)`."""
@@ -123,13 +146,11 @@ class LocalNode:
 
     def close(self) -> None:
         """Whatever happened, nothing of the job stays."""
-        import shutil
-
         self.workers.close()
         for listener in self._listeners:
             listener.close()
         for directory in self._directories:
-            shutil.rmtree(directory, ignore_errors=True)
+            directory.remove()
         if self.report is not None:
             self._tell(self.report.finished())
             if self.report.recoveries:

@@ -11,12 +11,13 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import processes
 from ..config import LaunchConfig
+from ..directories import Owned
 from ..environment import worker_command
+from ..keeper import cleans_up
 from ..output.console import Console
 from ..output.failures import Failures
 from ..output.logs import LogDirectory, Outputs
@@ -51,7 +52,7 @@ class Workers:
         console: Console,
         logs: LogDirectory,
         token: str,
-        directories: Sequence[Path],
+        directories: Sequence[Owned],
         data: DataHost,
         on_exit: Callable[[Worker, int], None],
         on_hook_exit: Callable[[int], None],
@@ -221,7 +222,7 @@ class Workers:
                 if os.waitpid(pid, os.WNOHANG)[0] == pid:
                     continue
             mark = processes.worker_mark(pid)
-            if mark is not None and mark not in live:
+            if mark is not None and mark not in live and not cleans_up(pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         if not self._keeper.alive() and not self._closing:

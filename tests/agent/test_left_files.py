@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -148,3 +150,27 @@ def test_where_there_are_no_locks_a_directory_is_never_taken_for_orphaned(tmp_pa
     assert remove_orphaned(iter([tmp_path]), ("job-",)) == []
     owned.remove()
     assert not owned.path.exists()
+
+
+def test_without_room_in_memory_the_jobs_state_is_kept_elsewhere_and_that_is_said(script, tmp_path, temporary):
+    program = """
+import sys
+from pathlib import Path
+from hyperpodrun.agent.node import local
+from hyperpodrun.launcher import entry_point
+
+full, nowhere = Path("/proc/no-room"), Path("/proc/no-room-either")
+local.in_memory = lambda: full
+if sys.argv[1] == "nowhere":
+    local.temporary = lambda: nowhere
+sys.argv[1:] = ["--inprocess-restart", "--start-method=spawn", sys.argv[2]]
+entry_point()
+"""
+    worker = script("import os; print(os.environ.get('HYPERPODRUN_STATE'), flush=True)")
+    for where, event in (("elsewhere", "state-directory path="), ("nowhere", "state-directory-off reason=")):
+        command = [sys.executable, "-c", program, where, str(worker)]
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert finished.returncode == 0, finished.stderr
+        assert event in finished.stderr
+        assert "/proc/no-room" in finished.stderr
+        assert finished.stdout.startswith(f"{temporary}/hyperpodrun-state-" if where == "elsewhere" else "None")

@@ -177,7 +177,7 @@ class Agent:
 
     def _conclude(self, command: cmd.End) -> None:
         self._end = command
-        self._node.workers.events.concluded(command)
+        self._node.workers.concluded(command)
         if self._ended is not None:
             self._ended.set()
 
@@ -197,6 +197,7 @@ class Agent:
         self._tell_failure()
         logs = self._node.logs
         logs.close()
-        if self._end is not None and self._end.exit_code == 0 and not logs.recoveries.exists():
+        logs.written()
+        if self._end is not None and self._end.exit_code == 0:
             logs.discard()
         self.console.close()

@@ -17,6 +17,7 @@ from ..protocol.names import JOB_SECRET, JOB_SECRET_FILE
 from ..rendezvous.addresses import (
     format_address,
     interface_of,
+    interruptibly,
     is_local,
     is_loopback,
     own_address_towards,
@@ -52,7 +53,7 @@ def scheduler(environ: Mapping[str, str]) -> Scheduler | None:
     index = environ.get("JOB_COMPLETION_INDEX", "")
     if index.isdecimal():
         job = socket.gethostname().partition(".")[0].removesuffix(f"-{index}")
-        service = environ.get(SERVICE) or socket.getfqdn().partition(".")[2].partition(".")[0] or job
+        service = environ.get(SERVICE) or interruptibly(socket.getfqdn).partition(".")[2].partition(".")[0] or job
         hosts = tuple(f"{job}-{number}.{service}" for number in range(_SEEDS))
         return Scheduler(hosts, int(index), job)
     return None

@@ -23,6 +23,7 @@ from .addresses import format_address, parse_address
 from .allowlist import Allowlist
 from .keys import JobKeys
 from .outgoing import Outgoing
+from .resolver import Resolver
 from .sockets import (
     FAILED,
     UNKNOWN,
@@ -76,6 +77,7 @@ class Transport:
         self._peers: dict[int, str] = {}
         """Where the other end of such a connection is, by descriptor."""
         self._outgoing: dict[str, Outgoing] = {}
+        self._resolver = Resolver()
         self._look_ups: set[asyncio.Task[None]] = set()
         self._failure: str | None = None
         """Why the handshake failed of which the end of the connection will be told next."""
@@ -182,8 +184,7 @@ class Transport:
         try:
             if not port:
                 raise OSError("it is not an address")
-            names = self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            found = await asyncio.wait_for(names, _LOOK_UP_S)
+            found = await self._resolver.look_up(host, port, _LOOK_UP_S)
         except (OSError, UnicodeError, asyncio.TimeoutError) as error:
             self._tell_once(
                 "unknown-host", host=host or outgoing.address, reason=error or f"silence for {_LOOK_UP_S} s"

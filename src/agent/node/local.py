@@ -121,6 +121,7 @@ class LocalNode:
             from .channel import WorkerChannel
 
             self._channel = WorkerChannel(self._endpoint, self._console, self._on_message)
+        self.logs.attach(loop)
         self._data.attach(loop, self._environment(cmd.Seat(0, 0, 0), self._alone, 0, Outputs()))
         self.workers.attach(loop)
         threading.Thread(target=self._remove_orphaned, name="hyperpodrun-orphans", daemon=True).start()
@@ -166,9 +167,14 @@ class LocalNode:
 
     def _spawn(self, command: cmd.Spawn) -> None:
         seat = cmd.Seat(command.rank, command.local_rank, command.incarnation)
-        outputs = self.logs.open(f"attempt_{command.epoch}", seat.local_rank, seat.rank)
-        environment = self._environment(seat, command.layout, command.epoch, outputs)
-        self.workers.spawn(Worker(seat.rank, seat.local_rank, seat.incarnation, outputs), environment)
+        worker = Worker(seat.rank, seat.local_rank, seat.incarnation, Outputs())
+        self.workers.expect(worker)
+
+        def start(outputs: Outputs) -> None:
+            worker.outputs = outputs
+            self.workers.spawn(worker, self._environment(seat, command.layout, command.epoch, outputs))
+
+        self.logs.open(f"attempt_{command.epoch}", seat.local_rank, seat.rank, start)
 
     def _environment(
         self, seat: cmd.Seat, layout: cmd.Layout, epoch: int, outputs: Outputs, *, hook: bool = False
@@ -188,9 +194,12 @@ class LocalNode:
 
     def _run_hook(self, command: cmd.RunHook) -> None:
         script = self._config.pre_train if command.name == "pre" else self._config.post_train
-        outputs = self.logs.open(f"{command.name}_train", 0)
-        environment = self._environment(cmd.Seat(0, 0, 0), command.layout, command.epoch, outputs, hook=True)
-        self.workers.run_hook(script, environment, outputs)
+
+        def start(outputs: Outputs) -> None:
+            environment = self._environment(cmd.Seat(0, 0, 0), command.layout, command.epoch, outputs, hook=True)
+            self.workers.run_hook(script, environment, outputs)
+
+        self.logs.open(f"{command.name}_train", 0, None, start)
 
     def _kill(self, command: cmd.Kill) -> None:
         worker = self.workers.find(command.local_rank, command.incarnation)
@@ -357,8 +366,12 @@ class LocalNode:
         from ..output.recovery_report import line
 
         self._console.log("recovery", **line(recovery))
-        try:
-            with self.logs.recoveries.open("ab") as file:
-                file.write(recovery.as_json())
-        except OSError as error:  # a full disk must not end a job that has just recovered
-            self._console.log("recovery-not-written", path=self.logs.recoveries, reason=error.strerror)
+
+        def write() -> None:
+            try:
+                with self.logs.recoveries.open("ab") as file:
+                    file.write(recovery.as_json())
+            except OSError as error:  # a full disk must not end a job that has just recovered
+                self._console.log("recovery-not-written", path=self.logs.recoveries, reason=error.strerror)
+
+        self.logs.disk.begin(write)

@@ -28,6 +28,8 @@ from .standby import Launch, Standbys
 if TYPE_CHECKING:
     import asyncio
 
+    from ...control.commands import End
+
 
 class Worker:
     """The process of one local rank."""
@@ -111,9 +113,12 @@ class Workers:
             loop.add_reader(self._hook[0].pidfd, self._on_hook_exit)
         self.reap_orphans()  # whose SIGCHLD came before its handler
 
-    def spawn(self, worker: Worker, environment: Mapping[str, str]) -> None:
-        """Starts the process of `worker`, which takes its local rank."""
+    def expect(self, worker: Worker) -> None:
+        """`worker` takes its local rank; its process will be started when its files are open."""
         self._by_local_rank[worker.local_rank] = worker
+
+    def spawn(self, worker: Worker, environment: Mapping[str, str]) -> None:
+        """Starts the process of a `worker` that is expected."""
 
         def started(child: processes.Child) -> None:
             worker.outputs.started()
@@ -145,7 +150,7 @@ class Workers:
 
     def kill(self, worker: Worker, reason: str) -> None:
         """SIGKILL for one process and all it started."""
-        self._standbys.settle()
+        self._settle()
         assert worker.child is not None
         self._console.log("kill", rank=worker.rank, pid=worker.child.pid, reason=reason)
         worker.child.signal_session(signal.SIGKILL)
@@ -153,13 +158,22 @@ class Workers:
     def stop(self, signum: int) -> None:
         """A signal for every process and hook."""
         self.failures.stopping(signum)
-        self._standbys.settle()
+        self._settle()
         children = [worker.child for worker in self if worker.child is not None]
         if self._hook is not None:
             children.append(self._hook[0])
         for child in children:
             child.signal_session(signum)
             child.signal_session(signal.SIGCONT)  # a stopped process would not see it
+
+    def _settle(self) -> None:
+        """Every process that has been asked for is there."""
+        self._logs.settle()
+        self._standbys.settle()
+
+    def concluded(self, end: End) -> None:
+        """The job is over; told after what was told of workers."""
+        self._logs.disk.begin(lambda: self.events.concluded(end))
 
     def close(self) -> None:
         """Whatever happened, no process of the job stays."""
@@ -192,8 +206,8 @@ class Workers:
         self._logs.ended(worker.outputs)
         if exit_code != 0:
             child.signal_session(signal.SIGKILL)
-        failed = self.failures.ended(worker.rank, child.pid, exit_code, worker.outputs.error_file)
-        self.events.ended(child.pid, exit_code, failed=failed)
+        read = self.failures.ended(worker.rank, child.pid, exit_code, worker.outputs.error_file)
+        self._logs.disk.begin(lambda: self.events.ended(child.pid, exit_code, failed=read()))
         self._on_worker_exit(worker, exit_code)
         self.reap_orphans()
 

@@ -43,6 +43,8 @@ _LOOK_UP_S = 5.0
 _STRANGERS = 64
 """So many connections of one host may be open whose agent has not said who it is. More are ended as they come: each
 costs a descriptor, until ZeroMQ gives it up."""
+_NAMED = 100
+"""Of so many peers it is said, once, that they cannot be reached; of more, in one line a minute."""
 _REMEMBERED = 10_000
 """So many peers that were refused, and lines that were said, are known again."""
 
@@ -346,7 +348,10 @@ class Transport:
         what = f"{event} {who}"
         if what not in self._told:
             _remember(self._told, what)
-            self._log(event, **who, reason=reason)
+            if len(self._told) <= _NAMED:
+                self._log(event, **who, reason=reason)
+            else:  # more than a job has: somebody invents them
+                self._tell_seldom(event, **who, reason=reason)
 
 
 def _remember(table: dict[_What, None], what: _What) -> None:

@@ -272,3 +272,13 @@ def test_the_agent_may_have_more_descriptors_and_its_workers_what_they_would_hav
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert finished.stdout.split() == ["limits", "1000", str(hard), str(min(hard, 1 << 16)), str(hard)], finished.output
+
+
+def test_malformed_connections_cost_one_line_a_minute(store: StoreProcess) -> None:
+    for _ in range(20):
+        with RawClient(store.port, validate=False) as client:
+            client.socket.sendall(b"GET / HTTP/1.1\r\n")
+            assert client.closed()
+    assert store.call("counters")["malformed_connections"] == 20
+    (line,) = store.call("lines")
+    assert line.startswith("store_malformed peer=127.0.0.1:")

@@ -42,7 +42,40 @@ def cleans_up(pid: int) -> bool:
     return b"resource_tracker import main" in line or line.split(b"\0")[0].endswith(b"torch_shm_manager")
 
 
+def socket_folders(pids: list[int]) -> set[str]:
+    """Folders of `multiprocessing` (`pymp-*`) in which these processes have sockets. Each would remove its own at its
+    end; killed, it does not."""
+    sockets = {}
+    if not pids:
+        return set()
+    try:
+        with open("/proc/net/unix", "rb") as file:
+            for line in file:
+                fields = line.split(None, 7)
+                if len(fields) == 8 and b"/pymp-" in fields[7]:
+                    sockets[b"socket:[" + fields[6] + b"]"] = os.path.dirname(os.fsdecode(fields[7].rstrip(b"\n")))
+    except OSError:
+        return set()
+    found = set()
+    for pid in pids:
+        try:
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                folder = sockets.get(os.readlink(f"/proc/{pid}/fd/{name}".encode()))
+                if folder is not None and os.path.basename(folder).startswith("pymp-"):
+                    found.add(folder)
+        except OSError:
+            pass  # gone meanwhile, or not ours to look at
+    return found
+
+
 def kill_all(mark: bytes) -> None:
+    folders: set[str] = set()
+    _kill_all(mark, folders)
+    for folder in folders:
+        remove_tree(folder)
+
+
+def _kill_all(mark: bytes, folders: set[str]) -> None:
     begun = time.monotonic()
     alone_since = None
     pause = 0.001
@@ -55,6 +88,7 @@ def kill_all(mark: bytes) -> None:
                 found = marked
         if not marked:
             return
+        folders |= socket_folders(found)
         for pid in found:
             try:  # noqa: SIM105  # not one import more than needed
                 os.kill(pid, signal.SIGKILL)

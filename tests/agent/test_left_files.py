@@ -71,6 +71,40 @@ def test_shared_memory_of_killed_ranks_is_taken_away(run, script, tmp_path, temp
     assert Path((tmp_path / "pymp").read_text()).is_relative_to(temporary)
 
 
+LOADS = """
+import os, pathlib, signal, sys, time
+from multiprocessing import Process, current_process, reduction, resource_sharer, util
+
+def serve():  # as a DataLoader worker does that sends descriptors
+    address = resource_sharer.DupFd(0)._id
+    pathlib.Path("pymp.tmp").write_text(util.get_temp_dir())
+    pathlib.Path("pymp.tmp").rename("pymp." + os.environ["TORCHELASTIC_RESTART_COUNT"])
+    time.sleep(3600)
+
+Process(target=serve).start()
+while not pathlib.Path("pymp." + os.environ["TORCHELASTIC_RESTART_COUNT"]).exists():
+    time.sleep(0.01)
+if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(3600)
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL], ids=lambda signum: signum.name)
+def test_folders_of_killed_children_go_with_them_in_any_script(start, script, tmp_path, temporary, signum):
+    (temporary / "pymp-others").mkdir()
+    launch = start("--start-method=spawn", "--max-restarts=1", "--shutdown-timeout=0", script(LOADS))
+    wait_until((tmp_path / "pymp.1").exists, 30, "the second worker did not come up")
+    first, second = (Path((tmp_path / f"pymp.{attempt}").read_text()) for attempt in (0, 1))
+    assert second.parent == temporary
+    wait_until(lambda: not first.exists(), 5, "the folder of the first is left")
+    assert second.exists(), "it is in use"
+    os.kill(launch.pid, signum)
+    launch.wait(30)
+    wait_until(lambda: not second.exists(), 5, "the folder of the second is left")
+    assert (temporary / "pymp-others").exists()
+
+
 @pytest.mark.parametrize("how", ["exit", "SIGTERM", "SIGKILL"])
 def test_shared_memory_is_taken_away_however_the_job_ends(start, script, tmp_path, how):
     launch = start("--start-method=spawn", "--shutdown-timeout=0", script(LEAVES), "exit" if how == "exit" else "wait")

@@ -11,13 +11,14 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .. import processes
 from ..config import LaunchConfig
 from ..directories import Owned
 from ..environment import worker_command
-from ..keeper import cleans_up
+from ..keeper import cleans_up, remove_tree, socket_folders
 from ..output.console import Console
 from ..output.failures import Failures
 from ..output.logs import LogDirectory, Outputs
@@ -81,6 +82,8 @@ class Workers:
         self._keeper = processes.Keeper(token, directories)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
+        self._folders: set[str] = set()
+        """Of processes that have been told to end, and may do so without a last word."""
 
     # ---- who is there --------------------------------------------------------------------------------------------
 
@@ -153,7 +156,17 @@ class Workers:
         self._settle()
         assert worker.child is not None
         self._console.log("kill", rank=worker.rank, pid=worker.child.pid, reason=reason)
-        worker.child.signal_session(signal.SIGKILL)
+        self._kill_group(worker.child)
+
+    def _kill_group(self, child: processes.Child) -> None:
+        folders = socket_folders(processes.group_members(child.pid))
+        child.signal_session(signal.SIGKILL)
+        self._remove(folders)
+
+    def _remove(self, folders: set[str]) -> None:
+        """Folders of processes that have been killed. On the thread for files."""
+        for folder in folders:
+            self._logs.disk.begin(partial(remove_tree, folder))
 
     def stop(self, signum: int) -> None:
         """A signal for every process and hook."""
@@ -163,6 +176,7 @@ class Workers:
         if self._hook is not None:
             children.append(self._hook[0])
         for child in children:
+            self._folders |= socket_folders(processes.group_members(child.pid))
             child.signal_session(signum)
             child.signal_session(signal.SIGCONT)  # a stopped process would not see it
 
@@ -184,11 +198,12 @@ class Workers:
         if self._hook is not None:
             left.append(self._hook[0])
         for child in left:
-            child.signal_session(signal.SIGKILL)
+            self._kill_group(child)
         self._keeper.dismiss()
         for child in left:
             child.kill()  # the keeper has seen to it: here it is taken away
         self.reap_orphans()
+        self._remove(self._folders)
 
     # ---- ends ----------------------------------------------------------------------------------------------------
 
@@ -205,7 +220,7 @@ class Workers:
         exit_code = child.reap()
         self._logs.ended(worker.outputs)
         if exit_code != 0:
-            child.signal_session(signal.SIGKILL)
+            self._kill_group(child)
         read = self.failures.ended(worker.rank, child.pid, exit_code, worker.outputs.error_file)
         self._logs.disk.begin(lambda: self.events.ended(child.pid, exit_code, failed=read()))
         self._on_worker_exit(worker, exit_code)
@@ -237,6 +252,7 @@ class Workers:
                     continue
             mark = processes.worker_mark(pid)
             if mark is not None and mark not in live and not cleans_up(pid):
+                self._remove(socket_folders([pid]))
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         if not self._keeper.alive() and not self._closing:

@@ -60,7 +60,7 @@ class Agent:
 
     def run(self) -> cmd.End:
         """Blocks until the job is over and nothing of it is left. On another thread than the main one no signals."""
-        with processes.subreaper():
+        with processes.subreaper(), processes.many_descriptors():
             self._run()
         assert self._end is not None
         return self._end
@@ -178,7 +178,7 @@ class Agent:
 
     def _conclude(self, command: cmd.End) -> None:
         self._end = command
-        self._node.workers.events.concluded(command)
+        self._node.workers.concluded(command)
         if self._ended is not None:
             self._ended.set()
 
@@ -196,8 +196,9 @@ class Agent:
         self._head.close()
         logs = self._node.logs
         logs.close()
+        logs.written()
         is_kept = self._node.has_run or not logs.discard_if_empty()
         self._tell_failure(logs.path if is_kept else None)
-        if self._end is not None and self._end.exit_code == 0 and not logs.recoveries.exists():
+        if self._end is not None and self._end.exit_code == 0:
             logs.discard()
         self.console.close()

@@ -57,7 +57,7 @@ class Cluster:
     identity: Identity = field(default_factory=Identity)
     """What is to be run."""
     secret: bytes | None = field(default=None, repr=False)
-    """None: insecure, or on one machine only."""
+    """None: insecure."""
     interface: str | None = None
     """The network interface on which workers listen."""
     min_quorum: int | None = None

@@ -6,11 +6,100 @@ What `tempfile` is for; but that imports `random` and with it OpenSSL, 30 ms bef
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from . import keeper
+
+_OWNER = ".owner"
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 _LONGEST_FOR_SOCKETS = 60
 """A socket's path has at most 107 bytes; this much of it may be the temporary directory's."""
+
+
+@dataclass(frozen=True)
+class Owned:
+    """A directory that lives no longer than its job. `proof`: a descriptor of the file in it that is locked so long."""
+
+    path: Path
+    proof: int | None
+
+    def remove(self) -> None:
+        keeper.remove_tree(str(self.path))
+        if self.proof is not None:
+            os.close(self.proof)
+
+
+def make_owned(parent: Path, prefix: str, token: str) -> Owned:
+    """A private directory of the job `token`; whoever holds `proof` open keeps it from `remove_orphaned`.
+
+    Raises OSError if it cannot be made, or nothing be written in it.
+    """
+    path = make_private(parent, prefix)
+    draft = path / f"{_OWNER}.new"
+    try:
+        proof = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.write(proof, f"{_boot()}\n{token}\n".encode())
+    except OSError:
+        keeper.remove_tree(str(path))
+        raise
+    try:
+        fcntl.flock(proof, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # a file system without locks: nobody can tell later that it is orphaned
+        os.close(proof)
+        return Owned(path, None)
+    draft.rename(path / _OWNER)  # locked before anybody can look for it
+    return Owned(path, proof)
+
+
+def remove_orphaned(parents: Iterator[Path], prefixes: tuple[str, ...]) -> list[Path]:
+    """Removes directories of `make_owned` whose job was killed with all that would have removed them; which these were.
+
+    Only this user's, only those made since this machine has started, and only if nobody holds their proof any more.
+    """
+    removed = []
+    for parent in dict.fromkeys(parents):
+        try:
+            names = os.listdir(parent)
+        except OSError:
+            continue
+        for name in names:
+            if name.startswith(prefixes) and _remove_if_orphaned(parent / name):
+                removed.append(parent / name)
+    return removed
+
+
+def _remove_if_orphaned(path: Path) -> bool:
+    try:
+        found = os.lstat(path)
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            return False
+        proof = os.open(path / _OWNER, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        boot, _, token = os.read(proof, 200).decode("ascii", "replace").strip().partition("\n")
+        if not boot or boot != _boot():
+            return False
+        fcntl.flock(proof, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        keeper.remove_caches(str(path), token)
+        keeper.remove_tree(str(path))
+        return True
+    except OSError:  # it is in use
+        return False
+    finally:
+        os.close(proof)
+
+
+def _boot() -> str:
+    """Which run of which machine this is: a lock says nothing about another machine that shares the directory."""
+    with contextlib.suppress(OSError):
+        return _BOOT.read_text().strip()
+    return ""
 
 
 def make_private(parent: Path, prefix: str) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import IO
 
 from ..protocol.names import JOB_TOKEN, WORKER_IDENTITY
+from .directories import Owned
+from .keeper import cleans_up
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -28,6 +31,9 @@ _KILL_LIMIT_S = 5.0
 """A killed process that the kernel holds for longer (uninterruptible sleep) is not waited for."""
 _KEEPER_LIMIT_S = 20.0
 """More than the keeper gives itself."""
+
+
+_MOST_DESCRIPTORS = 1 << 16
 
 
 class CannotStart(OSError):
@@ -46,6 +52,8 @@ class Child:
 
     def signal_session(self, signum: int) -> None:
         """Signals the process and everything in its process group; no error when nobody is left."""
+        if signum == signal.SIGKILL and kill_sparing(self.pid):
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signum)
 
@@ -85,8 +93,11 @@ def start(
     Call it on the thread that runs the agent: PDEATHSIG fires when the *thread* that forked ends.
     """
     agent = os.getpid()
+    limits = _limits_of_children
 
     def before_exec() -> None:
+        if limits is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != agent:  # the agent died between fork and prctl
             os._exit(1)
@@ -116,6 +127,42 @@ def _wait(pidfd: int) -> int:
     return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
+_ROUNDS = 4
+
+
+def kill_sparing(group: int) -> bool:
+    """SIGKILL for a process group, except for who cleans up after the others (`keeper.cleans_up`) and then ends.
+
+    False, and nothing is done, if nobody is to be spared: the whole group can be signalled at once.
+    """
+    members = group_members(group)
+    if not any(map(cleans_up, members)):
+        return False
+    killed = set[int]()
+    for _ in range(_ROUNDS):  # they can fork meanwhile; what escapes is found by its mark
+        left = [pid for pid in group_members(group) if pid not in killed and not cleans_up(pid)]
+        if not left:
+            break
+        for pid in left:
+            killed.add(pid)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+    return True
+
+
+def group_members(group: int) -> list[int]:
+    """Who is in a process group that this process has started: its leader, orphans that came to us, and their like."""
+    found: list[int] = []
+    waiting = [group, *children()]
+    while waiting:
+        pid = waiting.pop()
+        with contextlib.suppress(ProcessLookupError):
+            if pid not in found and os.getpgid(pid) == group:
+                found.append(pid)
+                waiting += children(pid)
+    return found
+
+
 @contextlib.contextmanager
 def subreaper() -> Iterator[None]:
     """Meanwhile orphaned descendants become children of this process."""
@@ -131,18 +178,19 @@ def subreaper() -> Iterator[None]:
 class Keeper:
     """Runs `keeper.py`: it kills what is left of the job, and its directories, once this process has ended."""
 
-    def __init__(self, token: str, directories: Sequence[Path]) -> None:
+    def __init__(self, token: str, directories: Sequence[Owned]) -> None:
         read_end, self._write_end = os.pipe()
         try:
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-I", "-S", str(Path(__file__).with_name("keeper.py"))),
-                    *(str(read_end), *map(str, directories)),
+                    *(str(read_end), *(str(directory.path) for directory in directories)),
                 ],
                 # The token is not a secret, but the job's own mark must not be in the keeper's environment.
                 env={"KEEPER_TOKEN": f"{JOB_TOKEN}={token}"},
                 stdin=subprocess.DEVNULL,
-                pass_fds=(read_end,),
+                # It holds the proof that the directories are somebody's for as long as it has to remove them.
+                pass_fds=(read_end, *(directory.proof for directory in directories if directory.proof is not None)),
                 start_new_session=True,
             )
         finally:
@@ -159,10 +207,55 @@ class Keeper:
             self._process.wait(_KEEPER_LIMIT_S)
 
 
-def children() -> list[int]:
-    """The pids of this process's children: those it started, and orphans that came to it as their subreaper."""
+_limits_of_children: tuple[int, int] | None = None
+"""How many descriptors they may have, if that is not what this process may: as if it had never asked for more."""
+
+
+@contextlib.contextmanager
+def many_descriptors() -> Iterator[None]:
+    """Meanwhile this process may have as many as it is allowed to ask for; processes that it starts are not affected.
+
+    An agent holds sockets for all its workers, and 1024, the usual limit, are soon used up.
+    """
+    global _limits_of_children
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        yield
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError):  # it goes on with what it has
+        yield
+        return
+    _limits_of_children = soft, hard
+    try:
+        yield
+    finally:
+        _limits_of_children = None
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def users_of_descendants() -> set[int]:
+    """The users as whom the processes run that this one has started, and those that they have started."""
+    found: set[int] = set()
+    waiting, seen = children(), set[int]()
+    while waiting:
+        pid = waiting.pop()
+        if pid in seen:
+            continue
+        seen.add(pid)
+        with contextlib.suppress(OSError):
+            found.add(os.stat(f"/proc/{pid}").st_uid)
+        waiting += children(pid)
+    return found
+
+
+def children(of: int | str = "self") -> list[int]:
+    """The pids of a process's children. This process's: those it started, and orphans of which it is the subreaper."""
     found: list[int] = []
-    for file in Path("/proc/self/task").glob("*/children"):
+    for file in Path(f"/proc/{of}/task").glob("*/children"):
         with contextlib.suppress(OSError, ValueError):
             found += [int(pid) for pid in file.read_text().split()]
     return found

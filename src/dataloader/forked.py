@@ -6,9 +6,13 @@ import ctypes
 import os
 import signal
 import sys
+import time
+
+from ..protocol.seldom import Seldom
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _libc = ctypes.CDLL(None, use_errno=True)
+_seldom = Seldom()
 
 
 def log(event: str, **fields: object) -> None:
@@ -18,6 +22,13 @@ def log(event: str, **fields: object) -> None:
     )
     sys.stderr.write(f"hyperpodrun: {event} {text}\n")
     sys.stderr.flush()
+
+
+def log_seldom(event: str, **fields: object) -> None:
+    """The same for what anybody who connects can cause: one line a minute of each kind."""
+    left_out = _seldom.due(event, time.monotonic())
+    if left_out is not None:
+        log(event, **fields, **({"more_of_them": left_out} if left_out else {}))
 
 
 def die_with_parent(parent: int, name: str) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import secrets
 import selectors
@@ -31,7 +32,7 @@ from ..protocol.messages import MessageError
 from . import opening, source, wire  # noqa: F401  # likewise
 from .encryption import KEY_BYTES
 from .errors import DataLoaderError
-from .forked import describe_exit, log
+from .forked import describe_exit, log, log_seldom
 from .names import check_stream_name
 from .store import JobDirectory, remove_dead_jobs
 
@@ -39,6 +40,7 @@ _HELLO_S = 10.0
 """A connection that has not said what it wants by then is closed."""
 _FIRST_USER_S = 60.0
 _MAX_WAITING = 4096
+_PAUSE_S = 0.1
 
 
 @dataclass
@@ -125,9 +127,22 @@ class Host:
                 line, _ = self._listener.accept()
             except BlockingIOError:
                 return
+            except OSError as error:
+                if error.errno == errno.ECONNABORTED:
+                    continue
+                log_seldom("data-host-full", reason=error.strerror)
+                if not self._waiting:
+                    time.sleep(_PAUSE_S)
+                    return
+                silent = next(iter(self._waiting))  # for the longest time
+                self._forget(silent)
+                silent.close()
+                continue
             pid, uid = wire.peer(line)
             if uid != os.getuid() or len(self._waiting) >= _MAX_WAITING:
-                log("data-refused", pid=pid, user=uid, reason="another user" if uid != os.getuid() else "too many")
+                log_seldom(
+                    "data-refused", pid=pid, user=uid, reason="another user" if uid != os.getuid() else "too many"
+                )
                 line.close()
                 continue
             if self._users_only:
@@ -139,7 +154,7 @@ class Host:
     def _close_silent(self) -> None:
         now = time.monotonic()
         for line in [line for line, until in self._waiting.items() if until < now]:
-            log("data-refused", pid=wire.peer(line)[0], reason=f"said nothing for {_HELLO_S:.0f} s")
+            log_seldom("data-refused", pid=wire.peer(line)[0], reason=f"said nothing for {_HELLO_S:.0f} s")
             self._forget(line)
             line.close()
 
@@ -159,7 +174,7 @@ class Host:
             if data:
                 self._serve(line, data, fds)
         except (MessageError, ValueError) as error:
-            log("bad-message", peer=f"pid {wire.peer(line)[0]}", reason=error)
+            log_seldom("bad-message", peer=f"pid {wire.peer(line)[0]}", reason=error)
         except (DataLoaderError, OSError) as error:
             with contextlib.suppress(OSError):
                 line.send(protocol.encode(protocol.Refused("start", type(error).__name__, str(error)[:4000])))

@@ -15,7 +15,7 @@ from ..protocol import dataloader as protocol
 from ..protocol.dataloader import Position
 from ..protocol.messages import MessageError
 from . import wire
-from .forked import log
+from .forked import log_seldom
 
 
 class Reader:
@@ -100,7 +100,7 @@ class Readers:
             try:
                 self._on_message(reader, protocol.decode_from_reader(data), fds)
             except MessageError as error:
-                log("bad-message", peer=f"reader {reader.pid}", stream=self._stream, reason=error)
+                log_seldom("bad-message", peer=f"reader {reader.pid}", stream=self._stream, reason=error)
                 self.close(reader)
             finally:
                 wire.close_all(fds)

@@ -11,6 +11,7 @@ import time
 
 from ..protocol import messages
 from ..protocol.plan import NO_EPOCH
+from ..protocol.temporary import keep_sockets_with_the_job
 from .aborts.cuda_graphs import GraphWatch
 from .aborts.gloo import release_connections
 from .aborts.kept_groups import KeptGroups
@@ -30,6 +31,7 @@ class Session:
     def __init__(self, connection: AgentConnection, abort_timeout: float | None) -> None:
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("a function under HPWrapper must be called on the main thread: it is interrupted there")
+        keep_sockets_with_the_job()
         self.gate = InterruptGate()
         self.gate.install()
         self.lock = ParameterUpdateLock(self.gate)

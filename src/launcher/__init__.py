@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 __all__ = ["ChildFailedError", "LaunchError", "SignalException", "UsageError", "entry_point", "main"]
 
 
+_PUBLISH_LIMIT_S = 5.0
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Runs one launch from command-line arguments (default: those of this process), on the main thread.
 
@@ -76,12 +79,13 @@ def _publish(error: ChildFailedError) -> None:
     import sys
     from pathlib import Path
 
+    from ..agent.output.disk import Disk
     from ..agent.output.error_files import publish
 
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         try:
-            publish(error.get_first_failure()[1], Path(path))
+            Disk().call(lambda: publish(error.get_first_failure()[1], Path(path)), _PUBLISH_LIMIT_S)
         except OSError as problem:  # the job's own failure matters more
             print(f"hyperpodrun: cannot write TORCHELASTIC_ERROR_FILE: {problem}", file=sys.stderr)
 

@@ -18,6 +18,7 @@ from ..protocol.names import JOB_SECRET, JOB_SECRET_FILE
 from ..rendezvous.addresses import (
     format_address,
     interface_of,
+    interruptibly,
     is_local,
     is_loopback,
     is_written_loopback,
@@ -27,6 +28,7 @@ from ..rendezvous.addresses import (
     resolve,
 )
 from .endpoint import parse_endpoint
+from .machine_secret import machine_secret
 
 DEFAULT_PORT_BASE = 17000
 PORT_BASE = "HPCT_PORT_BASE"
@@ -54,7 +56,7 @@ def scheduler(environ: Mapping[str, str]) -> Scheduler | None:
     index = environ.get("JOB_COMPLETION_INDEX", "")
     if index.isdecimal():
         job = socket.gethostname().partition(".")[0].removesuffix(f"-{index}")
-        service = environ.get(SERVICE) or socket.getfqdn().partition(".")[2].partition(".")[0] or job
+        service = environ.get(SERVICE) or interruptibly(socket.getfqdn).partition(".")[2].partition(".")[0] or job
         hosts = tuple(f"{job}-{number}.{service}" for number in range(_SEEDS))
         return Scheduler(hosts, int(index), job)
     return None
@@ -122,7 +124,7 @@ def find_cluster(
         first_port=base if own is None else parse_address(seeds[own])[1],
         order=order,
         identity=identity or Identity(),
-        secret=_secret(options, insecure=options["insecure"] or on_one_machine),
+        secret=_secret(options, on_one_machine=on_one_machine),
         interface=interface_of(numeric),
         min_quorum=options["min_nodes"],
         heartbeat_interval=interval,
@@ -229,7 +231,7 @@ def _rank(settings: Mapping[str, str]) -> int:
     return int(text)
 
 
-def _secret(options: dict[str, Any], *, insecure: bool) -> bytes | None:
+def _secret(options: dict[str, Any], *, on_one_machine: bool) -> bytes | None:
     """The job's secret. Never on the command line, where everybody on the machine could read it."""
     path = options["job_secret_file"] or os.environ.get(JOB_SECRET_FILE)
     if path:
@@ -243,8 +245,16 @@ def _secret(options: dict[str, Any], *, insecure: bool) -> bytes | None:
         if len(secret) < 16:
             raise click.UsageError("the job's secret is shorter than 16 bytes: `openssl rand -hex 32` makes a good one")
         return secret
-    if insecure:
+    if options["insecure"]:
         return None
+    if on_one_machine:
+        try:
+            return machine_secret()
+        except OSError as error:
+            raise click.UsageError(
+                f"the agents on this machine need a secret, and there is no place for it ({error}): "
+                "--job-secret-file FILE, or --insecure to let every user of the machine join"
+            ) from None
     raise click.UsageError(
         "a job on many nodes needs a secret, the same on each: --job-secret-file FILE, or the variable "
         f"{JOB_SECRET}; --insecure runs it without, for everybody on the network to join and to command"

@@ -227,7 +227,7 @@ OWN_OPTIONS: list[Decorator] = [
         metavar="FILE",
         help="The secret by which the agents of a job on many nodes know each other; or HYPERPODRUN_JOB_SECRET.",
     ),
-    _flag("--insecure", help="Many nodes without a secret: everybody on the network can join, and command."),
+    _flag("--insecure", help="Many nodes without a secret: everybody who reaches the port can join, and command."),
 ]
 
 OPTIONS: list[Decorator] = [

@@ -14,9 +14,10 @@ from typing import TypeAlias, TypeVar
 
 import msgspec
 
-from .plan import MAX_GROUPS, MAX_SHARD_NAME, MAX_SNAPSHOTS, MAX_TORN, Holding, RestorePlan
+from .plan import MAX_GROUPS, MAX_SHARD_NAME, MAX_SNAPSHOTS, MAX_TORN, NO_EPOCH, Holding, RestorePlan
 
 MAX_MESSAGE_BYTES = 1 << 20
+_LARGEST = (1 << 63) - 1
 MAX_TEXT = 64 << 10
 """Longest traceback or reason that is sent, in characters; the middle of a longer one is cut out."""
 
@@ -151,6 +152,7 @@ def encode(message: WorkerMessage | AgentMessage) -> bytes:
 def decode_from_worker(data: bytes) -> WorkerMessage:
     """What a worker said. Raises MessageError for anything that is not a worker's message."""
     message = _decode(_worker_decoder, data)
+    _check_numbers(message)
     if isinstance(message, Arrive) and message.holding is not None:
         _check_holding(message.holding)
     elif isinstance(message, Registered):
@@ -171,6 +173,15 @@ def shorten(text: str, limit: int = MAX_TEXT) -> str:
         return text
     half = limit // 2
     return f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
+
+
+def _check_numbers(message: WorkerMessage) -> None:
+    """No number is one that the agent cannot calculate with."""
+    for name in message.__struct_fields__:
+        value = getattr(message, name)
+        lowest = NO_EPOCH if name == "epoch" else 0
+        if isinstance(value, int | float) and not lowest <= value <= _LARGEST:  # not a number is neither
+            raise MessageError(f"{name} of {type(message).__name__} is {value}")
 
 
 def _check_holding(holding: Holding) -> None:

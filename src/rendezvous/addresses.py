@@ -5,7 +5,10 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 PORTS = 64
 """So many agents of one job can share a host."""
@@ -13,6 +16,7 @@ _LOOPBACK_NAMES = frozenset({
     "localhost", "localhost.localdomain", "localhost4", "localhost4.localdomain4", "localhost6",
     "localhost6.localdomain6", "ip6-localhost", "ip6-loopback",
 })  # fmt: skip
+_T = TypeVar("_T")
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
@@ -29,10 +33,29 @@ def parse_address(address: str) -> tuple[str, int]:
     return match[1] or match[2], int(match[3])
 
 
+def interruptibly(question: Callable[[], _T]) -> _T:
+    """The answer of the resolver, which can take its time: on a thread, so that this one hears signals meanwhile."""
+    answers: list[_T] = []
+    errors: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            answers.append(question())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=ask, name="hyperpodrun-resolver", daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return answers[0]
+
+
 def resolve(host: str) -> list[str]:
     """Its numeric addresses; none for a name that nobody knows (yet)."""
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        found = interruptibly(lambda: socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
     except OSError:
         return []
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))

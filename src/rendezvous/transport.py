@@ -18,10 +18,12 @@ from typing import TypeVar
 
 import zmq
 
+from ..protocol.seldom import Seldom
 from .addresses import format_address, parse_address
 from .allowlist import Allowlist
 from .keys import JobKeys
 from .outgoing import Outgoing
+from .resolver import Resolver
 from .sockets import (
     FAILED,
     UNKNOWN,
@@ -38,8 +40,12 @@ from .sockets import (
 _AT_ONCE = 256
 """So many messages of one socket are dealt with before the others have their turn."""
 _LOOK_UP_S = 5.0
-_REFUSALS_EVERY_S = 60.0
 _ATTEMPTS = 16
+_STRANGERS = 64
+"""So many connections of one host may be open whose agent has not said who it is. More are ended as they come: each
+costs a descriptor, until ZeroMQ gives it up."""
+_NAMED = 100
+"""Of so many peers it is said, once, that they cannot be reached; of more, in one line a minute."""
 _REMEMBERED = 10_000
 """So many peers that were refused, and lines that were said, are known again."""
 
@@ -74,6 +80,7 @@ class Transport:
         self._peers: dict[int, str] = {}
         """Where the other end of such a connection is, by descriptor."""
         self._outgoing: dict[str, Outgoing] = {}
+        self._resolver = Resolver()
         self._look_ups: set[asyncio.Task[None]] = set()
         self._failure: str | None = None
         """Why the handshake failed of which the end of the connection will be told next."""
@@ -81,7 +88,7 @@ class Transport:
         self._told: dict[str, None] = {}
         self.tried: dict[str, str] = {}
         """By address: which numeric one it stands for, and how the last attempt at it ended."""
-        self._silent_until = 0.0
+        self._seldom = Seldom()
         self._draining = False
         self.counters: Counter[str] = Counter()
 
@@ -182,8 +189,7 @@ class Transport:
         try:
             if not port:
                 raise OSError("it is not an address")
-            names = self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            found = await asyncio.wait_for(names, _LOOK_UP_S)
+            found = await self._resolver.look_up(host, port, _LOOK_UP_S)
         except (OSError, UnicodeError, asyncio.TimeoutError) as error:
             reason = str(error) or f"silence for {_LOOK_UP_S} s"
             self._tell_once("unknown-host", host=host or outgoing.address, reason=reason)
@@ -289,11 +295,24 @@ class Transport:
             kind, value = news
             if kind == zmq.EVENT_ACCEPTED:
                 self._peers[value] = peer_name(value)
+                self._bound_strangers(value)
             elif kind in FAILED:
                 self.counters["handshakes_failed"] += 1
                 self._failure = "wrong or no secret" if self._keys is not None else "not of this protocol"
             elif kind == zmq.EVENT_DISCONNECTED:
                 self._disconnected(value)
+
+    def _bound_strangers(self, descriptor: int) -> None:
+        """A connection has come; it is one too many if its host has many that say nothing."""
+        peer = self._peers[descriptor]
+        host = parse_address(peer)[0]
+        strangers = sum(
+            number not in self._identities and parse_address(other)[0] == host for number, other in self._peers.items()
+        )
+        if peer != UNKNOWN and strangers > _STRANGERS:
+            self.counters["too_many"] += 1
+            self._tell_refusal(peer, f"{_STRANGERS} connections from there are open and say nothing")
+            hang_up(descriptor, peer)
 
     def _disconnected(self, descriptor: int) -> None:
         self._drain_router()  # what it said before counts
@@ -322,24 +341,30 @@ class Transport:
         """One line, the end of its connections to us, and it is not listened to again."""
         _remember(self._refused, identity)
         self.counters["malformed"] += 1
-        self._tell_once("bad-message", peer=repr(identity[:80]), reason=reason)
+        self._tell_seldom("bad-message", peer=repr(identity[:80]), reason=reason)
         for descriptor in [number for number, known in self._identities.items() if known == identity]:
             hang_up(descriptor, self._peers.get(descriptor, UNKNOWN))
 
     def _tell_refusal(self, peer: str, reason: str) -> None:
-        """One line a minute: who scans ports must not fill the log. Who is gone before he can be asked has no name."""
+        """Who is gone before he can be asked has no name."""
+        self._tell_seldom("peer-refused", peer=peer, reason=reason)
+
+    def _tell_seldom(self, event: str, **fields: object) -> None:
+        """One line a minute: who scans ports, or says what nobody understands, must not fill the log."""
         assert self._loop is not None
-        now = self._loop.time()
-        if now >= self._silent_until:
-            self._silent_until = now + _REFUSALS_EVERY_S
-            self._log("peer-refused", peer=peer, reason=reason)
+        left_out = self._seldom.due(event, self._loop.time())
+        if left_out is not None:
+            self._log(event, **fields, **({"more_of_them": left_out} if left_out else {}))
 
     def _tell_once(self, event: str, *, reason: object, **who: object) -> None:
         """One line about each peer."""
         what = f"{event} {who}"
         if what not in self._told:
             _remember(self._told, what)
-            self._log(event, **who, reason=reason)
+            if len(self._told) <= _NAMED:
+                self._log(event, **who, reason=reason)
+            else:  # more than a job has: somebody invents them
+                self._tell_seldom(event, **who, reason=reason)
 
 
 def _remember(table: dict[_What, None], what: _What) -> None:

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..protocol.seldom import Seldom
 from .epochs import Answer
 from .keyspace import Keyspace
 from .namespace import Session
+from .room import Room
 from .wire import Limits, RequestParser, WireError
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 REQUESTS_PER_SLICE = 256
 WRITE_CHUNK = 256 << 10
 BYTES_PER_SLICE = 4 << 20
+_COUNTED = 64 << 10
+"""A request of less than this is counted when it has been dealt with, not before."""
 
 
 @dataclass
@@ -34,6 +38,7 @@ class Hub:
 
     keyspace: Keyspace
     limits: Limits
+    room: Room
     log: Callable[[str], None]
     closing: bool = False
     connections: dict[Session, Connection] = field(default_factory=dict)
@@ -44,6 +49,13 @@ class Hub:
     requests: int = 0
     accepted: int = 0
     malformed: int = 0
+    _seldom: Seldom = field(default_factory=Seldom)
+
+    def tell(self, event: str, text: str) -> None:
+        """A line about what a client did, at most one a minute of each kind: whoever connects can cause it."""
+        left_out = self._seldom.due(event, time.monotonic())
+        if left_out is not None:
+            self.log(f"{event} {text}" + (f" more_of_them={left_out}" if left_out else ""))
 
     def deliver(self, answers: Iterable[Answer]) -> None:
         """Send answers to whom they are for."""
@@ -64,6 +76,7 @@ class Connection(asyncio.Protocol):
         self._clogged = False  # the transport holds more than it wants to
         self._slice: asyncio.Handle | None = None  # the next slice, if one is due
         self._over = False
+        self._counted = 0  # bytes of requests that are not complete, as the store's room knows them
         self.gone: asyncio.Future[None] = self._loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -86,6 +99,8 @@ class Connection(asyncio.Protocol):
         if self._slice is not None:
             self._slice.cancel()
         self._outbox.clear()
+        self._hub.room.give(self._counted)
+        self._counted = 0
         if self._hub.sharing is not None:
             self._hub.sharing.close(self._session)
         self._hub.keyspace.close(self._session)
@@ -96,9 +111,22 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """The client sent something."""
+        if self._over:
+            return
         self._parser.feed(data)
         if self._slice is None:
             self._work()
+        if not self._over:
+            try:
+                self._count()
+            except WireError as error:
+                self.refuse(str(error))
+
+    def _count(self) -> None:
+        """Tells the store's room what this client has under way. Raises WireError if that is too much."""
+        held = self._parser.held
+        self._hub.room.take(held - self._counted)
+        self._counted = held
 
     def pause_writing(self) -> None:
         """The client reads more slowly than it asks."""
@@ -120,6 +148,15 @@ class Connection(asyncio.Protocol):
             and not self._over
         ):
             self._slice = self._loop.call_soon(self._work)
+
+    def refuse(self, reason: str) -> None:
+        """Its request was a mistake: one line, and the end of this connection."""
+        self._hub.malformed += 1
+        self._hub.tell("store_malformed", f"peer={self._peer()} epoch={self._hub.keyspace.epoch} reason={reason!r}")
+        if self._over:
+            return
+        self._flush()
+        self.abort()
 
     def abort(self) -> None:
         """Close at once, without sending what is left."""
@@ -155,6 +192,8 @@ class Connection(asyncio.Protocol):
                 if request is None:
                     return False
                 hub.requests += 1
+                if self._counted > _COUNTED:
+                    self._count()  # what becomes a value is not to be counted twice
                 if hub.sharing is not None and hub.sharing.take(session, request, now_ns):
                     if hub.sharing.holds(session):
                         return True
@@ -167,12 +206,9 @@ class Connection(asyncio.Protocol):
                 if outbox and len(outbox[-1]) >= WRITE_CHUNK:
                     break
         except WireError as error:
-            hub.malformed += 1
-            hub.log(f"store_malformed peer={self._peer()} epoch={hub.keyspace.epoch} reason={str(error)!r}")
-            self._flush()
-            self.abort()
+            self.refuse(str(error))
         except Exception as error:  # a fault in the store itself must cost one client, not the agent
-            hub.log(f"store_error peer={self._peer()} epoch={hub.keyspace.epoch} error={error!r}")
+            hub.tell("store_error", f"peer={self._peer()} epoch={hub.keyspace.epoch} error={error!r}")
             self.abort()
         return True
 

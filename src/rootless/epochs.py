@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from . import wire
 from .namespace import Namespace, Place, Session, Waiter
+from .room import OVERHEAD, Room
 
 Answer = tuple[Session, list[bytes]]
 """A reply, as buffers, and whom it is for: the one who asked, or one who waited."""
@@ -20,10 +21,11 @@ Answer = tuple[Session, list[bytes]]
 class Epochs:
     """Living namespaces by epoch; the oldest is the current one."""
 
-    def __init__(self, epoch: int) -> None:
+    def __init__(self, epoch: int, room: Room) -> None:
         self.current = epoch
         self.cancelled_waits = 0
-        self._spaces = {epoch: Namespace(epoch)}
+        self._room = room
+        self._spaces = {epoch: Namespace(epoch, room)}
 
     def peek(self, epoch: int) -> Namespace | None:
         """The namespace of an epoch, if there is one."""
@@ -33,7 +35,7 @@ class Epochs:
         """The namespace of an epoch, made on first use; None for an epoch that has gone."""
         space = self._spaces.get(epoch)
         if space is None and epoch >= self.current:
-            space = self._spaces[epoch] = Namespace(epoch)
+            space = self._spaces[epoch] = Namespace(epoch, self._room)
         return space
 
     def advance(self, epoch: int) -> list[Namespace]:
@@ -42,7 +44,10 @@ class Epochs:
             raise ValueError(f"epoch {epoch} is older than the current epoch {self.current}")
         self.current = epoch
         self.open(epoch)
-        return [self._spaces.pop(old) for old in sorted(self._spaces) if old < epoch]
+        gone = [self._spaces.pop(old) for old in sorted(self._spaces) if old < epoch]
+        for space in gone:
+            space.free()
+        return gone
 
     def wait(self, session: Session, places: tuple[Place, ...]) -> list[Answer]:
         """Wait for keys: answered now if all are there, or if one of them cannot come any more."""
@@ -60,6 +65,9 @@ class Epochs:
             return self.cancel(waiter)
         if not missing:
             return self._release(waiter)
+        cost = sum(len(key) + OVERHEAD for _, key in missing)
+        self._room.take(cost)
+        waiter.cost = cost
         session.waiter = waiter
         for epoch, key in missing:
             self._spaces[epoch].enlist(key, waiter)
@@ -117,6 +125,8 @@ class Epochs:
         """A session's wait, if it has one, needs no answer any more."""
         waiter, session.waiter = session.waiter, None
         if waiter is not None:
+            self._room.give(waiter.cost)
+            waiter.cost = 0
             for epoch, key in waiter.missing:
                 if epoch in self._spaces:
                     self._spaces[epoch].strike(key, waiter)

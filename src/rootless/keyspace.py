@@ -36,18 +36,20 @@ from . import requests as rq
 from . import wire
 from .epochs import Answer, Epochs
 from .namespace import Namespace, Place, Session
+from .room import Room
 
 _MARKS = (b"/hyperpodrun-epoch-", b"hyperpodrun-epoch-")
 _EPOCH_KEY = re.compile(rb"(/?)hyperpodrun-epoch-(0|[1-9][0-9]{0,17})/")
+_LARGEST_ANSWER = wire.Limits().request
 _NOTHING: tuple[Answer, ...] = ()
 
 
 class Keyspace:
     """Applies the requests of sessions to epoch-fenced keys."""
 
-    def __init__(self, epoch: int = 0) -> None:
+    def __init__(self, epoch: int = 0, room: Room | None = None) -> None:
         self.dropped_stale_writes = 0
-        self._epochs = Epochs(epoch)
+        self._epochs = Epochs(epoch, Room() if room is None else room)
         self._sessions: set[Session] = set()
         self._now_ns = 0
         self._handlers: dict[type, Callable[[Session, Any], Sequence[Answer]]] = {
@@ -187,7 +189,7 @@ class Keyspace:
         space, key = self._find_to_write(session, key)
         if space is None:
             return _NOTHING
-        space.values[key] = value
+        space.put(key, value)
         return self._epochs.wake(space, key) if key in space.waiting else _NOTHING
 
     def _compare_set(self, session: Session, request: rq.CompareSet) -> Sequence[Answer]:
@@ -198,7 +200,8 @@ class Keyspace:
         if held is None and request.expected:
             return [(session, wire.encode_blobs([request.expected]))]  # what torch's own server answers
         if held is None or held == request.expected:
-            held = space.values[key] = request.desired
+            space.put(key, request.desired)
+            held = request.desired
         return [*self._epochs.wake(space, key), (session, wire.encode_blobs([held]))]
 
     def _add(self, session: Session, request: rq.Add) -> Sequence[Answer]:
@@ -220,7 +223,7 @@ class Keyspace:
 
     def _delete_key(self, session: Session, request: rq.DeleteKey) -> Sequence[Answer]:
         space, key = self._find_to_write(session, request.key)
-        deleted = space is not None and space.values.pop(key, None) is not None
+        deleted = space is not None and space.remove(key)
         return [(session, [wire.encode_i64(deleted)])]
 
     def _read(self, session: Session, key: bytes) -> bytes | bytearray:
@@ -232,7 +235,10 @@ class Keyspace:
         return [(session, wire.encode_blobs([self._read(session, request.key)]))]
 
     def _multi_get(self, session: Session, request: rq.MultiGet) -> Sequence[Answer]:
-        return [(session, wire.encode_blobs(self._read(session, key) for key in request.keys))]
+        values = [self._read(session, key) for key in request.keys]
+        if (size := sum(map(len, values))) > _LARGEST_ANSWER:
+            raise wire.WireError(f"an answer of {size} bytes is over the limit of {_LARGEST_ANSWER}")
+        return [(session, wire.encode_blobs(values))]
 
     def _check(self, session: Session, request: rq.Check) -> Sequence[Answer]:
         for key in request.keys:

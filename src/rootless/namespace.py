@@ -11,9 +11,13 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from .room import OVERHEAD, Room
+
 Place = tuple[int, bytes]
 """An epoch and a key inside it."""
 
+_OF_AN_EPOCH = 1 << 10
+"""Bytes that the tables of an epoch cost."""
 _DECIMAL = re.compile(rb"\s*[+-]?[0-9]{1,19}")
 
 
@@ -37,6 +41,7 @@ class Waiter:
     places: tuple[Place, ...]
     missing: set[Place]
     barrier: bool = False
+    cost: int = 0  # what the store's room has been told of
 
 
 Waiters = dict[bytes, dict[Waiter, None]]
@@ -45,7 +50,11 @@ Waiters = dict[bytes, dict[Waiter, None]]
 class Namespace:
     """One epoch's part of the store."""
 
-    def __init__(self, epoch: int) -> None:
+    def __init__(self, epoch: int, room: Room) -> None:
+        """Raises WireError if there is no room for it."""
+        self._room = room
+        self._held = 0
+        self._charge(_OF_AN_EPOCH)
         self.epoch = epoch
         self.cancelled = False
         self.last_write_ns: int | None = None
@@ -53,6 +62,30 @@ class Namespace:
         self.queues: dict[bytes, deque[bytes]] = {}
         self.waiting: Waiters = {}
         self.arrived: Waiters = {}
+
+    def _charge(self, size: int) -> None:
+        """Raises WireError, before anything has changed, if there is no room for so much more."""
+        self._room.take(size)
+        self._held += size
+
+    def free(self) -> None:
+        """The epoch has gone, with all it held."""
+        self._room.give(self._held)
+        self._held = 0
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Give a key a value."""
+        held = self.values.get(key)
+        self._charge(len(value) - len(held) if held is not None else len(key) + len(value) + OVERHEAD)
+        self.values[key] = value
+
+    def remove(self, key: bytes) -> bool:
+        """Forget a key; whether it had a value."""
+        held = self.values.pop(key, None)
+        if held is None:
+            return False
+        self._charge(-(len(key) + len(held) + OVERHEAD))
+        return True
 
     def has(self, key: bytes) -> bool:
         """A key is there if it has a value or is a queue that is not empty."""
@@ -65,21 +98,24 @@ class Namespace:
         if number is None:
             raise ValueError(f"{key[:80]!r} holds a value that is not a number")
         total = (int(number[0]) + delta + (1 << 63)) % (1 << 64) - (1 << 63)
-        self.values[key] = b"%d" % total
+        self.put(key, b"%d" % total)
         return total
 
     def append(self, key: bytes, value: bytes) -> None:
         """Grow a value in place."""
         held = self.values.get(key)
         if held is None:
-            self.values[key] = value
-        elif isinstance(held, bytearray):
+            self.put(key, value)
+            return
+        self._charge(len(value))
+        if isinstance(held, bytearray):
             held += value
         else:
             self.values[key] = bytearray(held) + value
 
     def push(self, key: bytes, value: bytes) -> None:
         """Add an element to the end of a queue."""
+        self._charge(len(value) + OVERHEAD + (0 if key in self.queues else len(key)))
         self.queues.setdefault(key, deque()).append(value)
 
     def pop(self, key: bytes) -> tuple[int, bytes]:
@@ -90,6 +126,7 @@ class Namespace:
         count, value = len(queue), queue.popleft()
         if not queue:
             del self.queues[key]
+        self._charge(-(len(value) + OVERHEAD + (0 if queue else len(key))))
         return count, value
 
     def enlist(self, key: bytes, waiter: Waiter) -> None:

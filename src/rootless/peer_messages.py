@@ -9,6 +9,9 @@ import msgspec
 from ..protocol.messages import MessageError
 from . import requests as rq
 
+MAX_SHARED_BYTES = 31 << 20
+"""Keys and values of one request or answer between nodes, a little less than a connection between agents takes."""
+
 Shared: TypeAlias = (
     rq.Set | rq.CompareSet | rq.Get | rq.Add | rq.Check | rq.Wait | rq.NumKeys | rq.DeleteKey | rq.Append | rq.MultiGet
     | rq.MultiSet | rq.QueuePush | rq.QueuePop | rq.QueueLen | rq.ListKeys | rq.Barrier
@@ -28,11 +31,15 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
 
 
 class Answer(msgspec.Struct, frozen=True, tag=True):
-    """The store's answer as its client would get it; for a wait that was granted also the values, None for a queue."""
+    """The store's answer as its client would get it; for a wait that was granted also the values, None for a queue.
+
+    `refused`: the request cannot be carried out, which its client pays for. The sentence says why.
+    """
 
     serial: int
     reply: bytes
     values: tuple[bytes | None, ...] = ()
+    refused: str = ""
 
 
 class Forget(msgspec.Struct, frozen=True, tag=True):

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .connection import Connection, Hub
+from .admission import Doorkeeper
+from .connection import Hub
 from .gloo_addresses import listeners_in
 from .keyspace import Keyspace
-from .listening import BACKLOG, listen
+from .listening import listen
+from .room import Room
 from .wire import Limits
 
 if TYPE_CHECKING:
     from .peer_messages import StoreMessage
     from .sharing import Sharing
-
-_PORT_ATTEMPTS = 8  # to find a port that is free on both loopback addresses
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,10 @@ class StoreCounters:
 
 
 class StoreServer:
-    """The store of one node. It serves `sockets` of `listening.listen`, or binds `host` and `port` itself."""
+    """The store of one node. It serves `sockets` of `listening.listen`, or binds `host` and `port` itself.
+
+    `users` names those who run the job's processes beside this one; nobody else is served.
+    """
 
     def __init__(
         self,
@@ -48,14 +51,18 @@ class StoreServer:
         sockets: Sequence[socket.socket] = (),
         epoch: int = 0,
         limits: Limits = Limits(),  # noqa: B008 (frozen)
+        users: Callable[[], Iterable[int]] | None = None,
+        most_connections: int | None = None,
         log: Callable[[str], None],
     ) -> None:
         self._host = host
         self._port = port
         self._sockets = list(sockets)
-        self._servers: list[asyncio.Server] = []
-        self._keyspace = Keyspace(epoch)
-        self._hub = Hub(self._keyspace, limits, log)
+        room = Room(limits.store)
+        self._keyspace = Keyspace(epoch, room)
+        self._hub = Hub(self._keyspace, limits, room, log)
+        self._users, self._most_connections = users, most_connections
+        self._door: Doorkeeper | None = None
 
     def bind(self) -> int:
         """Bind and listen, without an event loop; clients that connect wait for `start`. Returns the port.
@@ -71,12 +78,9 @@ class StoreServer:
     async def start(self) -> int:
         """Begin to serve, on the sockets of `bind`, which is called if it was not. Returns the port."""
         self.bind()
-        if not self._servers:
-            loop = asyncio.get_running_loop()
-            self._servers = [
-                await loop.create_server(lambda: Connection(self._hub), sock=sock, backlog=BACKLOG)
-                for sock in self._sockets
-            ]
+        if self._door is None:
+            self._door = Doorkeeper(self._hub, self._users, self._most_connections)
+            self._door.open(self._sockets)
         return self._port
 
     def advance(self, epoch: int) -> None:
@@ -135,13 +139,11 @@ class StoreServer:
     async def close(self) -> None:
         """Stop listening and close every connection; returns when the last is closed."""
         self._hub.closing = True
-        for server in self._servers:
-            server.close()
+        if self._door is not None:
+            await self._door.close()
         for sock in self._sockets:
             sock.close()
         for connection in list(self._hub.connections.values()):
             connection.abort()
         while self._hub.connections:
             await asyncio.wait([connection.gone for connection in self._hub.connections.values()])
-        for server in self._servers:
-            await server.wait_closed()

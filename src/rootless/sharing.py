@@ -9,6 +9,9 @@ torch sends next is answered here.
 When an epoch fails, everything that is asked for in it is answered at once: waits with a cancel, the rest as the
 keyspace answers for an epoch that has gone. What a broken connection has swallowed is asked again.
 
+What cannot be carried out costs the client that asked for it; an answer that does not fit its question costs the node
+that gave it; an answer of another node than was asked is not taken.
+
 The values that pass by are searched for addresses of gloo's listeners: those that this node's workers are connected
 with have all been published, or read, through here.
 """
@@ -25,7 +28,8 @@ from .gloo_addresses import listeners_in
 from .keyspace import Keyspace
 from .namespace import Place, Session
 from .owning import Owner, Receiver
-from .peer_messages import Answer, Ask, Forget, Shared, StoreMessage
+from .peer_answers import check_answer
+from .peer_messages import MAX_SHARED_BYTES, Answer, Ask, Forget, Shared, StoreMessage
 
 _MANY = rq.MultiGet | rq.MultiSet | rq.Check | rq.Wait
 _ALL = rq.NumKeys | rq.ListKeys
@@ -141,6 +145,8 @@ class Sharing:
             return False
         if any(place[0] != epoch for place in places):
             raise wire.WireError("one request for keys of two epochs")
+        if (size := _size_of(request)) > MAX_SHARED_BYTES:  # whoever owns it: what works must not depend on a hash
+            raise wire.WireError(f"a request of {size} bytes is over the limit of {MAX_SHARED_BYTES} on several nodes")
         nodes = owners if isinstance(request, _ALL) else [self._owner_of(place) for place in places]
         if all(node == self._own() for node in nodes):
             return False
@@ -155,6 +161,8 @@ class Sharing:
             pending.parts[self._serial] = _Part(node, _part_of(request, places, indices), indices)
             self._pending[self._serial] = pending
         for serial, part in list(pending.parts.items()):
+            if self._of_session.get(session) is not pending:  # one part has decided it
+                break
             self._dispatch(serial, pending, part, now_ns)
         return True
 
@@ -173,14 +181,14 @@ class Sharing:
     # ---- other nodes -----------------------------------------------------------------------------------------------
 
     def receive(self, node: int, asker: str, message: StoreMessage, now_ns: int) -> None:
-        """Another store speaks. Raises WireError for a request that cannot be carried out."""
+        """Another store speaks. Raises WireError for an answer that does not fit its question."""
         match message:
             case Ask():
                 self.owner.serve(asker, message, lambda answer: self._send(node, answer), now_ns)
             case Forget():
                 self.owner.forget(asker, message.serial)
             case Answer():
-                self._answered(message)
+                self._answered(node, message)
 
     # ---- inside ----------------------------------------------------------------------------------------------------
 
@@ -194,15 +202,22 @@ class Sharing:
     def _dispatch(self, serial: int, pending: _Pending, part: _Part, now_ns: int) -> None:
         ask = self._ask(serial, pending.epoch, part.request)
         if part.node == self._own():
-            self.owner.serve("", ask, self._answered, now_ns)
+            self.owner.serve("", ask, lambda answer: self._answered(part.node, answer), now_ns)
         else:
             self._send(part.node, ask)
 
-    def _answered(self, answer: Answer) -> None:
+    def _answered(self, node: int, answer: Answer) -> None:
         pending = self._pending.get(answer.serial)
-        if pending is None or pending.parts[answer.serial].answer is not None:
+        if pending is None:
             return
-        pending.parts[answer.serial].answer = answer
+        part = pending.parts[answer.serial]
+        if part.answer is not None or part.node != node:
+            return
+        if answer.refused:
+            self._refuse(pending, answer.refused)
+            return
+        check_answer(part.request, answer)
+        part.answer = answer
         waits = isinstance(pending.request, rq.Wait | rq.Barrier)
         if waits and answer.reply == wire.WAIT_CANCELED:
             self._abandon(pending)
@@ -239,6 +254,13 @@ class Sharing:
             self._answer(session, [wire.encode_i64(len(keys)), *wire.encode_blobs(keys)])
         else:
             self._answer(session, [answer.reply for _, answer in answers if answer.reply])
+
+    def _refuse(self, pending: _Pending, reason: str) -> None:
+        """It was this client's mistake."""
+        self._drop(pending)
+        receiver = self._receivers.get(pending.session)
+        if receiver is not None:
+            receiver.refuse(reason)
 
     def _abandon(self, pending: _Pending) -> None:
         """It is answered as for an epoch that has gone."""
@@ -302,6 +324,18 @@ def _keys_of(request: rq.Request) -> tuple[bytes, ...]:
         case rq.Validate() | rq.Ping() | rq.CancelWait() | rq.NumKeys() | rq.ListKeys():
             return ()
     return (request.key,)
+
+
+def _size_of(request: rq.Request) -> int:
+    """Bytes of keys and values."""
+    match request:
+        case rq.Set() | rq.Append() | rq.QueuePush():
+            return len(request.key) + len(request.value)
+        case rq.CompareSet():
+            return len(request.key) + len(request.expected) + len(request.desired)
+        case rq.MultiSet():
+            return sum(len(key) + len(value) + 16 for key, value in request.items)
+    return sum(len(key) + 16 for key in _keys_of(request))
 
 
 def _part_of(request: rq.Request, places: Sequence[Place], indices: Sequence[int]) -> Shared:

@@ -59,12 +59,14 @@ class WireError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one connection may ask for. `request` bounds the keys and values of one request together."""
+    """What one connection may ask for. `request` bounds the keys and values of one request, or answer, together,
+    `store` all that a store holds for all of them."""
 
     key: int = 64 << 10
     value: int = 256 << 20
     count: int = 1 << 20
     request: int = 513 << 20
+    store: int = 1 << 30
 
 
 # A field is a number of this format, or a key or a value (its name, for messages).
@@ -147,6 +149,11 @@ class RequestParser:
     def buffered(self) -> int:
         """Bytes fed and not yet part of a field."""
         return len(self._buffer) - self._at
+
+    @property
+    def held(self) -> int:
+        """Bytes fed of which no request has been made yet."""
+        return len(self._buffer) - self._at + self._size - max(self._length, 0)
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take in bytes; call `next_request` until it is dry before the next feed, or they pile up."""

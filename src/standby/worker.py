@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..protocol import standby as protocol
+from ..protocol.temporary import keep_sockets_with_the_job
 
 _PR_SET_PDEATHSIG = 1
 _ADOPTED = signal.SIGURG
@@ -138,6 +139,7 @@ def _renew_identity() -> None:
     process = sys.modules.get("multiprocessing.process")
     if process is not None:
         process.current_process().authkey = os.urandom(32)
+        keep_sockets_with_the_job()
     logging: Any = sys.modules.get("logging")
     if logging is not None:
         logging._startTime = time.time_ns() if isinstance(logging._startTime, int) else time.time()

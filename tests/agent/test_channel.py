@@ -83,6 +83,7 @@ def test_strange_identities_and_too_many_frames_are_refused(tmp_path):
         while channel.counters["malformed"] < 2:
             await asyncio.sleep(0.001)
         assert received.empty()
+        assert console.lines == ["bad-message"], "one line a minute, however many there are"
 
     exchange(tmp_path, conversation)
 

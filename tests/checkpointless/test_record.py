@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
+from hyperpodrun.checkpointless.step.history import History
 from hyperpodrun.checkpointless.step.record import RankRecord, _read_slots, read_record
 
 
@@ -168,3 +170,34 @@ def test_where_there_is_no_room_the_notes_of_before_stay(tmp_path, monkeypatch):
     assert [read_record(tmp_path / "rank-0", step) for step in (1, 2, 3)] == [b"note 1", b"note 2", b"note 3"]
     record.write(3, b"x" * 4000)
     assert read_record(tmp_path / "rank-0", 3) == b"x" * 4000
+
+
+def _full(*_: object) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_training_goes_on_without_a_record_where_memory_is_full(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(os, "posix_fallocate", _full)
+    history = History()
+    history.open(tmp_path / "rank-0")
+    history.rewrite(SimpleNamespace(step=1), _taker(b"one"), (0, 1))
+    (said,) = caplog.messages
+    assert f"not recorded in {tmp_path}: [Errno {errno.ENOSPC}]" in said
+    assert read_record(tmp_path / "rank-0", 1) is None
+
+
+def test_a_record_that_could_not_be_written_says_nothing_of_later_steps(tmp_path, monkeypatch, caplog):
+    history = History()
+    history.open(tmp_path / "rank-0")
+    history.rewrite(SimpleNamespace(step=1), _taker(b"one"), (0, 1))
+    monkeypatch.setattr(os, "pwrite", _full)
+    history.rewrite(SimpleNamespace(step=2), _taker(b"two"), (1, 2))
+    monkeypatch.undo()
+    for step in (3, 4):
+        history.rewrite(SimpleNamespace(step=step), _taker(b"later"), (step - 1, step))
+    assert len(caplog.messages) == 1
+    assert [read_record(tmp_path / "rank-0", step) for step in (1, 2, 3, 4)] == [b"one", None, None, None]
+
+
+def _taker(payload: bytes) -> SimpleNamespace:
+    return SimpleNamespace(local_bytes=lambda small: payload)

@@ -139,14 +139,20 @@ def test_timeouts() -> None:
     assert (default.heartbeat_interval, default.heartbeat_limit) == (1, 5)
 
 
-def test_a_secret_is_needed_except_on_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_is_needed_and_on_one_machine_the_user_has_one(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setattr("hyperpodrun.launcher.machine_secret.PLACES", (str(tmp_path),))
     assert cluster("--nnodes=2", "--rdzv-endpoint=host0").secret == SECRET.encode()
     monkeypatch.delenv("HYPERPODRUN_JOB_SECRET")
     with pytest.raises(UsageError, match="--insecure"):
         cluster("--nnodes=2", "--rdzv-endpoint=host0")
     assert cluster("--nnodes=2", "--rdzv-endpoint=host0", "--insecure").secret is None
     on_one_machine = cluster("--nnodes=2", "--rdzv-endpoint=localhost")
-    assert (on_one_machine.secret, on_one_machine.bind) == (None, "127.0.0.1")
+    (file,) = tmp_path.glob("*/*")
+    assert (on_one_machine.secret, on_one_machine.bind) == (file.read_bytes(), "127.0.0.1")
+    assert cluster("--nnodes=2", "--rdzv-endpoint=localhost", "--insecure").secret is None
+    monkeypatch.setattr("hyperpodrun.launcher.machine_secret.PLACES", ("/nonexistent",))
+    with pytest.raises(UsageError, match=r"/nonexistent/hyperpodrun-\d+: No such file or directory.*--insecure"):
+        cluster("--nnodes=2", "--rdzv-endpoint=localhost")
 
 
 @pytest.mark.parametrize("quote", ["'", '"'])

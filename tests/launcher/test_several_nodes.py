@@ -75,3 +75,52 @@ def test_a_spare_succeeds_with_the_job_and_another_job_at_its_endpoint_is_refuse
         for node in nodes:
             node.kill()
     assert len(list(tmp_path.glob("up.*"))) == 2, "the spare has started a worker"
+
+
+_MISTAKES = """
+import os, pathlib, socket, struct, time
+
+def blob(data):
+    return struct.pack("<Q", len(data)) + data
+
+def ask(request, answer):
+    with socket.create_connection(("127.0.0.1", int(os.environ["MASTER_PORT"])), timeout=20) as store:
+        store.sendall(b"\\0" + struct.pack("<I", 0x3C85F7CE))
+        try:
+            store.sendall(request)
+            store.sendall(b"\\x0d" + struct.pack("<I", 7))
+            got = store.recv(answer)
+        except ConnectionError:
+            got = b""
+        return got
+
+def wait_for(key):
+    ask(b"\\6" + struct.pack("<Q", 1) + blob(key), 1)
+
+if os.environ["RANK"] == "1":
+    for number in range(8):
+        key = b"k%d" % number  # a key of the other node is among them
+        ask(b"\\1" + blob(key) + blob(b"text"), 4)
+        assert ask(b"\\4" + blob(key) + struct.pack("<q", 1), 4) == b"", "add on text"
+        assert ask(b"\\1" + blob(key) + blob(b"x" * (33 << 20)), 4) == b"", "a large value"
+    ask(b"\\1" + blob(b"made") + blob(b"1"), 4)
+wait_for(b"made")
+pathlib.Path("done." + os.environ["RANK"]).touch()
+"""
+
+
+def test_a_scripts_mistakes_with_the_store_cost_no_node(tmp_path, free_port, script):
+    worker = script(_MISTAKES)
+    options = ["--nnodes=2", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=mistakes", "--start-method=spawn"]
+    nodes = [
+        subprocess.Popen([sys.executable, "-m", "hyperpodrun", *options, worker], stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    try:
+        errors = [node.communicate(timeout=90)[1] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], errors
+    assert sorted(path.name for path in tmp_path.glob("done.*")) == ["done.0", "done.1"]
+    assert not any("node-lost" in text or "bad-message" in text for text in errors)

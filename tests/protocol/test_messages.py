@@ -92,3 +92,24 @@ def test_any_text_is_an_identity_or_refused(text):
         return
     assert local_rank >= 0
     assert incarnation >= 0
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        messages.Attach(-1, None),
+        messages.Attach(1, float("nan")),
+        messages.Attach(1, float("-inf")),
+        messages.Attach(1, -1.0),
+        messages.Arrive(epoch=-2, call=1, step=0, healthy=True),
+        messages.Arrive(epoch=0, call=1, step=-1, healthy=True),
+        messages.Stepped(3, -17, 1, 2, 3),
+        messages.Stepped(3, 17, 1, 2, -3),
+        messages.Stepped(2**64 - 1, 17, 1, 2, 3),
+        messages.Completed(-5),
+    ],
+    ids=repr,
+)
+def test_a_number_that_the_agent_cannot_calculate_with_is_refused(message):
+    with pytest.raises(messages.MessageError):
+        messages.decode_from_worker(messages.encode(message))

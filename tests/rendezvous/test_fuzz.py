@@ -161,7 +161,7 @@ def test_a_live_job_is_undisturbed(start: Any, script: Callable[[str], Path], tm
     room.mkdir()
     host, port = free_address()
     address = format_address(host, port)
-    options = ["--nnodes=2", "--nproc-per-node=1", f"--rdzv-endpoint={address}", "--inprocess-restart"]
+    options = ["--nnodes=2", "--nproc-per-node=1", f"--rdzv-endpoint={address}", "--inprocess-restart", "--insecure"]
     launches = [start(*options, script(SCRIPT), room) for _ in range(2)]
     environments = [wait_for(room / f"epoch-0.{rank}") for rank in range(2)]
 

@@ -175,6 +175,25 @@ def test_garbage_on_the_port_disturbs_nobody() -> None:
     play(scene, End("one"), End("friend"))
 
 
+def test_connections_that_say_nothing_are_bounded_and_an_agent_still_gets_in() -> None:
+    async def scene(one: End, friend: End) -> None:
+        held = [await asyncio.open_connection("127.0.0.1", one.port) for _ in range(80)]
+        await until(lambda: one.transport.counters["too_many"] >= 16)
+        ended = [asyncio.ensure_future(reader.read()) for reader, _ in held]  # until its end
+        await until(lambda: sum(task.done() for task in ended) >= 16)
+        friend.say(one, b"a word")
+        await until(lambda: len(one.closed) + len(one.heard) or friend.closed)
+        for task, (_, writer) in zip(ended, held, strict=True):
+            writer.close()
+            task.cancel()
+        await until(lambda: not one.transport._peers)
+        friend.say(one, b"another")
+        await until(lambda: (b"another") in [data for _, data in one.heard])
+        assert [event for event, _ in one.logged] == ["peer-refused"]
+
+    play(scene, End("one"), End("friend"))
+
+
 def test_frames_that_are_not_of_the_protocol_are_refused_with_one_line() -> None:
     async def scene(one: End) -> None:
         context = zmq.Context()
@@ -189,7 +208,7 @@ def test_frames_that_are_not_of_the_protocol_are_refused_with_one_line() -> None
             dealer.close()
         await until(lambda: one.transport.counters["malformed"] == len(identities))
         assert one.heard == []
-        assert len(one.logged) == len(identities)
+        assert [event for event, _ in one.logged] == ["bad-message"], "one line a minute, however many there are"
         context.destroy(0)
 
     play(scene, End("one", None))

@@ -13,12 +13,18 @@ from typing import Any
 
 import pytest
 from hyperpodrun.rootless import peer_messages
-from hyperpodrun.rootless.peer_messages import StoreMessage
+from hyperpodrun.rootless import requests as rq
+from hyperpodrun.rootless.keyspace import Keyspace
+from hyperpodrun.rootless.peer_messages import MAX_SHARED_BYTES, Answer, Ask, StoreMessage
 from hyperpodrun.rootless.server import StoreServer
 from hyperpodrun.rootless.sharing import Sharing
+from hyperpodrun.rootless.wire import STOP_WAITING, WireError
+from msgspec import structs
+from wire_client import RawClient, blob
 
 dist = pytest.importorskip("torch.distributed")
 LIMIT = timedelta(seconds=20)
+LARGE = b"x" * (MAX_SHARED_BYTES // 2 + 1)
 
 
 class Stores:
@@ -26,9 +32,12 @@ class Stores:
 
     def __init__(self, count: int) -> None:
         self.loop = asyncio.new_event_loop()
-        self.servers = [StoreServer(log=print) for _ in range(count)]
+        self.servers = [StoreServer(log=lambda line: self.lines.append(line)) for _ in range(count)]
         self.sharings: list[Sharing] = []
         self.cut: set[int] = set()
+        self.lines: list[str] = []
+        self.blamed: list[tuple[int, str]] = []
+        """Nodes whose messages were not fit to be taken, and why."""
         self.messages = 0
         self._dice = random.Random(5)
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
@@ -48,7 +57,10 @@ class Stores:
             self.loop.call_later(0.0005 * self._dice.random(), self._deliver, node, other, data)
 
     def _deliver(self, node: int, other: int, data: bytes) -> None:
-        self.sharings[other].receive(node, f"agent-{node}", peer_messages.decode(data), 1)
+        try:
+            self.sharings[other].receive(node, f"agent-{node}", peer_messages.decode(data), 1)
+        except WireError as error:
+            self.blamed.append((node, str(error)))
 
     def call(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(20)
@@ -230,3 +242,113 @@ def test_gloo_listeners_of_all_nodes_are_known_on_each(stores: Stores) -> None:
         stores.client(node).get("0/1")
     found = [stores.do(lambda server=server: server.published_listeners(0)) for server in stores.servers]
     assert found == [(("10.77.0.11", 8080),)] * 3
+
+
+@pytest.mark.parametrize(
+    ("before", "mistake"),
+    [
+        ([rq.Set(b"{}", b"text")], rq.Add(b"{}", 1)),
+        ([rq.Set(b"{}", b"text")], rq.Barrier(b"{}", 3)),
+        ([], rq.Set(b"{}", LARGE * 2)),
+        ([], rq.MultiSet(((b"{}", LARGE), (b"{}+", LARGE)))),
+        ([rq.Append(b"{}", LARGE), rq.Append(b"{}", LARGE)], rq.Get(b"{}")),
+    ],
+    ids=["add", "barrier", "set", "multi_set", "get"],
+)
+def test_a_mistake_with_the_store_costs_one_client_and_no_node(stores: Stores, before: Any, mistake: Any) -> None:
+    for number in range(6):  # keys of every node are among them
+        with RawClient(stores.ports[0]) as good, RawClient(stores.ports[0]) as bad:
+            for request in before:
+                good.send(named(request, number))
+                assert good.in_step()
+            bad.send(named(mistake, number))
+            if isinstance(mistake, rq.Get) and _owner(stores, number) == 0:
+                continue  # what is here need not go anywhere
+            assert bad.closed()
+            assert good.in_step()
+    assert stores.blamed == []
+    assert stores.lines
+    assert all("store_malformed" in line for line in stores.lines)
+    clients = [RawClient(port) for port in stores.ports]
+    clients[1].send(rq.Set(b"after", b"1"), rq.Ping(1))
+    assert clients[1].read(4)
+    clients[2].send(rq.Get(b"after"))
+    assert clients[2].read(9) == blob(b"1")
+    for client in clients:
+        client.socket.close()
+
+
+def named(request: Any, number: int) -> Any:
+    """The request, with keys of this number."""
+    if isinstance(request, rq.MultiSet):
+        return rq.MultiSet(tuple((key.replace(b"{}", b"k%d" % number), value) for key, value in request.items))
+    return structs.replace(request, key=request.key.replace(b"{}", b"k%d" % number))
+
+
+def _owner(stores: Stores, number: int) -> int:
+    return stores.sharings[0]._owner_of((0, b"k%d" % number))
+
+
+class Asking:
+    """The asking side alone: what it asks, and what its one client hears."""
+
+    def __init__(self) -> None:
+        keyspace = Keyspace()
+        self.asked: list[tuple[int, Any]] = []
+        self.heard: list[bytes] = []
+        self.session = keyspace.open()
+        self.sharing = Sharing(keyspace, {self.session: self}, lambda *ask: self.asked.append(ask), lambda: 0)
+        self.sharing.open(0, (0, 1, 2))
+        self.keys = [b"k%d" % n for n in range(40) if self.sharing._owner_of((0, b"k%d" % n)) == 1]
+
+    def send(self, reply: list[bytes]) -> None:
+        self.heard.append(b"".join(reply))
+
+    def refuse(self, reason: str) -> None:
+        self.heard.append(reason.encode())
+
+    def ask(self, request: Any) -> Ask:
+        assert self.sharing.take(self.session, request, 0)
+        node, ask = self.asked[-1]
+        assert node == 1
+        return ask
+
+
+def test_an_answer_of_a_node_that_was_not_asked_is_not_taken() -> None:
+    asking = Asking()
+    ask = asking.ask(rq.Wait((asking.keys[0],)))
+    asking.sharing.receive(2, "another", Answer(ask.serial, STOP_WAITING, (b"forged",)), 0)
+    assert asking.heard == []
+    asking.sharing.receive(1, "the owner", Answer(ask.serial, STOP_WAITING, (b"true",)), 0)
+    assert asking.heard == [STOP_WAITING]
+    assert asking.sharing.take(asking.session, rq.Get(asking.keys[0]), 0)
+    assert asking.heard[1:] == [blob(b"true")]
+
+
+@pytest.mark.parametrize(
+    ("request_of", "reply", "values"),
+    [
+        (lambda keys: rq.Wait(keys[:2]), STOP_WAITING, ()),
+        (lambda keys: rq.Wait(keys[:2]), STOP_WAITING, (b"1",)),
+        (lambda keys: rq.Wait(keys[:1]), b"maybe", ()),
+        (lambda keys: rq.MultiGet(keys[:2]), blob(b"one"), ()),
+        (lambda keys: rq.MultiGet(keys[:1]), b"\xff" * 20, ()),
+        (lambda keys: rq.Get(keys[0]), b"", ()),
+        (lambda keys: rq.Get(keys[0]), blob(b"one") * 2, ()),
+        (lambda keys: rq.Get(keys[0]), blob(b"one"), (b"one",)),
+        (lambda keys: rq.Check(keys[:1]), b"", ()),
+        (lambda keys: rq.Add(keys[0], 1), b"1", ()),
+        (lambda keys: rq.DeleteKey(keys[0]), b"", ()),
+        (lambda keys: rq.QueuePop(keys[0]), b"\x01" + bytes(7), ()),
+        (lambda keys: rq.Set(keys[0], b"1"), b"thanks", ()),
+        (lambda keys: rq.Barrier(keys[0], 3), b"", ()),
+    ],
+)
+def test_an_answer_that_does_not_fit_its_question_costs_who_gave_it(request_of: Any, reply: bytes, values: Any) -> None:
+    asking = Asking()
+    ask = asking.ask(request_of(tuple(asking.keys)))
+    with pytest.raises(WireError):
+        asking.sharing.receive(1, "the owner", Answer(ask.serial, reply, values), 0)
+    assert asking.heard == [], "the client waits on: its epoch ends with that node"
+    asking.sharing.fail(0)
+    assert len(asking.heard) == 1 or isinstance(ask.request, rq.Set)

@@ -14,9 +14,12 @@ import zmq
 
 from ...protocol import messages
 from ...protocol.names import parse_identity
+from ...protocol.seldom import Seldom
 from ..output.console import Console
 
 _MAX_FRAMES = 2
+_REMEMBERED = 10_000
+"""So many peers that were refused are known again."""
 
 
 class WorkerChannel:
@@ -30,7 +33,8 @@ class WorkerChannel:
     ) -> None:
         self._console = console
         self._on_message = on_message
-        self._refused: set[bytes] = set()
+        self._refused: dict[bytes, None] = {}
+        self._seldom = Seldom()
         self.counters: Counter[str] = Counter()
         self._context = zmq.Context(io_threads=1)
         self._socket = self._context.socket(zmq.ROUTER)
@@ -82,8 +86,13 @@ class WorkerChannel:
             message = messages.decode_from_worker(frames[1])
         except ValueError as error:
             # A peer that sends what is not in the protocol is not listened to again.
-            self._refused.add(identity)
+            self._refused[identity] = None
+            if len(self._refused) > _REMEMBERED:
+                del self._refused[next(iter(self._refused))]
             self.counters["malformed"] += 1
-            self._console.log("bad-message", peer=repr(identity[:40]), reason=error)
+            left_out = self._seldom.due("bad-message", self._loop.time())
+            if left_out is not None:
+                peer = repr(identity[:40])
+                self._console.log("bad-message", peer=peer, reason=error, more_of_them=left_out or None)
             return
         self._on_message(local_rank, incarnation, message)

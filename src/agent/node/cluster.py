@@ -130,10 +130,22 @@ class ClusterHead:
         self._busy = True
         try:
             while self._waiting:
-                for action in self._node.handle(self._waiting.pop(0), time.monotonic()):
+                for action in self._decide(self._node, self._waiting.pop(0)):
                     self._do(action)
         finally:
             self._busy = False
+
+    def _decide(self, node: Node, event: msg.NodeEvent) -> list[msg.Action]:
+        """What the node makes of an event. One that it cannot take costs whoever sent it, not this agent."""
+        try:
+            return list(node.handle(event, time.monotonic()))
+        except Exception as error:
+            if isinstance(event, msg.Received):
+                assert self._transport is not None
+                self._transport.refuse_agent(event.key, event.address, f"{type(event.message).__name__}: {error!r}")
+            elif not self._local.blame(event, error):
+                raise
+            return []
 
     def next_deadline(self) -> float | None:
         return None if self._node is None else self._node.next_deadline()
@@ -196,6 +208,8 @@ class ClusterHead:
             self._sharing.receive(node, key, message, time.monotonic_ns())
         except WireError as error:
             raise MessageError(str(error)) from error
+        except Exception as error:  # whatever it is, it belongs to who sent it
+            raise MessageError(f"{type(message).__name__}: {error!r}") from error
 
     def _ask_again(self, address: str) -> None:
         assert self._sharing is not None

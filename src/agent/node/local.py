@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +19,9 @@ from ...control import commands as cmd
 from ...control import events as ev
 from ...protocol.plan import NO_EPOCH
 from ...rootless.listening import listen
+from .. import processes
 from ..config import LaunchConfig
-from ..directories import in_memory, make_private, temporary_for_sockets
+from ..directories import Owned, in_memory, make_owned, remove_orphaned, temporary, temporary_for_sockets
 from ..environment import epoch_environment, with_script_in, worker_environment
 from ..output.console import Console
 from ..output.logs import LogDirectory, Outputs
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from .channel import WorkerChannel
 
 _STORE_HOST = "localhost"
+_RUNTIME, _STATE = "hyperpodrun-", "hyperpodrun-state-"
+"""How the directories of a job are named, the one for sockets and the one for state."""
+_SAID_BY_WORKERS = (ev.Attached, ev.Arrived, ev.Registered, ev.Faulted, ev.Stepped, ev.Holds, ev.Completed)
 
 
 class LocalNode:
@@ -46,7 +51,7 @@ class LocalNode:
         self._console = console
         self._on_event = on_event
         self._token = os.urandom(8).hex()
-        self._directories: list[Path] = []
+        self._directories: list[Owned] = []
         self._state_directory: Path | None = None
         with contextlib.ExitStack() as undo:  # a start that fails leaves nothing behind
             self._listeners = listen(_STORE_HOST, config.rendezvous.port)
@@ -54,12 +59,11 @@ class LocalNode:
             self.logs = LogDirectory(config, console)
             undo.callback(self.logs.discard_if_empty)
             undo.callback(self._remove_directories)
-            self._runtime = make_private(temporary_for_sockets(), "hyperpodrun-")
-            self._directories.append(self._runtime)
+            self._directories.append(make_owned(temporary_for_sockets(), _RUNTIME, self._token))
+            self._runtime = self._directories[0].path
             self._config = config = with_script_in(config, self._runtime)
             if config.inprocess_restart:
-                self._state_directory = make_private(in_memory(), "hyperpodrun-state-")
-                self._directories.append(self._state_directory)
+                self._state_directory = self._make_state_directory()
             self._data = DataHost(self._runtime, self._token, console)
             self.workers = Workers(
                 config, console, self.logs, self._token, self._directories, self._data,
@@ -89,6 +93,22 @@ class LocalNode:
             cmd.RestartProcesses: self._restart_processes,
         }
 
+    def _make_state_directory(self) -> Path | None:
+        """In memory, or where temporary files go, or nowhere: state then moves from process to process only."""
+        reason = ""
+        for parent in dict.fromkeys((in_memory(), temporary())):
+            try:
+                directory = make_owned(parent, _STATE, self._token)
+            except OSError as error:
+                reason = f"{parent}: {error.strerror or error}"
+                continue
+            self._directories.append(directory)
+            if reason:
+                self._console.log("state-directory", path=directory.path, instead_of=reason)
+            return directory.path
+        self._console.log("state-directory-off", reason=reason, action="no snapshots are kept on this node")
+        return None
+
     # ---- life ----------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
@@ -102,14 +122,27 @@ class LocalNode:
 
         self.report = RecoveryReport(self._config.run_id, self._config.nproc_per_node)
         self.workers.on_started = self.report.respawned
-        self._store = StoreServer(sockets=self._listeners, epoch=self._opened_epoch, log=self._log_store)
+        self._store = StoreServer(
+            sockets=self._listeners,
+            epoch=self._opened_epoch,
+            users=processes.users_of_descendants,
+            log=self._log_store,
+        )
         await self._store.start()
         if self._config.inprocess_restart:
             from .channel import WorkerChannel
 
             self._channel = WorkerChannel(self._endpoint, self._console, self._on_message)
+        self.logs.attach(loop)
         self._data.attach(loop, self._environment(cmd.Seat(0, 0, 0), self._alone, 0, Outputs()))
         self.workers.attach(loop)
+        threading.Thread(target=self._remove_orphaned, name="hyperpodrun-orphans", daemon=True).start()
+
+    def _remove_orphaned(self) -> None:
+        """What jobs left here that were killed with their keepers. On a thread: a directory can be large, or hang."""
+        places = (in_memory(), temporary(), temporary_for_sockets())
+        for path in remove_orphaned(iter(places), (_RUNTIME, _STATE)):
+            self._console.log("orphan-removed", path=path, reason="its job was killed together with its keeper")
 
     def share_store(self, send: Callable[[int, StoreMessage], None], own: Callable[[], int]) -> Sharing:
         """The store is one of many: `send(node, message)`."""
@@ -141,10 +174,8 @@ class LocalNode:
             listener.close()
 
     def _remove_directories(self) -> None:
-        import shutil
-
         for directory in self._directories:
-            shutil.rmtree(directory, ignore_errors=True)
+            directory.remove()
 
     # ---- what the job wants --------------------------------------------------------------------------------------
 
@@ -154,10 +185,15 @@ class LocalNode:
 
     def _spawn(self, command: cmd.Spawn) -> None:
         seat = cmd.Seat(command.rank, command.local_rank, command.incarnation)
-        outputs = self.logs.open(f"attempt_{command.epoch}", seat.local_rank, seat.rank)
-        environment = self._environment(seat, command.layout, command.epoch, outputs)
-        self.workers.spawn(Worker(seat.rank, seat.local_rank, seat.incarnation, outputs), environment)
-        self.has_run = True
+        worker = Worker(seat.rank, seat.local_rank, seat.incarnation, Outputs())
+        self.workers.expect(worker)
+
+        def start(outputs: Outputs) -> None:
+            worker.outputs = outputs
+            self.workers.spawn(worker, self._environment(seat, command.layout, command.epoch, outputs))
+            self.has_run = True
+
+        self.logs.open(f"attempt_{command.epoch}", seat.local_rank, seat.rank, start)
 
     def _environment(
         self, seat: cmd.Seat, layout: cmd.Layout, epoch: int, outputs: Outputs, *, hook: bool = False
@@ -177,9 +213,12 @@ class LocalNode:
 
     def _run_hook(self, command: cmd.RunHook) -> None:
         script = self._config.pre_train if command.name == "pre" else self._config.post_train
-        outputs = self.logs.open(f"{command.name}_train", 0)
-        environment = self._environment(cmd.Seat(0, 0, 0), command.layout, command.epoch, outputs, hook=True)
-        self.workers.run_hook(script, environment, outputs)
+
+        def start(outputs: Outputs) -> None:
+            environment = self._environment(cmd.Seat(0, 0, 0), command.layout, command.epoch, outputs, hook=True)
+            self.workers.run_hook(script, environment, outputs)
+
+        self.logs.open(f"{command.name}_train", 0, None, start)
 
     def _kill(self, command: cmd.Kill) -> None:
         worker = self.workers.find(command.local_rank, command.incarnation)
@@ -298,6 +337,17 @@ class LocalNode:
             case messages.Completed():
                 self._on_event(ev.Completed(rank, incarnation, message.epoch))
 
+    def blame(self, event: object, error: Exception) -> bool:
+        """An event could not be taken. If a worker here has said it, that costs the worker; False: nobody did."""
+        if not isinstance(event, _SAID_BY_WORKERS):
+            return False
+        reason = f"{type(event).__name__}: {error!r}"
+        self._console.log("bad-message", peer=f"rank {event.rank}", reason=reason)
+        for worker in self.workers:
+            if worker.rank == event.rank and worker.incarnation == event.incarnation and worker.child is not None:
+                self.workers.kill(worker, "it says what cannot be")
+        return True
+
     def _note_fault(self, epoch: int, at_ns: int) -> None:
         self._fault_seen_ns[epoch] = min(at_ns, self._fault_seen_ns.get(epoch, at_ns))
 
@@ -335,8 +385,12 @@ class LocalNode:
         from ..output.recovery_report import line
 
         self._console.log("recovery", **line(recovery))
-        try:
-            with self.logs.recoveries.open("ab") as file:
-                file.write(recovery.as_json())
-        except OSError as error:  # a full disk must not end a job that has just recovered
-            self._console.log("recovery-not-written", path=self.logs.recoveries, reason=error.strerror)
+
+        def write() -> None:
+            try:
+                with self.logs.recoveries.open("ab") as file:
+                    file.write(recovery.as_json())
+            except OSError as error:  # a full disk must not end a job that has just recovered
+                self._console.log("recovery-not-written", path=self.logs.recoveries, reason=error.strerror)
+
+        self.logs.disk.begin(write)

@@ -34,12 +34,21 @@ class SoleHead:
         """There is nobody else to listen to."""
 
     def handle(self, event: ev.Event) -> None:
-        for command in self._job.handle(event, time.monotonic()):
+        for command in self._decide(event):
             if isinstance(command, cmd.End):
                 self._on_end(command)
                 continue
             for _, addressed in deliver(self._job.state, command, (0,)):
                 self._node.execute(addressed)
+
+    def _decide(self, event: ev.Event) -> list[cmd.Command]:
+        """What the job makes of an event. One that it cannot take costs the worker that sent it."""
+        try:
+            return list(self._job.handle(event, time.monotonic()))
+        except Exception as error:
+            if not self._node.blame(event, error):
+                raise
+            return []
 
     def next_deadline(self) -> float | None:
         return self._job.next_deadline()

@@ -11,6 +11,7 @@ import contextlib
 import os
 import selectors
 import threading
+import time
 from collections import deque
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +20,8 @@ from .printer import Printer, standard_stream
 
 _CHUNK = 1 << 16
 _LARGEST_PIPE = 1 << 20
+_FILE_LIMIT_S = 5.0
+"""A file that takes nothing for so long is not waited for at the end."""
 
 
 class Filtered:
@@ -69,6 +72,8 @@ class Console:
         os.set_blocking(self._wake_read, False)
         self._selector.register(self._wake_read, selectors.EVENT_READ)
         self._closing = False
+        self._writing_since: float | None = None
+        """When the thread began to write to the file it is at."""
         self._thread: threading.Thread | None = None
 
     def log(self, event: str, **fields: object) -> None:
@@ -103,12 +108,18 @@ class Console:
         if self._thread is not None:
             self._closing = True
             self._wake()
-            self._thread.join(timeout)
+            deadline = time.monotonic() + timeout
+            while self._thread.is_alive() and time.monotonic() < deadline and not self._file_hangs():
+                self._thread.join(0.1)
         self._printer.close(timeout)
         if self._thread is None or not self._thread.is_alive():
             self._selector.close()
             os.close(self._wake_read)
             os.close(self._wake_write)
+
+    def _file_hangs(self) -> bool:
+        since = self._writing_since
+        return since is not None and time.monotonic() > since + _FILE_LIMIT_S
 
     def _wake(self) -> None:
         if self._thread is None:  # started late: a launch without --tee needs no thread
@@ -147,10 +158,13 @@ class Console:
             return False
         if stream.file is not None:
             try:
+                self._writing_since = time.monotonic()
                 _write_file(stream.file, data)
             except OSError as error:  # a full disk: the worker must not wait for a reader that has gone
                 self._lost(stream.file, error)
                 stream.file = None
+            finally:
+                self._writing_since = None
         lines = (stream.partial + data).split(b"\n")
         stream.partial = lines.pop()
         if len(stream.partial) > _CHUNK:  # a progress bar without newlines must not grow for ever

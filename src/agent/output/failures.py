@@ -7,8 +7,11 @@ the order in which the agent saw them decides between equals.
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,9 @@ from typing import Any
 from ...control.commands import Cause
 
 NOT_AVAILABLE = "<N/A>"
+_LARGEST_FILE = 16 << 20
+_LATEST = 1 << 33
+"""Seconds since 1970 that a calendar still has a date for."""
 _NO_TRACEBACK = "none recorded; with @record of torch.distributed.elastic.multiprocessing.errors on main() it is here"
 
 
@@ -49,21 +55,28 @@ class Failures:
 
     def forget(self) -> None:
         """They are overcome."""
-        self._by_rank.clear()
+        self._by_rank = {}  # what is still being read belongs to the old one
         self._stopping = None
 
     def stopping(self, signum: int) -> None:
         """From now on processes that die of this signal, or of SIGKILL, do so because the agent wants it."""
         self._stopping = signum
 
-    def ended(self, rank: int, pid: int, exit_code: int, error_file: Path) -> bool:
-        """A process is gone. Whether it has failed."""
-        if exit_code == 0:
-            return False
-        if self._stopping is not None and -exit_code in (self._stopping, signal.SIGKILL) and not error_file.is_file():
-            return False
-        self._by_rank[rank] = read_failure(rank, pid, exit_code, error_file)
-        return True
+    def ended(self, rank: int, pid: int, exit_code: int, error_file: Path) -> Callable[[], bool]:
+        """A process is gone. Whether it has failed tells the function returned, which reads its error file: that may
+        hang, so it is called on a thread."""
+        by_rank = self._by_rank
+        stopped = self._stopping is not None and -exit_code in (self._stopping, signal.SIGKILL)
+        if exit_code != 0 and not stopped:
+            by_rank[rank] = of_exit_code(rank, pid, exit_code)  # in case that cannot be read
+
+        def read() -> bool:
+            if exit_code == 0 or (stopped and not error_file.is_file()):
+                return False
+            by_rank[rank] = read_failure(rank, pid, exit_code, error_file)
+            return True
+
+        return read
 
     def of_job(self, cause: Cause | None, pids: dict[int, int]) -> dict[int, ProcessFailure]:
         """By rank. The cause the job ended with is among them, also if its process did not die of it."""
@@ -80,22 +93,43 @@ class Failures:
         return failures
 
 
-def read_failure(rank: int, pid: int, exit_code: int, error_file: Path) -> ProcessFailure:
-    """What is known of a dead process: from its error file, or else from its exit code."""
-    import json
+def _read(error_file: Path) -> str:
+    """The text of an error file. Raises OSError or ValueError for what cannot be one: it is the worker's to write."""
+    with open(os.open(error_file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is not a file")
+        data = file.read(_LARGEST_FILE + 1)
+    if len(data) > _LARGEST_FILE:
+        raise ValueError(f"it is larger than {_LARGEST_FILE} bytes")
+    return data.decode(errors="replace")
 
+
+def of_exit_code(rank: int, pid: int, exit_code: int) -> ProcessFailure:
+    """What an exit code says of a dead process."""
     failure = ProcessFailure(rank, pid, exit_code)
     failure.message = (
         f"signal {-exit_code} ({failure.signal_name()}) ended process {pid}" if exit_code < 0 else _NO_TRACEBACK
     )
+    return failure
+
+
+def read_failure(rank: int, pid: int, exit_code: int, error_file: Path) -> ProcessFailure:
+    """What is known of a dead process: from its error file, or else from its exit code."""
+    import json
+
+    failure = of_exit_code(rank, pid, exit_code)
+    if error_file == Path():
+        return failure
     try:
-        data = json.loads(error_file.read_text(errors="replace"))
+        data = json.loads(_read(error_file))
         message = data["message"]
-        timestamp = data["timestamp"] if isinstance(message, str) else message["extraInfo"]["timestamp"]
-        failure.timestamp = int(timestamp)
+        timestamp = int(data["timestamp"] if isinstance(message, str) else message["extraInfo"]["timestamp"])
+        if not 0 <= timestamp < _LATEST:
+            raise ValueError(f"timestamp {timestamp}")
+        failure.timestamp = timestamp
     except FileNotFoundError:
         return failure
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         # The worker writes this file, and can die while it does: what it says is then not known, but its death is.
         failure.error_file = str(error_file)
         failure.message = f"{failure.message}; its error file is not readable ({type(error).__name__}: {error})"

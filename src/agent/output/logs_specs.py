@@ -23,7 +23,8 @@ from ..config import LaunchConfig
 _FIRST_ANSWER_S = 120.0
 """It imports torch before that; on a cold file system this takes a while."""
 _ANSWER_S = 10.0
-"""The workers of an attempt cannot start without the answer, and meanwhile the agent does nothing else."""
+"""The workers of an attempt cannot start without the answer."""
+LONGEST_ANSWER_S = _FIRST_ANSWER_S + _ANSWER_S
 _END_S = 2.0
 """What it does at its exit must not take longer."""
 _MAX_ANSWER_BYTES = 16 << 20

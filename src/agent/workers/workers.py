@@ -11,12 +11,14 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .. import processes
 from ..config import LaunchConfig
+from ..directories import Owned
 from ..environment import worker_command
+from ..keeper import cleans_up, remove_tree, socket_folders
 from ..output.console import Console
 from ..output.failures import Failures
 from ..output.logs import LogDirectory, Outputs
@@ -26,6 +28,8 @@ from .standby import Launch, Standbys
 
 if TYPE_CHECKING:
     import asyncio
+
+    from ...control.commands import End
 
 
 class Worker:
@@ -51,7 +55,7 @@ class Workers:
         console: Console,
         logs: LogDirectory,
         token: str,
-        directories: Sequence[Path],
+        directories: Sequence[Owned],
         data: DataHost,
         on_exit: Callable[[Worker, int], None],
         on_hook_exit: Callable[[int], None],
@@ -78,6 +82,8 @@ class Workers:
         self._keeper = processes.Keeper(token, directories)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
+        self._folders: set[str] = set()
+        """Of processes that have been told to end, and may do so without a last word."""
 
     # ---- who is there --------------------------------------------------------------------------------------------
 
@@ -110,9 +116,12 @@ class Workers:
             loop.add_reader(self._hook[0].pidfd, self._on_hook_exit)
         self.reap_orphans()  # whose SIGCHLD came before its handler
 
-    def spawn(self, worker: Worker, environment: Mapping[str, str]) -> None:
-        """Starts the process of `worker`, which takes its local rank."""
+    def expect(self, worker: Worker) -> None:
+        """`worker` takes its local rank; its process will be started when its files are open."""
         self._by_local_rank[worker.local_rank] = worker
+
+    def spawn(self, worker: Worker, environment: Mapping[str, str]) -> None:
+        """Starts the process of a `worker` that is expected."""
 
         def started(child: processes.Child) -> None:
             worker.outputs.started()
@@ -144,21 +153,41 @@ class Workers:
 
     def kill(self, worker: Worker, reason: str) -> None:
         """SIGKILL for one process and all it started."""
-        self._standbys.settle()
+        self._settle()
         assert worker.child is not None
         self._console.log("kill", rank=worker.rank, pid=worker.child.pid, reason=reason)
-        worker.child.signal_session(signal.SIGKILL)
+        self._kill_group(worker.child)
+
+    def _kill_group(self, child: processes.Child) -> None:
+        folders = socket_folders(processes.group_members(child.pid))
+        child.signal_session(signal.SIGKILL)
+        self._remove(folders)
+
+    def _remove(self, folders: set[str]) -> None:
+        """Folders of processes that have been killed. On the thread for files."""
+        for folder in folders:
+            self._logs.disk.begin(partial(remove_tree, folder))
 
     def stop(self, signum: int) -> None:
         """A signal for every process and hook."""
         self.failures.stopping(signum)
-        self._standbys.settle()
+        self._settle()
         children = [worker.child for worker in self if worker.child is not None]
         if self._hook is not None:
             children.append(self._hook[0])
         for child in children:
+            self._folders |= socket_folders(processes.group_members(child.pid))
             child.signal_session(signum)
             child.signal_session(signal.SIGCONT)  # a stopped process would not see it
+
+    def _settle(self) -> None:
+        """Every process that has been asked for is there."""
+        self._logs.settle()
+        self._standbys.settle()
+
+    def concluded(self, end: End) -> None:
+        """The job is over; told after what was told of workers."""
+        self._logs.disk.begin(lambda: self.events.concluded(end))
 
     def close(self) -> None:
         """Whatever happened, no process of the job stays."""
@@ -169,11 +198,12 @@ class Workers:
         if self._hook is not None:
             left.append(self._hook[0])
         for child in left:
-            child.signal_session(signal.SIGKILL)
+            self._kill_group(child)
         self._keeper.dismiss()
         for child in left:
             child.kill()  # the keeper has seen to it: here it is taken away
         self.reap_orphans()
+        self._remove(self._folders)
 
     # ---- ends ----------------------------------------------------------------------------------------------------
 
@@ -190,9 +220,9 @@ class Workers:
         exit_code = child.reap()
         self._logs.ended(worker.outputs)
         if exit_code != 0:
-            child.signal_session(signal.SIGKILL)
-        failed = self.failures.ended(worker.rank, child.pid, exit_code, worker.outputs.error_file)
-        self.events.ended(child.pid, exit_code, failed=failed)
+            self._kill_group(child)
+        read = self.failures.ended(worker.rank, child.pid, exit_code, worker.outputs.error_file)
+        self._logs.disk.begin(lambda: self.events.ended(child.pid, exit_code, failed=read()))
         self._on_worker_exit(worker, exit_code)
         self.reap_orphans()
 
@@ -221,7 +251,8 @@ class Workers:
                 if os.waitpid(pid, os.WNOHANG)[0] == pid:
                     continue
             mark = processes.worker_mark(pid)
-            if mark is not None and mark not in live:
+            if mark is not None and mark not in live and not cleans_up(pid):
+                self._remove(socket_folders([pid]))
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         if not self._keeper.alive() and not self._closing:

@@ -35,8 +35,25 @@ class History:
         if self._record is not None:
             self._record.close()
         self._close_device_record()
-        self._path, self._recorded = path, None
-        self._record = RankRecord(path) if path is not None else None
+        self._path, self._recorded, self._record = path, None, None
+        if path is None:
+            return
+        try:
+            self._record = RankRecord(path)
+        except OSError as error:
+            self._go_without(error)
+
+    def _go_without(self, error: OSError) -> None:
+        """Memory is full, most likely. Training goes on: the record matters only if this process is lost."""
+        if self._record is not None:
+            self._record.close()
+            self._record = None  # and not written again: what it says must not reach over what is missing
+        _log.warning(
+            "random generators and data position are not recorded in %s: %s; a process that replaces this one goes on "
+            "with those of its replica",
+            "nothing" if self._path is None else self._path.parent,
+            error,
+        )
 
     def clear(self) -> None:
         self._states.clear()
@@ -127,7 +144,10 @@ class History:
 
     def _write(self, small: SmallState, taker: SmallStateTaker, keep: tuple[int, ...]) -> None:
         if self._record is not None:
-            self._record.write(small.step, taker.local_bytes(small), keep)
+            try:
+                self._record.write(small.step, taker.local_bytes(small), keep)
+            except OSError as error:
+                self._go_without(error)
         self._recorded = small
 
     def _note_device(self, step: int, taker: SmallStateTaker) -> None:

@@ -58,7 +58,11 @@ class RankRecord:
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.posix_fallocate(self._fd, 0, _AREAS_BEGIN)  # or a header could meet a full disk, as SIGBUS
+        try:
+            os.posix_fallocate(self._fd, 0, _AREAS_BEGIN)  # or a header could meet a full disk, as SIGBUS
+        except OSError:
+            os.close(self._fd)
+            raise
         self._memory = mmap.mmap(self._fd, _AREAS_BEGIN)
         """Of the headers: in the midst of a step a call to the kernel takes 15 us."""
         self._words = memoryview(self._memory).cast("Q")

@@ -1,0 +1,97 @@
+"""What comes from outside costs whoever it is from: a worker's error file, a worker's word, another agent's message."""
+
+from __future__ import annotations
+
+import json
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hyperpodrun.agent.node.cluster import ClusterHead
+from hyperpodrun.agent.node.sole import SoleHead
+from hyperpodrun.agent.output.banner import failure_banner
+from hyperpodrun.agent.output.failures import read_failure
+from hyperpodrun.control import events as ev
+from hyperpodrun.control import messages as msg
+
+
+def _message(**extra: Any) -> bytes:
+    return json.dumps({"message": {"message": "boom", "extraInfo": extra}}).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not json",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"[]",
+        b'"text"',
+        b'{"message": 7}',
+        b'{"message": "boom"}',
+        b'{"message": "boom", "timestamp": Infinity}',
+        b'{"message": "boom", "timestamp": NaN}',
+        b'{"message": "boom", "timestamp": -1e30}',
+        b'{"message": "boom", "timestamp": ' + b"9" * 5000 + b"}",
+        _message(timestamp="1e400"),
+        _message(timestamp=None),
+        _message(timestamp=10**40),
+        _message(timestamp=1, py_callstack={"no": "text"}),
+        b" " * (17 << 20),
+        None,
+        "directory",
+        "pipe",
+    ],
+    ids=lambda content: repr(content)[:40],
+)
+def test_no_error_file_of_a_worker_hurts(tmp_path, content):
+    path = tmp_path / "error.json"
+    if content == "directory":
+        path.mkdir()
+    elif content == "pipe":
+        os.mkfifo(path)
+    elif content is not None:
+        path.write_bytes(content)
+    failure = read_failure(1, 4242, 3, path)
+    assert failure.exitcode == 3
+    assert "4242" in failure_banner("script", {1: failure}, 1, failure)
+
+
+class _Node:
+    """What a head asks of its node when it cannot take an event."""
+
+    def __init__(self) -> None:
+        self.blamed: list[object] = []
+
+    def blame(self, event: object, error: Exception) -> bool:
+        self.blamed.append(event)
+        return not isinstance(event, ev.TimePassed)
+
+
+def _broken(*_: object) -> list[Any]:
+    raise KeyError("what cannot be")
+
+
+def test_a_word_that_the_decisions_cannot_take_costs_its_worker():
+    head = SoleHead.__new__(SoleHead)
+    head._job, head._node = SimpleNamespace(handle=_broken), _Node()
+    word = ev.Completed(1, 0, 7)
+    head.handle(word)
+    assert head._node.blamed == [word]
+    with pytest.raises(KeyError):  # nobody has said this: it is our own error
+        head.handle(ev.TimePassed())
+
+
+def test_a_message_that_the_decisions_cannot_take_costs_its_agent():
+    refused = []
+    head = ClusterHead.__new__(ClusterHead)
+    head._node, head._local = SimpleNamespace(handle=_broken), _Node()
+    head._transport = SimpleNamespace(refuse_agent=lambda *who: refused.append(who))
+    head._busy, head._waiting = False, []
+    head.handle(msg.Received("key", "127.0.0.1:1", "a message"))
+    assert [who[:2] for who in refused] == [("key", "127.0.0.1:1")]
+    assert head._local.blamed == []
+    with pytest.raises(KeyError):
+        head.handle(ev.TimePassed())

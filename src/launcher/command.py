@@ -15,7 +15,7 @@ from ..agent.agent import Agent
 from ..agent.config import LaunchConfig
 from ..control.commands import EXIT_SIGNAL_BASE, End
 from .arguments import Arguments
-from .errors import ChildFailedError, LaunchError, SignalException, UsageError
+from .errors import LaunchError, UsageError, child_failed, stopped_by_signal
 from .options import torchrun_names, with_options
 from .parsing import split_script
 from .rendezvous import meeting_point
@@ -97,11 +97,11 @@ def _announce_faults() -> None:
 def _failure(agent: Agent, config: LaunchConfig, end: End) -> LaunchError:
     if end.exit_code > EXIT_SIGNAL_BASE:
         signum = signal.Signals(end.exit_code - EXIT_SIGNAL_BASE)
-        return SignalException(f"process {os.getpid()} got signal {signum.name}", signum)
+        return stopped_by_signal(f"process {os.getpid()} got signal {signum.name}", signum)
     failures = agent.failures(end.cause)
     if not failures:
         return LaunchError(end.reason, end.exit_code)
-    return ChildFailedError(config.script, failures, end.exit_code)
+    return child_failed(config.script, failures, end.exit_code)
 
 
 def build_config(options: dict[str, Any]) -> LaunchConfig:

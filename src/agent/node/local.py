@@ -125,7 +125,7 @@ class LocalNode:
             shutil.rmtree(directory, ignore_errors=True)
         if self.report is not None:
             self._tell(self.report.finished())
-            if self.report.recoveries:
+            if any(recovery.epoch is not None for recovery in self.report.recoveries):  # else none was ours
                 from ..output.recovery_report import table
 
                 self._console.write(table(self.report.recoveries))

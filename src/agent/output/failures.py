@@ -1,8 +1,8 @@
 """Which processes failed, how, and which of them first.
 
-A process that the agent itself stopped has not failed, unless it had recorded an error of its own before. The first
-failure is the one with the earliest time; torch's error files count whole seconds, so all are compared in those and
-the order in which the agent saw them decides between equals.
+A process that the agent itself stopped has not failed, unless it had recorded an error of its own before; it is named
+after those that have. The first failure is the one with the earliest time; torch's error files count whole seconds, so
+all are compared in those and the order in which the agent saw them decides between equals.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 import time
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,30 +40,39 @@ class ProcessFailure:
         except ValueError:
             return NOT_AVAILABLE
 
+    def timestamp_isoformat(self) -> str:
+        """`2026-01-31_12:00:00`, in local time."""
+        return datetime.fromtimestamp(self.timestamp).isoformat(sep="_")
+
 
 class Failures:
     """The failures since all processes were started, or since an epoch began that dealt with them."""
 
     def __init__(self) -> None:
         self._by_rank: dict[int, ProcessFailure] = {}
+        self._stopped: dict[int, ProcessFailure] = {}
+        """Those that had to be ended because of the others."""
         self._stopping: int | None = None
 
     def forget(self) -> None:
         """They are overcome."""
         self._by_rank.clear()
+        self._stopped.clear()
         self._stopping = None
 
     def stopping(self, signum: int) -> None:
         """From now on processes that die of this signal, or of SIGKILL, do so because the agent wants it."""
         self._stopping = signum
 
-    def ended(self, rank: int, pid: int, exit_code: int, error_file: Path) -> bool:
+    def ended(self, rank: int, local_rank: int, pid: int, exit_code: int, error_file: Path) -> bool:
         """A process is gone. Whether it has failed."""
         if exit_code == 0:
             return False
         if self._stopping is not None and -exit_code in (self._stopping, signal.SIGKILL) and not error_file.is_file():
+            stopped = self._stopped[rank] = ProcessFailure(local_rank, pid, exit_code)
+            stopped.message = f"the launcher stopped it with {stopped.signal_name()}, as the job had failed elsewhere"
             return False
-        self._by_rank[rank] = read_failure(rank, pid, exit_code, error_file)
+        self._by_rank[rank] = read_failure(local_rank, pid, exit_code, error_file)
         return True
 
     def of_job(self, cause: Cause | None, pids: dict[int, int]) -> dict[int, ProcessFailure]:
@@ -77,14 +87,19 @@ class Failures:
                 earliest = min(failure.timestamp for failure in failures.values())
                 failures[rank].timestamp = earliest
                 failures = {rank: failures.pop(rank), **failures}
+        if failures:  # else the job has ended for another reason than its workers
+            latest = max(failure.timestamp for failure in failures.values())
+            for rank, stopped in self._stopped.items():
+                stopped.timestamp = max(stopped.timestamp, latest)
+                failures.setdefault(rank, stopped)
         return failures
 
 
-def read_failure(rank: int, pid: int, exit_code: int, error_file: Path) -> ProcessFailure:
+def read_failure(local_rank: int, pid: int, exit_code: int, error_file: Path) -> ProcessFailure:
     """What is known of a dead process: from its error file, or else from its exit code."""
     import json
 
-    failure = ProcessFailure(rank, pid, exit_code)
+    failure = ProcessFailure(local_rank, pid, exit_code)
     failure.message = (
         f"signal {-exit_code} ({failure.signal_name()}) ended process {pid}" if exit_code < 0 else _NO_TRACEBACK
     )
@@ -97,8 +112,8 @@ def read_failure(rank: int, pid: int, exit_code: int, error_file: Path) -> Proce
         return failure
     except (OSError, ValueError, KeyError, TypeError) as error:
         # The worker writes this file, and can die while it does: what it says is then not known, but its death is.
-        failure.error_file = str(error_file)
-        failure.message = f"{failure.message}; its error file is not readable ({type(error).__name__}: {error})"
+        problem = f"{type(error).__name__}: {error}"
+        failure.message = f"{failure.message}; its error file {error_file} is not readable ({problem})"
         return failure
     failure.error_file = str(error_file)
     failure.error_file_data = data

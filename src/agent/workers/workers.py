@@ -191,7 +191,8 @@ class Workers:
         self._logs.ended(worker.outputs)
         if exit_code != 0:
             child.signal_session(signal.SIGKILL)
-        failed = self.failures.ended(worker.rank, child.pid, exit_code, worker.outputs.error_file)
+        error_file = worker.outputs.error_file
+        failed = self.failures.ended(worker.rank, worker.local_rank, child.pid, exit_code, error_file)
         self.events.ended(child.pid, exit_code, failed=failed)
         self._on_worker_exit(worker, exit_code)
         self.reap_orphans()

@@ -88,6 +88,8 @@ class LaunchConfig:
     monitor_interval: float = 0.1
     signals: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
     """Those that end the job and are passed on to the workers."""
+    forwarded_signals: tuple[int, ...] = ()
+    """Those that are only passed on, to workers that have a handler for them."""
     start_method: str = "standby"
     """`spawn`: every worker is started cold. Anything else: forked from a standby source where that can be done."""
     preload: tuple[str, ...] = ()

@@ -137,6 +137,7 @@ def build_config(options: dict[str, Any]) -> LaunchConfig:
         monitor_interval=options["monitor_interval"],
         start_method=options["start_method"],
         signals=options["signals_to_handle"],
+        forwarded_signals=_forwarded(options),
         preload=options["preload"],
         no_python=options["no_python"],
         shutdown_signal=options["shutdown_signal"],
@@ -194,6 +195,16 @@ def _shutdown_timeout(value: float | None) -> float:
     if not seconds >= 0:
         raise click.UsageError(f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={text!r} is not a number of seconds")
     return seconds
+
+
+def _forwarded(options: dict[str, Any]) -> tuple[int, ...]:
+    """What is handled ends the job: torchrun's word for SIGUSR1 is kept where it is given."""
+    handled = options["signals_to_handle"]
+    for signum in options["signals_to_forward"]:
+        if signum in handled and signum not in (signal.SIGUSR1, signal.SIGUSR2):
+            name = signal.Signals(signum).name
+            raise click.UsageError(f"--signals-to-forward {name}: --signals-to-handle has it too, and ends the job")
+    return tuple(signum for signum in options["signals_to_forward"] if signum not in handled)
 
 
 def _check_visible_devices(workers: int) -> None:

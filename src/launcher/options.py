@@ -76,7 +76,7 @@ TORCHRUN_OPTIONS: list[Decorator] = [
         type=click.IntRange(min=0),
         default=0,
         show_default=True,
-        help="How often all processes may be started anew.",
+        help="How often all processes of the job may be started anew, on however many nodes.",
     ),
     _option(
         "--monitor-interval",
@@ -202,6 +202,13 @@ OWN_OPTIONS: list[Decorator] = [
         "--max-inprocess-restarts",
         type=click.IntRange(min=0),
         help="How often the job may restart in process.  [default: as long as it makes progress]",
+    ),
+    _option(
+        "--signals-to-forward",
+        type=Parsed("SIGNAL,...", parsing.parse_forwarded),
+        default="SIGUSR1,SIGUSR2",
+        help="Signals that are passed on to workers that have a handler for them; the job goes on.  [default: USR1, "
+        "USR2]",
     ),
     _option(
         "--min-nodes",

@@ -160,6 +160,19 @@ class Workers:
             child.signal_session(signum)
             child.signal_session(signal.SIGCONT)  # a stopped process would not see it
 
+    def forward(self, signum: int) -> None:
+        """A signal that asks for something else than the end: nobody dies of it who is not prepared for it."""
+        told: list[str] = []
+        others: list[str] = []
+        for worker in self:
+            caught = [] if worker.child is None else processes.who_catches(worker.child.pid, signum)
+            for pid in caught:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signum)
+            (told if caught else others).append(str(worker.rank))
+        ranks = {"told": ",".join(told) or None, "no_handler": ",".join(others) or None}
+        self._console.log("signal", name=signal.Signals(signum).name, **ranks)
+
     def close(self) -> None:
         """Whatever happened, no process of the job stays."""
         self._closing = True

@@ -108,7 +108,7 @@ class LaunchConfig:
     """Teed lines that contain one of these are also written to `filtered_stdout.log`."""
     stderr_filters: tuple[str, ...] = ()
     line_prefix: str | None = None
-    """Template of the prefix of teed lines: `${role_name}`, `${rank}`, `${local_rank}`."""
+    """Template of the prefix of teed lines: `${role_name}`, `${rank}`, `${local_rank}`, `${hostname}`."""
     logs_specs: str | None = None
     """Entry point of a class that decides where output goes, instead of the layout of `logs.py`."""
     event_log: str = "null"

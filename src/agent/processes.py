@@ -192,6 +192,14 @@ def in_own_session(pid: int) -> bool:
         return True
 
 
+def is_of_job(pid: int, token: str) -> bool:
+    """Whether a process carries the mark of the job in its environment."""
+    try:
+        return f"{JOB_TOKEN}={token}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
 def worker_mark(pid: int) -> str | None:
     """Which worker started this process (`<local rank>.<incarnation>`), or None if none of ours did."""
     try:

@@ -15,6 +15,7 @@ from ..agent.agent import Agent
 from ..agent.config import LaunchConfig
 from ..control.commands import EXIT_SIGNAL_BASE, End
 from .arguments import Arguments
+from .completion import NAME
 from .errors import LaunchError, UsageError, child_failed, stopped_by_signal
 from .options import torchrun_names, with_options
 from .parsing import split_script
@@ -40,10 +41,15 @@ class LauncherCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
-        return super().parse_args(ctx, Arguments(options, torchrun_names()).normalise(args))
+        try:
+            args = Arguments(options, torchrun_names()).normalise(args)
+        except click.UsageError:
+            if not ctx.resilient_parsing:  # a shell completes a command line that is not whole yet
+                raise
+        return super().parse_args(ctx, args)
 
 
-@click.command(cls=LauncherCommand, name="hyperpodrun")
+@click.command(cls=LauncherCommand, name=NAME)
 @with_options
 def launcher(**options: Any) -> LaunchConfig:
     """Starts TRAINING_SCRIPT once for each worker of this node, watches over them, and recovers from faults.
@@ -60,7 +66,7 @@ def parse(args: Sequence[str] | None = None) -> LaunchConfig | None:
     Raises UsageError with one sentence.
     """
     try:
-        config = launcher.main(args=None if args is None else list(args), standalone_mode=False)
+        config = launcher.main(args=None if args is None else list(args), prog_name=NAME, standalone_mode=False)
     except click.UsageError as error:
         raise UsageError(" ".join(error.format_message().split())) from None
     return config if isinstance(config, LaunchConfig) else None
@@ -151,7 +157,9 @@ def build_config(options: dict[str, Any]) -> LaunchConfig:
         console_ranks=options["local_ranks_filter"],
         stdout_filters=options["duplicate_stdout_filters"] or (),
         stderr_filters=options["duplicate_stderr_filters"] or (),
-        line_prefix=os.environ.get("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE") or None,
+        line_prefix=options["log_line_prefix_template"]
+        or os.environ.get("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE")
+        or None,
         event_log=options["event_log_handler"],
         virtual_local_rank=options["virtual_local_rank"],
         numa_binding=options["numa_binding"],

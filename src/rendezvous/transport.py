@@ -33,6 +33,7 @@ from .sockets import (
     parse_identity,
     peer_name,
     secured,
+    why_refused,
 )
 
 _AT_ONCE = 256
@@ -266,7 +267,7 @@ class Transport:
             return True
         if outgoing.has_ended():
             if outgoing.refused:
-                reason = "no agreement on a key: is the job's secret the same there?"
+                reason = "it ended the handshake: it has another secret, or is no agent of this job"
                 self._tell_once("peer-refused", peer=outgoing.address, reason=reason)
             self._give_up(outgoing)
         return False
@@ -278,7 +279,7 @@ class Transport:
                 self._peers[value] = peer_name(value)
             elif kind in FAILED:
                 self.counters["handshakes_failed"] += 1
-                self._failure = "wrong or no secret" if self._keys is not None else "not of this protocol"
+                self._failure = why_refused(kind, value, secret=self._keys is not None)
             elif kind == zmq.EVENT_DISCONNECTED:
                 self._disconnected(value)
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -232,6 +233,9 @@ def test_log_line_prefix_template(run, script):
     template = "<${role_name}/${rank}/${local_rank}/${other}> "
     finished = run("--tee=3", script(body), TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE=template)
     assert finished.stdout == "<default/0/0/${other}> rank 0\n"
+    newer = "--log-line-prefix-template=${hostname}:${rank}: "  # torch 2.14's
+    finished = run("--tee=3", newer, script(body), TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE=template)
+    assert finished.stdout == f"{socket.gethostname()}:0: rank 0\n"
 
 
 def test_python_exec_and_run_path(run, script, tmp_path):

@@ -9,6 +9,7 @@ is never reused or wiped. `--log-dir /dev/null` means no files at all.
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
@@ -155,7 +156,12 @@ class LogDirectory:
         """What teed lines begin with."""
         if self._config.line_prefix is None:
             return f"[{self._config.role}{local_rank}]:"
-        names = {"role_name": self._config.role, "rank": rank, "local_rank": local_rank}
+        names = {
+            "role_name": self._config.role,
+            "rank": rank,
+            "local_rank": local_rank,
+            "hostname": socket.gethostname(),
+        }
         return Template(self._config.line_prefix).safe_substitute(names)
 
     def _filtered(self, path: str, name: str) -> Filtered | None:

@@ -92,6 +92,10 @@ class Workers:
         worker = self._by_local_rank.get(local_rank)
         return worker if worker is not None and worker.incarnation == incarnation else None
 
+    def rank_of(self, pid: int) -> int | None:
+        """Of a process of this node, if it is a worker's. May be asked on any thread."""
+        return next((rank for rank, known in self.pids.copy().items() if known == pid), None)
+
     # ---- lives ---------------------------------------------------------------------------------------------------
 
     def prepare(self, environment: Mapping[str, str]) -> None:

@@ -267,7 +267,9 @@ class Transport:
             return True
         if outgoing.has_ended():
             if outgoing.refused:
-                reason = "it ended the handshake: it has another secret, or is no agent of this job"
+                reason = "no agreement on a key: is the job's secret the same there?"
+                if self._keys is None:
+                    reason = "it ended the handshake: it has a secret, which this job has not, or is no agent"
                 self._tell_once("peer-refused", peer=outgoing.address, reason=reason)
             self._give_up(outgoing)
         return False

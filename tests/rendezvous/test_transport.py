@@ -100,7 +100,7 @@ def test_nobody_at_an_address_is_told_at_once() -> None:
     [
         (KEYS, OTHER_KEYS, "wrong or no secret: it has another one"),
         (KEYS, None, "wrong or no secret: it has none"),
-        (None, KEYS, "it left before it had said who it is"),
+        (None, KEYS, "it has a secret, and this job has none"),
     ],
     ids=["wrong secret", "no secret", "not wanted"],
 )
@@ -114,7 +114,10 @@ def test_who_has_another_secret_is_refused_with_one_line(own: Any, keys: Any, re
         await until(lambda: one.heard)
         await until(lambda: one.logged)
         assert one.heard == [("friend", b"hello")]
-        assert [(event, fields["reason"]) for event, fields in one.logged] == [("peer-refused", reason)]
+        ((event, fields),) = one.logged
+        assert event == "peer-refused"
+        # Where only one side has a secret both see it: who hangs up first leaves the other with less to say.
+        assert fields["reason"] in (reason, *(["it left before it had said who it is"] if None in (own, keys) else []))
         assert len(stranger.logged) == 1
 
     play(scene, End("one", own), End("stranger", keys), End("friend", own))

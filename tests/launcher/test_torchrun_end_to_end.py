@@ -308,11 +308,6 @@ def test_log_dir_dev_null_writes_no_file(tmp_path, script):
     assert (finished.returncode, finished.stdout) == (0, "''\n"), finished.stderr
 
 
-def test_the_job_counts_as_launched_by_torchelastic(run, script):
-    finished = run(script("import torch; print(torch.distributed.is_torchelastic_launched())"))
-    assert finished.stdout == "True\n"
-
-
 def test_omp_num_threads_is_1_for_several_workers_with_a_notice_and_left_alone_otherwise(run, script, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     worker = script("import os; os.write(1, (os.environ.get('OMP_NUM_THREADS', 'unset') + '\\n').encode())")

@@ -1,6 +1,6 @@
 """Batches per second, and the wait for the first one after a restart: MMAPDataLoader beside torch's loaders.
 
-    .venv/bin/python benchmarks/dataloader.py [--workloads tiny] [--json FILE]
+    .venv/bin/python benchmarks/dataloader.py [--workloads tiny] [--runs 3] [--steps 0,1000,100000] [--json FILE]
 
 Each workload is read by torch's DataLoader (two persistent workers; resumes by skipping forward), by torchdata's
 StatefulDataLoader (resumes from its state dict) and by MMAPDataLoader over the same DataLoader (resumes by `seek`,
@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,16 @@ import harness
 
 KINDS = ("torch", "stateful", "mmap")
 NAMES = {"torch": "DataLoader", "stateful": "StatefulDataLoader", "mmap": "MMAPDataLoader"}
-STEADY = {"tiny": 4000, "text": 2000, "images": 200}
+STEADY = {"tiny": 2000, "text": 1000, "images": 100}
 WORKER = harness.BENCHMARKS / "dataloader_worker.py"
+
+
+@dataclass
+class Found:
+    """What was measured of one workload, by kind; a resume that took too long is None."""
+
+    steady: dict[str, list[dict[str, Any]]]
+    first: dict[int, dict[str, list[dict[str, Any] | None]]]
 
 
 class Runs:
@@ -146,43 +155,57 @@ class Runs:
         return row
 
 
-def measure(options: argparse.Namespace, runs: Runs, workload: str) -> list[dict[str, Any]]:
-    steady: dict[str, list[dict[str, Any]]] = {kind: [] for kind in options.loaders}
-    batches = STEADY[workload] // (10 if options.quick else 1)
-    for number in range(options.runs):
-        for kind in options.loaders:
-            steady[kind].append(runs.steady(kind, workload, batches))
-        harness.progress(f"{workload}: throughput, {number + 1} of {options.runs}")
+def measure(options: argparse.Namespace, runs: Runs) -> list[dict[str, Any]]:
+    """Everything once in each round."""
+    found = {
+        workload: Found(
+            {kind: [] for kind in options.loaders},
+            {step: {kind: [] for kind in options.loaders} for step in options.steps},
+        )
+        for workload in options.workloads
+    }
+    for number in harness.rounds(options.runs):
+        for workload, results in found.items():
+            measure_once(options, runs, workload, results, number)
     rows = []
-    for step in options.steps:
-        first: dict[str, list[dict[str, Any] | None]] = {kind: [] for kind in options.loaders}
-        for number in range(options.runs):
+    for workload, results in found.items():
+        for step, first in results.first.items():
+            verify(workload, step, first)
             for kind in options.loaders:
-                hopeless = first[kind][:1] == [None] or (number and step >= 10_000 and kind != "mmap")
-                if not hopeless:
-                    first[kind].append(runs.first(kind, workload, step))
-            harness.progress(f"{workload}: first batch at {step}, {number + 1} of {options.runs}")
-        verify(workload, step, first)
-        with_rates = step == options.steps[0]
-        rows += [row(kind, workload, step, first[kind], steady[kind] if with_rates else []) for kind in options.loaders]
+                steady = results.steady[kind] if step == options.steps[0] else []
+                rows.append(row(kind, workload, step, first[kind], steady))
     return rows
+
+
+def measure_once(options: argparse.Namespace, runs: Runs, workload: str, results: Found, number: int) -> None:
+    batches = STEADY[workload] // (10 if options.quick else 1)
+    for kind in options.loaders:
+        results.steady[kind].append(runs.steady(kind, workload, batches))
+    harness.progress(f"{workload}: throughput, run {number + 1}")
+    for step, first in results.first.items():
+        for kind in options.loaders:
+            hopeless = first[kind][:1] == [None] or (number and step >= 10_000 and kind != "mmap")
+            if not hopeless:
+                first[kind].append(runs.first(kind, workload, step))
+        harness.progress(f"{workload}: first batch at {step}, run {number + 1}")
 
 
 def measure_cold(options: argparse.Namespace, runs: Runs) -> list[dict[str, Any]]:
     """The first batch of a new node: made by its own producer, or from a peer; they take turns."""
-    rows = []
-    for workload in options.workloads:
-        times: dict[str, list[float]] = {"producer": [], "peer": []}
-        for number in range(options.runs):
-            for source in times:
-                times[source].append(runs.cold(workload, options.steps[-1], source == "peer")["first_batch_s"])
-            harness.progress(f"{workload}: a cold node, {number + 1} of {options.runs}")
-        for source, found in times.items():
-            rows.append({
-                "benchmark": "dataloader-cold", "loader": NAMES["mmap"], "workload": workload, "from": source,
-                "resume_step": options.steps[-1], "first_batch_s": harness.median(found), "runs": found,
-            })  # fmt: skip
-    return rows
+    times: dict[tuple[str, str], list[float]] = {
+        (workload, source): [] for workload in options.workloads for source in ("producer", "peer")
+    }
+    for number in harness.rounds(options.runs):
+        for (workload, source), found in times.items():
+            found.append(runs.cold(workload, options.steps[-1], source == "peer")["first_batch_s"])
+            harness.progress(f"{workload}: a cold node, from its {source}, run {number + 1}")
+    return [
+        {
+            "benchmark": "dataloader-cold", "loader": NAMES["mmap"], "workload": workload, "from": source,
+            "resume_step": options.steps[-1], "first_batch_s": harness.median(found), "runs": found,
+        }
+        for (workload, source), found in times.items()
+    ]  # fmt: skip
 
 
 def verify(workload: str, step: int, first: dict[str, list[dict[str, Any] | None]]) -> None:
@@ -245,12 +268,13 @@ def report_cold(rows: list[dict[str, Any]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=harness.positive, default=5, help="measurements of each kind (default: 5)")
+    harness.add_runs_option(parser)
     parser.add_argument(
         "--workloads", type=harness.comma_separated(harness.one_of(tuple(STEADY))), default=",".join(STEADY)
     )
     parser.add_argument("--loaders", type=harness.comma_separated(harness.one_of(KINDS)), default=",".join(KINDS))
-    parser.add_argument("--steps", type=harness.comma_separated(int), default="0,1000,100000")
+    steps = "where to resume (default: 0,500); at 100000 torch's loaders take minutes, each"
+    parser.add_argument("--steps", type=harness.comma_separated(int), default="0,500", help=steps)
     parser.add_argument("--limit", type=float, default=240.0, help="seconds to wait for a resume (default: 240)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     parser.add_argument("--quick", action="store_true", help="one short run each: does it work at all?")
@@ -261,10 +285,7 @@ def main() -> int:
     print(harness.describe_machine())
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as directory:
         runs = Runs(Path(directory), options.limit)
-        if options.cold:
-            rows = measure_cold(options, runs)
-        else:
-            rows = [row for workload in options.workloads for row in measure(options, runs, workload)]
+        rows = measure_cold(options, runs) if options.cold else measure(options, runs)
     print(report_cold(rows) if options.cold else report(rows, options.limit))
     print("every run was verified: the same batch for the same step")
     harness.write_rows(options.json, rows)

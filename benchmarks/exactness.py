@@ -1,6 +1,6 @@
 """Are the numbers of a run with faults those of the run without? Many runs, seeded, every one compared bit for bit.
 
-    scripts/bench exactness --runs 200 [--first SEED] [--hsdp] [--at-once 2]
+    scripts/bench exactness [--runs 200] [--first SEED] [--hsdp] [--at-once 2]
 
 Each run has one to three faults of random kind, rank and moment: in the forward pass, in the middle of the bucketed
 all-reduce, between it and the optimizer, inside the optimizer's step, after it, at the end of the pass, and during the
@@ -186,7 +186,7 @@ class Runs:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Bit for bit: runs with faults beside runs without.")
-    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--runs", type=int, default=25, help="about seven seconds each (default: 25)")
     parser.add_argument("--first", type=int, default=0, metavar="SEED")
     parser.add_argument("--hsdp", action="store_true", help="FSDP2, sharded over pairs, every shard twice")
     parser.add_argument("--at-once", type=int, default=1, metavar="N", help="so many runs at the same time")

@@ -1,6 +1,6 @@
 """What it costs to be launched: hyperpodrun beside torchrun, taking turns on the same machine.
 
-    python benchmarks/launch.py [--runs 5] [--world-sizes 1,2,4,8] [--scripts print,ddp,idle] [--json FILE]
+    python benchmarks/launch.py [--runs N] [--world-sizes 1,2,4,8] [--scripts print,ddp,idle] [--json FILE]
 
 print: a script that only prints; wall time from the launcher's start to its exit.
 ddp: a script that does one DDP step (gloo); from the launcher's start to that step's end on the last rank.
@@ -56,12 +56,10 @@ def main() -> int:
             for launcher in args.launchers:
                 measure(Case(script, 1), launcher, args.inprocess_restart, "unmeasured", Results())
         for world_size in args.world_sizes:
-            case = Case(script, world_size)
-            results.update({(case, launcher): Results() for launcher in args.launchers})
-            for number in range(args.runs):
-                for launcher in args.launchers:
-                    run = f"run {number + 1}"
-                    measure(case, launcher, args.inprocess_restart, run, results[case, launcher])
+            results.update({(Case(script, world_size), launcher): Results() for launcher in args.launchers})
+    for number in harness.rounds(args.runs):
+        for (case, launcher), found in results.items():
+            measure(case, launcher, args.inprocess_restart, f"run {number + 1}", found)
     print(comparison(args.launchers, results))
     harness.write_rows(args.json, [row(*key, result) for key, result in results.items()])
     failed = sum(result.failed for result in results.values())

@@ -1,6 +1,6 @@
 """How long a job stands still after a fault: hyperpodrun beside torchrun, taking turns on the same machine.
 
-    python benchmarks/recovery.py [--runs 5] [--world-sizes 2,4] [--faults raise,kill] [--json FILE]
+    python benchmarks/recovery.py [--runs N] [--world-sizes 2,4] [--faults raise,kill] [--json FILE]
 
 Measured: from the fault's instant, told by the rank that breaks, to the first step after it, on the last
 rank. torchrun starts all processes again and they load a checkpoint. hyperpodrun restarts in process;
@@ -84,14 +84,14 @@ def main() -> int:
     args = parse_args()
     print(f"recovery: {harness.describe_machine()}\n")
     results: dict[tuple[Case, str], Results] = {}
+    references: dict[int, str] = {}
     for world_size in args.world_sizes:
-        reference = undisturbed_digest(args.launchers[0], world_size)
+        references[world_size] = undisturbed_digest(args.launchers[0], world_size)
         for fault in args.faults:
-            case = Case(world_size, fault)
-            results.update({(case, launcher): Results() for launcher in args.launchers})
-            for number in range(args.runs):
-                for launcher in args.launchers:
-                    measure(case, launcher, reference, number, results[case, launcher])
+            results.update({(Case(world_size, fault), launcher): Results() for launcher in args.launchers})
+    for number in harness.rounds(args.runs):
+        for (case, launcher), found in results.items():
+            measure(case, launcher, references[case.world_size], number, found)
     cases = list(dict.fromkeys(case for case, _ in results))
     print(comparison(cases, args.launchers, results))
     if "hyperpodrun" in args.launchers:

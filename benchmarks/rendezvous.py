@@ -5,7 +5,7 @@ is killed is not the one at the endpoint, whose loss torchrun does not survive; 
 node, as a scheduler would, in both. *First line*: from the start of the first agent until the last worker runs its
 first statement. *Recovery*: from the SIGKILL until the last rank has completed an all-reduce with all others.
 
-    python benchmarks/rendezvous.py [--quick] [--agents 2,4,8] [--runs 3] [--json FILE]
+    python benchmarks/rendezvous.py [--quick] [--agents 2,4,8] [--runs N] [--json FILE]
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _measure(cluster: Cluster, agents: int) -> tuple[float, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--agents", default="2,4,8", help="how many, with commas between")
-    parser.add_argument("--runs", type=harness.positive, default=3)
+    harness.add_runs_option(parser)
     parser.add_argument("--launchers", default=",".join(harness.LAUNCHERS))
     parser.add_argument("--quick", action="store_true", help="two agents, one run")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
@@ -126,31 +126,36 @@ def main() -> int:
         harness.write_rows(arguments.json, [])
         return 0
     counts = [2] if arguments.quick else [int(text) for text in arguments.agents.split(",")]
-    runs = 1 if arguments.quick else arguments.runs
     print(harness.describe_machine())
-    rows, lines = [], []
-    for agents in counts:
-        for launcher in arguments.launchers.split(","):
-            results, failed = [], 0
-            for _ in range(runs):
-                try:
-                    results.append(measure(launcher, agents))
-                except harness.RunFailed as error:
-                    failed += 1
-                    harness.progress(f"{launcher}, {agents} agents: {error}")
-            first, recovery = ([result[i] for result in results] for i in range(2))
-            rows.append(
-                {
-                    "benchmark": "rendezvous",
-                    "launcher": launcher,
-                    "agents": agents,
-                    "first_line_s": harness.median(first),
-                    "recovery_s": harness.median(recovery),
-                    "failed": failed,
-                }
-            )
-            lines.append([str(agents), launcher, harness.spread(first), harness.spread(recovery), str(failed)])
-            harness.progress(" ".join(lines[-1]))
+    results: dict[tuple[int, str], list[tuple[float, float]]] = {
+        (agents, launcher): [] for agents in counts for launcher in arguments.launchers.split(",")
+    }
+    failed = dict.fromkeys(results, 0)
+    for number in harness.rounds(1 if arguments.quick else arguments.runs):
+        for (agents, launcher), found in results.items():
+            name = f"{launcher}, {agents} agents, run {number + 1}"
+            try:
+                found.append(measure(launcher, agents))
+                harness.progress(f"{name}: first line {found[-1][0]:.2f} s, recovery {found[-1][1]:.2f} s")
+            except harness.RunFailed as error:
+                failed[agents, launcher] += 1
+                harness.progress(f"{name}: {error}")
+    rows: list[dict[str, object]] = []
+    lines: list[list[str]] = []
+    for (agents, launcher), found in results.items():
+        first, recovery = ([result[i] for result in found] for i in range(2))
+        rows.append(
+            {
+                "benchmark": "rendezvous",
+                "launcher": launcher,
+                "agents": agents,
+                "first_line_s": harness.median(first),
+                "recovery_s": harness.median(recovery),
+                "failed": failed[agents, launcher],
+            }
+        )
+        failures = str(failed[agents, launcher])
+        lines.append([str(agents), launcher, harness.spread(first), harness.spread(recovery), failures])
     print(harness.table(["agents", "launcher", "first line, s", "recovery, s", "failed"], lines))
     harness.write_rows(arguments.json, rows)
     return 0

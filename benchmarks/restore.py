@@ -20,7 +20,7 @@ from pathlib import Path
 
 import harness
 
-SIZES = "10,100,1000,2000"
+SIZES = "10,100,1000"
 
 
 def launch(world_size: int, runs: int, *options: str, code: Path | None = None) -> list[dict[str, object]]:

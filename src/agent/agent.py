@@ -46,6 +46,7 @@ class Agent:
         self._head: SoleHead | ClusterHead = self._make_head()
         self._end: cmd.End | None = None
         self._early_signals: list[int] = []
+        self._forwarded: list[int] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended: asyncio.Event | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -98,6 +99,8 @@ class Agent:
         for signum in self._config.signals if self._hears_signals else ():
             if signal.getsignal(signum) != signal.SIG_IGN:
                 self._loop.add_signal_handler(signum, self._on_signal, signum)
+        for signum in self._forwarded:
+            self._loop.add_signal_handler(signum, self._on_signal, signum)
         await self._node.serve(self._loop)
         try:
             await self._head.serve(self._loop)
@@ -135,7 +138,10 @@ class Agent:
         if not self._hears_signals:
             self.console.log("no-signals", reason="not on the main thread, where Python handles them")
             return lambda: None
-        before = {signum: signal.getsignal(signum) for signum in (*self._config.signals, signal.SIGCHLD)}
+        wanted = (*self._config.signals, *self._config.forwarded_signals, signal.SIGCHLD)
+        before = {signum: signal.getsignal(signum) for signum in wanted}
+        # A handler for these that the program around a launch has is the program's business.
+        self._forwarded = [signum for signum in self._config.forwarded_signals if before[signum] == signal.SIG_DFL]
 
         def keep(signum: int, frame: object) -> None:
             self._early_signals.append(signum)
@@ -143,6 +149,8 @@ class Agent:
         for signum in self._config.signals:
             if before[signum] != signal.SIG_IGN:
                 signal.signal(signum, keep)
+        for signum in self._forwarded:
+            signal.signal(signum, keep)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, the kernel forgets exit codes
 
         def restore() -> None:
@@ -152,6 +160,9 @@ class Agent:
         return restore
 
     def _on_signal(self, signum: int) -> None:
+        if signum in self._forwarded:
+            self._node.workers.forward(signum)
+            return
         self.console.log("signal", name=signal.Signals(signum).name)
         self._dispatch(ev.StopRequested(signum))
 

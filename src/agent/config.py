@@ -98,6 +98,8 @@ class LaunchConfig:
     monitor_interval: float = 0.1
     signals: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
     """Those that end the job and are passed on to the workers."""
+    forwarded_signals: tuple[int, ...] = ()
+    """Those that are only passed on, to workers that have a handler for them."""
     start_method: str = "standby"
     """`spawn`: every worker is started cold. Anything else: forked from a standby source where that can be done."""
     preload: tuple[str, ...] = ()
@@ -116,7 +118,7 @@ class LaunchConfig:
     """Teed lines that contain one of these are also written to `filtered_stdout.log`."""
     stderr_filters: tuple[str, ...] = ()
     line_prefix: str | None = None
-    """Template of the prefix of teed lines: `${role_name}`, `${rank}`, `${local_rank}`."""
+    """Template of the prefix of teed lines: `${role_name}`, `${rank}`, `${local_rank}`, `${hostname}`."""
     logs_specs: str | None = None
     """Entry point of a class that decides where output goes, instead of the layout of `logs.py`."""
     event_log: str = "null"

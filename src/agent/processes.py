@@ -261,12 +261,36 @@ def children(of: int | str = "self") -> list[int]:
     return found
 
 
+def who_catches(pid: int, signum: int) -> list[int]:
+    """The process, if it has a handler for the signal; or else those that it has started and that have one.
+
+    Such as the Python below a shell script, and not the helpers of a Python that has one itself.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        caught = int(status.partition("\nSigCgt:")[2].split(maxsplit=1)[0], 16)
+        if caught >> (signum - 1) & 1:
+            return [pid]
+        below = " ".join(file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children"))
+    except (OSError, ValueError, IndexError):  # it has ended
+        return []
+    return [found for child in below.split() for found in who_catches(int(child), signum)]
+
+
 def in_own_session(pid: int) -> bool:
     """Whether a child is in the session of this process. Nothing of a job ever is: each of its processes left it."""
     try:
         return os.getsid(pid) == os.getsid(0)
     except ProcessLookupError:  # taken away meanwhile
         return True
+
+
+def is_of_job(pid: int, token: str) -> bool:
+    """Whether a process carries the mark of the job in its environment."""
+    try:
+        return f"{JOB_TOKEN}={token}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
 
 
 def worker_mark(pid: int) -> str | None:

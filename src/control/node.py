@@ -23,6 +23,7 @@ from .causes import describe, of_signal
 from .messages import Action, Closed, Ended, Execute, NodeEvent, Received
 from .roles import Context, NodeConfig, Role
 from .seeking import Forming, Seeking
+from .stopping import is_asked_again
 
 
 class Node:
@@ -32,6 +33,7 @@ class Node:
         self.context = Context(config)
         self._role: Role | None = None
         self._leaving: cmd.End | None = None
+        self._asked: tuple[int, float] | None = None
         self._kill_due: float | None = None
         self._ended = False
 
@@ -89,15 +91,18 @@ class Node:
     # ---- this agent is told to go ----------------------------------------------------------------------------------
 
     def _stop(self, signum: int) -> None:
-        """It leaves the job to the others: its workers are stopped, then it ends. The second time: at once."""
+        """It leaves the job to the others: its workers are stopped, then it ends. Asked again: at once."""
         context = self.context
+        if self._asked is not None:
+            if is_asked_again(*self._asked, signum, context.now):
+                context.kill_workers("asked to stop again")
+            return
+        self._asked = (signum, context.now)
         cause = of_signal(signum)
-        if self._leaving is None and self._role is not None:
+        if self._role is not None:
             self._role.leave(describe(cause))
             self._kill_due = context.now + context.config.shutdown_timeout
             context.actions.append(Execute(cmd.StopWorkers(signum)))
-        else:
-            context.kill_workers("asked to stop again")
         self._leaving = cmd.End(cmd.EXIT_SIGNAL_BASE + signum, describe(cause), cause)
         self._role = _Gone(context)
         self._leave_when_gone()

@@ -213,6 +213,8 @@ class JobState(msgspec.Struct):
 
     outcome: End | None = None
     """How the job will end, once that is known."""
+    stop_asked: tuple[int, float] | None = None
+    """The first signal that asked the launcher to stop, and when."""
     stop_due: float | None = None
     """When the processes that are being stopped must be gone, or be killed."""
     killing: bool = False

@@ -17,6 +17,8 @@ from .launch import start_processes
 from .placement import forget_node
 from .state import JobState, Phase, SlotState
 
+SAME_REQUEST_S = 5.0
+SAME_INTERRUPT_S = 1.0
 _NEVER_A_REQUEST = frozenset(
     {signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGKILL, signal.SIGSEGV}
 )
@@ -55,13 +57,24 @@ def fail(
 
 
 def stop_requested(job: JobState, event: ev.StopRequested, now: float) -> list[Command]:
-    """The first signal decides the exit code, also of a job that is failing; the second one means at once."""
-    if job.outcome is not None and job.outcome.exit_code > EXIT_SIGNAL_BASE:
-        return _kill_all(job, now)
+    """The first signal decides the exit code, also of a job that is failing; a later one means at once."""
+    if job.stop_asked is not None:
+        return _kill_all(job, now) if is_asked_again(*job.stop_asked, event.signum, now) else []
+    job.stop_asked = (event.signum, now)
     cause = causes.of_signal(event.signum)
     job.phase = Phase.STOPPING
     job.outcome = End(EXIT_SIGNAL_BASE + event.signum, causes.describe(cause), cause)
     return _stop_all(job, event.signum, now)
+
+
+def is_asked_again(first: int, asked: float, signum: int, now: float) -> bool:
+    """Whether a signal is a second request, and not the first one that has come by two ways.
+
+    A scheduler signals the batch script, which passes it on, and the step as well; a worker that saves its state must
+    not lose it to that. Who presses Ctrl-C a second time need not wait so long.
+    """
+    interrupts = first == signum == signal.SIGINT
+    return now - asked >= (SAME_INTERRUPT_S if interrupts else SAME_REQUEST_S)
 
 
 def stop_again(job: JobState, now: float) -> list[Command]:

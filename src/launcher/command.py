@@ -16,7 +16,8 @@ from ..agent.agent import Agent
 from ..agent.config import LaunchConfig
 from ..control.commands import EXIT_SIGNAL_BASE, End
 from .arguments import Arguments
-from .errors import ChildFailedError, LaunchError, SignalException, UsageError
+from .completion import NAME
+from .errors import LaunchError, UsageError, child_failed, stopped_by_signal
 from .options import torchrun_names, with_options
 from .parsing import split_script
 from .rendezvous import meeting_point
@@ -43,14 +44,19 @@ class LauncherCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
-        words = Arguments(options, torchrun_names()).normalise(args)
+        try:
+            words = Arguments(options, torchrun_names()).normalise(args)
+        except click.UsageError:
+            if not ctx.resilient_parsing:  # a shell completes a command line that is not whole yet
+                raise
+            words = args
         end = words.index("--") if "--" in words else len(words)
         written = [word.partition("=")[2] for word in words[:end] if word.startswith(_NPROC)]
         ctx.meta[_NPROC] = written[-1] if written else os.environ.get("PET_NPROC_PER_NODE", "1")
         return super().parse_args(ctx, words)
 
 
-@click.command(cls=LauncherCommand, name="hyperpodrun")
+@click.command(cls=LauncherCommand, name=NAME)
 @with_options
 def launcher(**options: Any) -> LaunchConfig:
     """Starts TRAINING_SCRIPT once for each worker of this node, watches over them, and recovers from faults.
@@ -72,7 +78,7 @@ def parse(args: Sequence[str] | None = None) -> LaunchConfig | None:
     Raises UsageError with one sentence.
     """
     try:
-        config = launcher.main(args=None if args is None else list(args), standalone_mode=False)
+        config = launcher.main(args=None if args is None else list(args), prog_name=NAME, standalone_mode=False)
     except click.UsageError as error:
         raise UsageError(" ".join(error.format_message().split())) from None
     return config if isinstance(config, LaunchConfig) else None
@@ -109,11 +115,11 @@ def _announce_faults() -> None:
 def _failure(agent: Agent, config: LaunchConfig, end: End) -> LaunchError:
     if end.exit_code > EXIT_SIGNAL_BASE:
         signum = signal.Signals(end.exit_code - EXIT_SIGNAL_BASE)
-        return SignalException(f"process {os.getpid()} got signal {signum.name}", signum)
+        return stopped_by_signal(f"process {os.getpid()} got signal {signum.name}", signum)
     failures = agent.failures(end.cause)
     if not failures:
         return LaunchError(end.reason, end.exit_code)
-    return ChildFailedError(config.script, failures, end.exit_code)
+    return child_failed(config.script, failures, end.exit_code)
 
 
 def build_config(options: dict[str, Any]) -> LaunchConfig:
@@ -157,6 +163,7 @@ def build_config(options: dict[str, Any]) -> LaunchConfig:
         monitor_interval=options["monitor_interval"],
         start_method=options["start_method"],
         signals=options["signals_to_handle"],
+        forwarded_signals=_forwarded(options),
         preload=options["preload"],
         no_python=options["no_python"],
         shutdown_signal=options["shutdown_signal"],
@@ -170,7 +177,9 @@ def build_config(options: dict[str, Any]) -> LaunchConfig:
         console_ranks=options["local_ranks_filter"],
         stdout_filters=options["duplicate_stdout_filters"] or (),
         stderr_filters=options["duplicate_stderr_filters"] or (),
-        line_prefix=os.environ.get("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE") or None,
+        line_prefix=options["log_line_prefix_template"]
+        or os.environ.get("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE")
+        or None,
         event_log=options["event_log_handler"],
         virtual_local_rank=options["virtual_local_rank"],
         numa_binding=options["numa_binding"],
@@ -214,6 +223,16 @@ def _shutdown_timeout(value: float | None) -> float:
     if not seconds >= 0:
         raise click.UsageError(f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={text!r} is not a number of seconds")
     return seconds
+
+
+def _forwarded(options: dict[str, Any]) -> tuple[int, ...]:
+    """What is handled ends the job: torchrun's word for SIGUSR1 is kept where it is given."""
+    handled = options["signals_to_handle"]
+    for signum in options["signals_to_forward"]:
+        if signum in handled and signum not in (signal.SIGUSR1, signal.SIGUSR2):
+            name = signal.Signals(signum).name
+            raise click.UsageError(f"--signals-to-forward {name}: --signals-to-handle has it too, and ends the job")
+    return tuple(signum for signum in options["signals_to_forward"] if signum not in handled)
 
 
 def _check_visible_devices(workers: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from . import parsing
+from .completion import SHELLS, complete_file, print_completion
 from .environment import nodes_of_environment
 from .parsing import Parsed
 
@@ -90,7 +91,7 @@ TORCHRUN_OPTIONS: list[Decorator] = [
         type=click.IntRange(min=0),
         default=0,
         show_default=True,
-        help="How often all processes may be started anew.",
+        help="How often all processes of the job may be started anew, on however many nodes.",
     ),
     _option(
         "--monitor-interval",
@@ -174,6 +175,25 @@ TORCHRUN_OPTIONS: list[Decorator] = [
     _flag("--virtual-local-rank", help="LOCAL_RANK is 0 everywhere and each worker sees its own GPU only."),
 ]
 
+NEWER_TORCHRUN_OPTIONS: list[Decorator] = [
+    _option(
+        "--log-line-prefix-template",
+        metavar="TEMPLATE",
+        help="What teed lines begin with; ${role_name}, ${rank}, ${local_rank} and ${hostname} are replaced in it.  "
+        "[default: TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE, or [${role_name}${local_rank}]:]",
+    ),
+    _option(
+        "--print-completion",
+        pet=False,
+        type=click.Choice(SHELLS),
+        is_eager=True,
+        expose_value=False,
+        callback=print_completion,
+        help="Print what makes this shell complete the options, and exit.",
+    ),
+]
+"""Of torch 2.14. Their beginnings do not make those of earlier options ambiguous."""
+
 HYPERPOD_OPTIONS: list[Decorator] = [
     _flag("--inprocess-restart", help="After a fault, re-enter functions under HPWrapper in the surviving processes."),
     _option(
@@ -218,6 +238,13 @@ OWN_OPTIONS: list[Decorator] = [
         help="How often the job may restart in process.  [default: as long as it makes progress]",
     ),
     _option(
+        "--signals-to-forward",
+        type=Parsed("SIGNAL,...", parsing.parse_forwarded),
+        default="SIGUSR1,SIGUSR2",
+        help="Signals that are passed on to workers that have a handler for them; the job goes on.  [default: USR1, "
+        "USR2]",
+    ),
+    _option(
         "--min-nodes",
         type=click.IntRange(min=1),
         help="So many nodes may go on when the others are lost, also without a majority.  [default: a majority]",
@@ -232,10 +259,11 @@ OWN_OPTIONS: list[Decorator] = [
 
 OPTIONS: list[Decorator] = [
     *TORCHRUN_OPTIONS,
+    *NEWER_TORCHRUN_OPTIONS,
     *HYPERPOD_OPTIONS,
     *OWN_OPTIONS,
-    click.argument("training_script"),
-    click.argument("training_script_args", nargs=-1, type=click.UNPROCESSED),
+    click.argument("training_script", shell_complete=complete_file),
+    click.argument("training_script_args", nargs=-1, type=click.UNPROCESSED, shell_complete=complete_file),
 ]
 
 
@@ -247,7 +275,7 @@ def with_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def torchrun_names() -> list[str]:
-    """The full names of torchrun's options."""
+    """The full names of torchrun's options, as all its releases that we know have them."""
 
     def declare() -> None: ...
 

@@ -92,6 +92,11 @@ def parse_signals(value: str) -> tuple[int, ...]:
     return signals
 
 
+def parse_forwarded(value: str) -> tuple[int, ...]:
+    """`--signals-to-forward`: names, or nothing."""
+    return parse_signals(value) if value.strip() else ()
+
+
 def parse_outputs(value: str) -> OutputMap:
     """`--redirects`, `--tee`: 0 none, 1 stdout, 2 stderr, 3 both, for all local ranks, or `0:1,3:2` for some."""
     if value in ("0", "1", "2", "3"):

@@ -26,6 +26,8 @@ FAILED = {
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
     zmq.EVENT_HANDSHAKE_FAILED_AUTH,
 }
+_OTHER_SECRET = zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC
+_SECRET_ON_ONE_SIDE = zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
 WATCHED = (
     zmq.EVENT_ACCEPTED
     | zmq.EVENT_CONNECTED
@@ -66,6 +68,17 @@ def next_event(monitor: zmq.Socket[bytes]) -> tuple[int, int] | None:
     except zmq.ZMQError:
         return None
     return event["event"], int(event["value"])
+
+
+def why_refused(event: int, value: int, *, secret: bool) -> str:
+    """What is known of a handshake that has failed. `secret`: whether this agent's job has one."""
+    if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH or value == _OTHER_SECRET:
+        return "wrong or no secret: it has another one"
+    if value == _SECRET_ON_ONE_SIDE:
+        return "wrong or no secret: it has none" if secret else "it has a secret, and this job has none"
+    if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+        return "not of this protocol"
+    return "it left before it had said who it is"
 
 
 def parse_identity(identity: bytes) -> tuple[str, str]:

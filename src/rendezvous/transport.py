@@ -35,6 +35,7 @@ from .sockets import (
     parse_identity,
     peer_name,
     secured,
+    why_refused,
 )
 
 _AT_ONCE = 256
@@ -285,6 +286,8 @@ class Transport:
         if outgoing.has_ended():
             if outgoing.refused:
                 reason = "no agreement on a key: is the job's secret the same there?"
+                if self._keys is None:
+                    reason = "it ended the handshake: it has a secret, which this job has not, or is no agent"
                 self._note_attempt(outgoing.address, "no agreement on a key")
                 self._tell_once("peer-refused", peer=outgoing.address, reason=reason)
             self._give_up(outgoing)
@@ -298,7 +301,7 @@ class Transport:
                 self._bound_strangers(value)
             elif kind in FAILED:
                 self.counters["handshakes_failed"] += 1
-                self._failure = "wrong or no secret" if self._keys is not None else "not of this protocol"
+                self._failure = why_refused(kind, value, secret=self._keys is not None)
             elif kind == zmq.EVENT_DISCONNECTED:
                 self._disconnected(value)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import sys
 import time
 from pathlib import Path
 
@@ -103,13 +104,72 @@ def test_workers_that_ignore_the_signal_are_killed_after_the_shutdown_timeout(st
     assert finished.stdout == "heard 15\n"
 
 
-def test_a_second_signal_kills_at_once(start, script, tmp_path):
-    launch = start("--shutdown-timeout=3600", script(IGNORES_SIGTERM))
+SAVES_ITS_STATE = """
+import os, pathlib, signal, sys, time
+def stop(signum, frame):
+    pathlib.Path(f"asked.{os.environ['RANK']}").touch()
+    while not pathlib.Path("go").exists():
+        time.sleep(0.01)
+    pathlib.Path(f"saved.{os.environ['RANK']}").touch()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+pathlib.Path(f"up.{os.environ['RANK']}").touch()
+time.sleep(3600)
+"""
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda s: s.name)
+def test_a_signal_that_comes_by_two_ways_costs_no_checkpoint(start, script, tmp_path, second):
+    launch = start("--nproc-per-node=2", "--shutdown-timeout=60", script(SAVES_ITS_STATE))
+    for file in ("up.0", "up.1"):
+        wait_for_file(tmp_path / file)
+    os.kill(launch.pid, signal.SIGTERM)
+    for file in ("asked.0", "asked.1"):
+        wait_for_file(tmp_path / file)
+    os.kill(launch.pid, second)
+    time.sleep(0.2)  # in which a launcher that kills would have killed
+    (tmp_path / "go").touch()
+    finished = launch.wait(20)
+    assert finished.returncode == 143, finished.output
+    assert sorted(path.name for path in tmp_path.glob("saved.*")) == ["saved.0", "saved.1"]
+    assert finished.stderr.count("hyperpodrun: signal name=") == 2
+
+
+def test_a_second_ctrl_c_kills_at_once(start, script, tmp_path):
+    launch = start("--shutdown-timeout=3600", script(IGNORES_SIGTERM.replace("SIGTERM", "SIGINT")))
     wait_for_file(tmp_path / "up")
-    os.kill(launch.pid, signal.SIGTERM)
-    time.sleep(0.2)  # not a hope: two signals sent at once may be merged into one by the kernel
-    os.kill(launch.pid, signal.SIGTERM)
-    assert launch.wait(10).returncode == 143
+    os.kill(launch.pid, signal.SIGINT)
+    time.sleep(1.1)  # before that it counts as the same request
+    os.kill(launch.pid, signal.SIGINT)
+    assert launch.wait(10).returncode == 130
+
+
+HEARS_SIGUSR1 = """
+import os, pathlib, signal, sys, time
+rank = os.environ["RANK"]
+if rank != "1":
+    signal.signal(signal.SIGUSR1, lambda *_: pathlib.Path(f"heard.{rank}").touch())
+pathlib.Path(f"up.{rank}").touch()
+while not pathlib.Path("go").exists():
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("shell", [False, True], ids=["python", "below a shell"])
+def test_sigusr1_reaches_the_workers_that_handle_it_and_the_job_goes_on(start, script, tmp_path, shell):
+    worker = script(HEARS_SIGUSR1)
+    command = ["--no-python", "sh", "-c", f"{sys.executable} {worker}; exit $?"] if shell else [worker]
+    launch = start("--nproc-per-node=3", *command)
+    for rank in range(3):
+        wait_for_file(tmp_path / f"up.{rank}")
+    os.kill(launch.pid, signal.SIGUSR1)
+    for rank in (0, 2):
+        wait_for_file(tmp_path / f"heard.{rank}")
+    (tmp_path / "go").touch()
+    finished = launch.wait(20)
+    assert finished.returncode == 0, finished.output
+    assert "hyperpodrun: signal name=SIGUSR1 told=0,2 no_handler=1" in finished.stderr
 
 
 def test_the_shutdown_timeout_holds_for_failures_too(run, script):

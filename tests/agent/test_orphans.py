@@ -15,6 +15,8 @@ import os, subprocess, sys, time
 from pathlib import Path
 import torch
 
+os.chdir(os.environ["ROOM"])
+
 class Slow(torch.utils.data.Dataset):
     def __len__(self): return 10**6
     def __getitem__(self, index): return torch.ones(1)
@@ -45,19 +47,22 @@ def wait_until(condition, seconds: float, what: str) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda signum: signum.name)
-@pytest.mark.parametrize("flag", [[], ["--inprocess-restart"]], ids=["plain", "in-process"])
-def test_no_process_of_the_job_is_left_when_the_agent_ends(start, script, tmp_path, monkeypatch, signum, flag):
-    monkeypatch.chdir(tmp_path)
-    launch = start("--shutdown-timeout=1", *flag, script(WORKER))
-    pids_file = tmp_path / "pids"
-    wait_until(pids_file.exists, 60, "the worker did not come up")
-    pids = [int(pid) for pid in pids_file.read_text().split()]
-    assert all(alive(pid) for pid in pids)
-    os.kill(launch.pid, signum)
-    finished = launch.wait(20)
-    wait_until(lambda: not any(alive(pid) for pid in pids), 2, f"left: {[p for p in pids if alive(p)]}")
-    expected = -signal.SIGKILL if signum == signal.SIGKILL else 128 + signum
-    assert finished.returncode == expected, finished.output
+def test_no_process_of_the_job_is_left_when_the_agent_ends(start, script, tmp_path, signum):
+    launches = {}
+    for name, flag in (("plain", []), ("in-process", ["--inprocess-restart"])):  # at the same time
+        room = tmp_path / name
+        room.mkdir()
+        launches[room] = start("--shutdown-timeout=1", *flag, script(WORKER), ROOM=str(room))
+    for room in launches:
+        wait_until((room / "pids").exists, 60, "the worker did not come up")
+    for room, launch in launches.items():
+        pids = [int(pid) for pid in (room / "pids").read_text().split()]
+        assert all(alive(pid) for pid in pids)
+        os.kill(launch.pid, signum)
+        finished = launch.wait(20)
+        wait_until(lambda: not any(alive(pid) for pid in pids), 2, f"left: {[p for p in pids if alive(p)]}")  # noqa: B023
+        expected = -signal.SIGKILL if signum == signal.SIGKILL else 128 + signum
+        assert finished.returncode == expected, finished.output
 
 
 def test_what_a_killed_worker_started_dies_with_it_while_the_job_goes_on(run, script, tmp_path, monkeypatch):

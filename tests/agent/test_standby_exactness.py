@@ -28,9 +28,10 @@ def observe():
 if __name__ == "__main__":
     import json, os, sys
     seen = observe()
-    with open(f"seen.{{os.environ['RANK']}}.tmp", "w") as file:
+    name = f"seen.{{os.environ['RUN']}}.{{os.environ['RANK']}}"
+    with open(f"{{name}}.tmp", "w") as file:
         file.write(repr(seen))
-    os.rename(f"seen.{{os.environ['RANK']}}.tmp", f"seen.{{os.environ['RANK']}}")
+    os.rename(f"{{name}}.tmp", name)
 """
 
 EQUAL = {
@@ -154,21 +155,34 @@ SEEDS = """
 
 
 @pytest.fixture
-def observe(run, tmp_path, monkeypatch):
+def both(start):
+    """both(*arguments, **environment): a launch with either method, at the same time, to their ends."""
+
+    def to_the_end(*arguments: object, **environment: str) -> list:
+        launches = [start(f"--start-method={method}", *arguments, RUN=method, **environment) for method in METHODS]
+        return [launch.wait() for launch in launches]
+
+    return to_the_end
+
+
+@pytest.fixture
+def observe(both, tmp_path, monkeypatch):
+    """What each rank sees, with either method."""
     monkeypatch.chdir(tmp_path)
 
-    def observed(method: str, body: str, *options: str, ranks: int = 1, **environment: str) -> list:
+    def observed(body: str, ranks: int = 1, **environment: str) -> dict[str, list[str]]:
         script = tmp_path / "worker.py"
         script.write_text(OBSERVE.format(body=body, definitions=DEFINITIONS))
-        options = (f"--nproc-per-node={ranks}", f"--start-method={method}", "--rdzv-id=same", *options)
-        finished = run(*options, script, "-a", "b c", LOGLEVEL="DEBUG", **environment)
-        assert finished.returncode == 0, finished.output
-        assert finished.stderr.count("hyperpodrun: forked") == (ranks if method == "standby" else 0), finished.output
-        files = [tmp_path / f"seen.{rank}" for rank in range(ranks)]
-        texts = [file.read_text() for file in files]
-        for file in files:
-            file.unlink()
-        return texts
+        options = (f"--nproc-per-node={ranks}", "--rdzv-id=same")
+        seen = {}
+        for method, finished in zip(
+            METHODS, both(*options, script, "-a", "b c", LOGLEVEL="DEBUG", **environment), strict=True
+        ):
+            assert finished.returncode == 0, finished.output
+            forked = finished.stderr.count("hyperpodrun: forked")
+            assert forked == (ranks if method == "standby" else 0), finished.output
+            seen[method] = [(tmp_path / f"seen.{method}.{rank}").read_text() for rank in range(ranks)]
+        return seen
 
     return observed
 
@@ -177,31 +191,35 @@ def indent(body: str) -> str:
     return "".join(f"    {line}\n" for line in body.strip("\n").splitlines() if line.strip())
 
 
-def outcomes(observe, method: str) -> dict[str, str]:
-    """All points in one worker."""
+def outcomes(observe) -> dict[str, list[dict[str, str]]]:
+    """By method and rank: the random numbers, and on rank 0 all points."""
     # Each point's result as text, so that objects compare by what they show.
-    functions = "".join(f"    def {name}():\n" + indent(body) for name, body in EQUAL.items())
-    body = functions + "    return {" + ", ".join(f"{name!r}: repr({name}())" for name in EQUAL) + "}\n"
-    return dict(ast.literal_eval(observe(method, body, OMP_NUM_THREADS="2")[0]))
+    functions = "".join(f"    def {name}():\n" + indent(body) for name, body in {**EQUAL, "seeds": SEEDS}.items())
+    points = "{" + ", ".join(f"{name!r}: repr({name}())" for name in EQUAL) + "}"
+    body = f"{functions}    drawn = {{'seeds': repr(seeds())}}\n"
+    body += f"    return drawn if os.environ['RANK'] == '1' else {{**drawn, **{points}}}\n"
+    seen = observe(body, ranks=2, OMP_NUM_THREADS="2")
+    return {method: [ast.literal_eval(text) for text in seen[method]] for method in METHODS}
 
 
 @pytest.fixture(scope="module")
-def both():
+def seen():
+    """What the first test of them has found."""
     return {}
 
 
 @pytest.mark.parametrize("name", EQUAL)
-def test_a_forked_worker_shows_what_a_new_process_shows(observe, both, name, tmp_path):
-    if not both:
-        for method in METHODS:
-            both[method] = outcomes(observe, method)
-    where = {method: both[method][name] for method in METHODS}
-    assert where["standby"] == where["spawn"]
+def test_a_forked_worker_shows_what_a_new_process_shows(observe, seen, name):
+    if not seen:
+        seen.update(outcomes(observe))
+    assert seen["standby"][0][name] == seen["spawn"][0][name]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_worker_has_random_numbers_of_its_own(observe, method):
-    ranks = [ast.literal_eval(text) for text in observe(method, SEEDS, ranks=2)]
+def test_every_worker_has_random_numbers_of_its_own(observe, seen, method):
+    if not seen:
+        seen.update(outcomes(observe))
+    ranks = [ast.literal_eval(rank["seeds"]) for rank in seen[method]]
     for first, second in zip(*ranks, strict=True):
         assert first != second
 
@@ -221,23 +239,58 @@ ENDINGS = {
 }
 
 
-@pytest.mark.parametrize("name", ENDINGS)
-def test_a_forked_worker_ends_like_a_new_process(run, script, monkeypatch, tmp_path, name):
+SUCCEEDS = ("exit_none", "at_exit", "thread")
+
+
+def told(finished, attempt: int, rank: int = 0) -> list[str]:
+    """What a worker has written."""
+    (directory,) = finished.log_dir.glob(f"*/attempt_{attempt}/{rank}")
+    texts = [(directory / f"{stream}.log").read_text() for stream in ("stdout", "stderr")]
+    texts[1] = re.sub("0x[0-9a-f]+", "ADDRESS", texts[1].partition("\n\nExtension modules")[0]).strip()
+    return texts
+
+
+def test_a_forked_worker_fails_like_a_new_process(run, script, monkeypatch, tmp_path):
+    """Each way in an attempt of its own: what runs before training lays the next script in its place."""
     monkeypatch.chdir(tmp_path)
-    path = script(f"if True:\n  pass\n# import torch\nimport os\n{ENDINGS[name]}\nimport torch\n")
-    ends = []
+    names = [name for name in ENDINGS if name not in SUCCEEDS]
+    for number, name in enumerate(names):
+        script(f"if True:\n  pass\n# import torch\nimport os\n{ENDINGS[name]}\nimport torch\n", f"ending.{number}")
+    before = tmp_path / "before.sh"
+    before.write_text("#!/bin/sh\ncp ending.$JOB_RESTART_COUNT worker.py\n")
+    before.chmod(0o755)
+    options = [f"--max-restarts={len(names) - 1}", "-r3", "--pre-train-script", before]
+    ends: dict[str, dict[str, object]] = {}
     for method in METHODS:
-        finished = run(f"--start-method={method}", "-r3", path)
-        (directory,) = finished.log_dir.glob("*/attempt_0/0")
-        reason = finished.stderr.rpartition("reason=")[2].partition(" logs=")[0]
-        texts = [(directory / f"{stream}.log").read_text() for stream in ("stdout", "stderr")]
-        texts[1] = re.sub("0x[0-9a-f]+", "ADDRESS", texts[1].partition("\n\nExtension modules")[0]).strip()
-        ends.append([finished.returncode, reason, *texts])
-    assert ends[0] == ends[1]
+        path = script("import torch\n")
+        finished = run(f"--start-method={method}", *options, path, LOGLEVEL="DEBUG")
+        assert finished.returncode == 1, finished.output
+        assert finished.stderr.count("hyperpodrun: forked") == (len(names) if method == "standby" else 0)
+        how = re.findall(r'^hyperpodrun: (?:restart .*cause|failed .*reason)="([^"]*)"', finished.stderr, re.MULTILINE)
+        assert len(how) == len(names), finished.output
+        ends[method] = {name: (how[number], told(finished, number)) for number, name in enumerate(names)}
+    for name in names:
+        assert ends["standby"][name] == ends["spawn"][name]
+
+
+def test_a_forked_worker_succeeds_like_a_new_process(run, script, monkeypatch, tmp_path):
+    """Each way on a rank of its own."""
+    monkeypatch.chdir(tmp_path)
+    body = "# import torch\nimport os\n"
+    for rank, name in enumerate(SUCCEEDS):
+        body += f"if os.environ['RANK'] == '{rank}':\n{indent(ENDINGS[name])}"
+    ends = {}
+    for method in METHODS:
+        options = (f"--start-method={method}", "-r3", f"--nproc-per-node={len(SUCCEEDS)}")
+        finished = run(*options, script(body + "if os.environ['RANK'] == '9':\n    import torch\n"))
+        assert finished.returncode == 0, finished.output
+        ends[method] = [told(finished, 0, rank) for rank in range(len(SUCCEEDS))]
+    assert ends["standby"] == ends["spawn"]
+    assert [stdout for stdout, _ in ends["spawn"]] == ["", "unflushedbye\n", "thread\n"]
 
 
 @pytest.mark.parametrize("kind", ["module", "package", "directory", "symlink"])
-def test_all_ways_to_name_a_script(run, monkeypatch, tmp_path, kind):
+def test_all_ways_to_name_a_script(both, monkeypatch, tmp_path, kind):
     monkeypatch.chdir(tmp_path)
     text = (
         "import torch, sys, os\n"
@@ -259,8 +312,8 @@ def test_all_ways_to_name_a_script(run, monkeypatch, tmp_path, kind):
         "symlink": ["link.py"],
     }
     said = []
-    for method in METHODS:
-        finished = run(f"--start-method={method}", "--redirects=2", *arguments[kind], "arg", LOGLEVEL="DEBUG")
+    launches = both("--redirects=2", *arguments[kind], "arg", LOGLEVEL="DEBUG")
+    for method, finished in zip(METHODS, launches, strict=True):
         assert finished.stderr.count("hyperpodrun: forked") == (method == "standby"), finished.output
         (errors,) = finished.log_dir.glob("*/attempt_0/0/stderr.log")
         said.append((finished.stdout, errors.read_text()))
@@ -271,7 +324,7 @@ def test_all_ways_to_name_a_script(run, monkeypatch, tmp_path, kind):
 def test_modules_beside_the_script_shadow_others_in_both(observe, tmp_path):
     (tmp_path / "colorsys.py").write_text("mine = True")
     body = "    import colorsys\n    return getattr(colorsys, 'mine', False)"
-    assert observe("standby", body) == observe("spawn", body) == ["True"]
+    assert observe(body) == {"spawn": ["True"], "standby": ["True"]}
 
 
 def test_preloaded_modules_are_there_and_torch_is_imported_once(run, script, tmp_path, monkeypatch):
@@ -291,9 +344,8 @@ def test_a_source_that_cannot_be_one_costs_a_line_and_nothing_else(run, script, 
     (tmp_path / "threads.py").write_text(
         "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
     )
-    finished = run(
-        "--nproc-per-node=2", f"--preload={preload}", script("import torch\nprint('ran')"), OMP_NUM_THREADS="1"
-    )
+    body = "import sys\nprint('ran')\nif len(sys.argv) > 1:\n    import torch  # for the source to be wanted\n"
+    finished = run("--nproc-per-node=2", f"--preload={preload}", script(body), OMP_NUM_THREADS="1")
     assert finished.returncode == 0, finished.output
     assert finished.stdout.count("ran") == 2
     assert finished.stderr.count("hyperpodrun:") == 1, finished.output

@@ -25,6 +25,24 @@ def quick_rows(name: str, directory: Path, *options: str) -> list[dict[str, Any]
     return rows
 
 
+def test_a_benchmark_is_over_within_its_time_unless_it_is_told_how_often_to_measure(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import harness
+
+    clock = [harness._BEGAN + 60.0]  # something has been done before the first round
+    monkeypatch.setattr(harness.time, "monotonic", lambda: clock[0])
+
+    def rounds(runs: int | None, seconds: float) -> int:
+        clock[0], count = harness._BEGAN + 60.0, 0
+        for _ in harness.rounds(runs):
+            clock[0] += seconds
+            count += 1
+        return count
+
+    assert [rounds(None, seconds) for seconds in (1, 60, 100, 1000)] == [harness.MOST_ROUNDS, 3, 2, 1]
+    assert rounds(7, 1000) == 7
+
+
 def test_restore_compares_a_peer_with_gloo_and_disk(tmp_path: Path) -> None:
     rows = quick_rows("restore", tmp_path)
     assert [row["path"] for row in rows] == ["peer", "gloo", "disk"]

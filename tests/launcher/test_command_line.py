@@ -157,6 +157,31 @@ def test_help_names_every_option_and_imports_no_torch():
             assert max(parameter.opts, key=len) in finished.stdout or isinstance(parameter, click.Argument)
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh", "fish"])
+def test_completion_is_printed_for_each_shell(shell, capfd):
+    assert main([f"--print-completion={shell}"]) is None
+    assert "complete" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("--nnodes 2 --start-method sp", "plain,spawn"),
+        ("--nproc-per", "plain,--nproc-per-node"),
+        ("--nnodes=2 --log-line", "plain,--log-line-prefix-template"),
+        ("-r3 tr", "file,tr"),
+        ("train.py tr", "file,tr"),
+    ],
+)
+def test_a_command_line_that_is_not_whole_is_completed(words, completed, monkeypatch, capfd):
+    monkeypatch.setenv("_HYPERPODRUN_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", f"hyperpodrun {words}")
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert (ended.value.code, capfd.readouterr().out.strip()) == (0, completed)
+
+
 def test_a_whole_launch_never_imports_torch(tmp_path):
     program = """
 import sys

@@ -95,8 +95,16 @@ def test_nobody_at_an_address_is_told_at_once() -> None:
     play(scene, End("one"))
 
 
-@pytest.mark.parametrize("keys", [OTHER_KEYS, None], ids=["wrong secret", "no secret"])
-def test_who_has_another_secret_is_refused_with_one_line(keys: Any) -> None:
+@pytest.mark.parametrize(
+    ("own", "keys", "reason"),
+    [
+        (KEYS, OTHER_KEYS, "wrong or no secret: it has another one"),
+        (KEYS, None, "wrong or no secret: it has none"),
+        (None, KEYS, "it has a secret, and this job has none"),
+    ],
+    ids=["wrong secret", "no secret", "not wanted"],
+)
+def test_who_has_another_secret_is_refused_with_one_line(own: Any, keys: Any, reason: str) -> None:
     async def scene(one: End, stranger: End, friend: End) -> None:
         for _ in range(3):
             stranger.say(one, b"let me in")
@@ -106,10 +114,13 @@ def test_who_has_another_secret_is_refused_with_one_line(keys: Any) -> None:
         await until(lambda: one.heard)
         await until(lambda: one.logged)
         assert one.heard == [("friend", b"hello")]
-        assert [event for event, _ in one.logged] == ["peer-refused"]
+        ((event, fields),) = one.logged
+        assert event == "peer-refused"
+        # Where only one side has a secret both see it: who hangs up first leaves the other with less to say.
+        assert fields["reason"] in (reason, *(["it left before it had said who it is"] if None in (own, keys) else []))
         assert len(stranger.logged) == 1
 
-    play(scene, End("one"), End("stranger", keys), End("friend"))
+    play(scene, End("one", own), End("stranger", keys), End("friend", own))
 
 
 def test_a_replayed_connection_says_nothing() -> None:
@@ -170,6 +181,7 @@ def test_garbage_on_the_port_disturbs_nobody() -> None:
         friend.say(one, b"after")
         await until(lambda: one.heard == [("friend", b"before"), ("friend", b"after")])
         assert [event for event, _ in one.logged] == ["peer-refused"]
+        assert "secret" not in str(one.logged), "nobody knows that it is about one"
         assert one.closed == []
 
     play(scene, End("one"), End("friend"))

@@ -27,6 +27,7 @@ from ..output.console import Console
 from ..output.logs import LogDirectory, Outputs
 from ..workers.data_host import DataHost
 from ..workers.workers import Worker, Workers
+from .file_timers import FILE, FileTimers, pipe_for
 
 if TYPE_CHECKING:
     import asyncio
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from ...rootless.sharing import Sharing
     from ..output.recovery_report import Recovery, RecoveryReport
     from .channel import WorkerChannel
+    from .health_check import HealthCheck
 
 _STORE_HOST = "localhost"
 _RUNTIME, _STATE = "hyperpodrun-", "hyperpodrun-state-"
@@ -64,6 +66,8 @@ class LocalNode:
             self._config = config = with_script_in(config, self._runtime)
             if config.inprocess_restart:
                 self._state_directory = self._make_state_directory()
+            self._timer_pipe = pipe_for(self._runtime, os.environ)
+            self._timers: FileTimers | None = None
             self._data = DataHost(self._runtime, self._token, console)
             self.workers = Workers(
                 config, console, self.logs, self._token, self._directories, self._data,
@@ -80,6 +84,7 @@ class LocalNode:
         self._store: StoreServer | None = None
         self._sharing: Sharing | None = None
         self._channel: WorkerChannel | None = None
+        self._health_check: HealthCheck | None = None
         self.report: RecoveryReport | None = None
         self._executors: dict[type, Any] = {
             cmd.RunHook: self._run_hook,
@@ -113,13 +118,17 @@ class LocalNode:
 
     def prepare(self) -> None:
         """Before anything else: the standby source imports while the rest comes up."""
+        if self._timer_pipe is not None:
+            self._timers = FileTimers(self._timer_pipe, self._token, self._console, self.workers.rank_of)
         self.workers.prepare(self._environment(cmd.Seat(0, 0, 0), self._alone, 0, Outputs()))
 
     async def serve(self, loop: asyncio.AbstractEventLoop) -> None:
         """The event loop runs: what has happened since `prepare` is seen now."""
         from ...rootless.server import StoreServer
         from ..output.recovery_report import RecoveryReport
+        from .health_check import health_check
 
+        self._health_check = health_check(os.environ, self._console, self._problem)
         self.report = RecoveryReport(self._config.run_id, self._config.nproc_per_node)
         self.workers.on_started = self.report.respawned
         self._store = StoreServer(
@@ -152,6 +161,8 @@ class LocalNode:
 
     async def stop_serving(self) -> None:
         """The endpoints close; processes are `close`'s."""
+        if self._health_check is not None:
+            self._health_check.close()
         if self._channel is not None:
             self._channel.close()
         if self._store is not None:
@@ -160,11 +171,13 @@ class LocalNode:
     def close(self) -> None:
         """Whatever happened, nothing of the job stays."""
         self.workers.close()
+        if self._timers is not None:
+            self._timers.close()
         self._close_listeners()
         self._remove_directories()
         if self.report is not None:
             self._tell(self.report.finished())
-            if self.report.recoveries:
+            if any(recovery.epoch is not None for recovery in self.report.recoveries):  # else none was ours
                 from ..output.recovery_report import table
 
                 self._console.write(table(self.report.recoveries))
@@ -198,7 +211,7 @@ class LocalNode:
     def _environment(
         self, seat: cmd.Seat, layout: cmd.Layout, epoch: int, outputs: Outputs, *, hook: bool = False
     ) -> dict[str, str]:
-        return worker_environment(
+        environment = worker_environment(
             self._config,
             seat=seat,
             layout=layout,
@@ -210,6 +223,9 @@ class LocalNode:
             job_token=self._token,
             error_file=outputs.error_path,
         )
+        if self._timer_pipe is not None:
+            environment[FILE] = str(self._timer_pipe)
+        return environment
 
     def _run_hook(self, command: cmd.RunHook) -> None:
         script = self._config.pre_train if command.name == "pre" else self._config.post_train
@@ -352,6 +368,10 @@ class LocalNode:
         self._fault_seen_ns[epoch] = min(at_ns, self._fault_seen_ns.get(epoch, at_ns))
 
     # ---- small things --------------------------------------------------------------------------------------------
+
+    def _problem(self) -> str:
+        """What a health check is told; nothing while this agent does all it should."""
+        return "" if self._timers is None or self._timers.alive() else "nobody watches the timers of workers any more"
 
     @property
     def _alone(self) -> cmd.Layout:

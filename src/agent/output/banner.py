@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from datetime import datetime
 
 from .failures import NOT_AVAILABLE, ProcessFailure
 
@@ -26,7 +25,7 @@ def _describe(number: int, rank: int, failure: ProcessFailure) -> str:
     return "\n".join(
         [
             f"[{number}]:",
-            f"  time      : {datetime.fromtimestamp(failure.timestamp).isoformat(sep='_')}",
+            f"  time      : {failure.timestamp_isoformat()}",
             f"  host      : {socket.gethostname()}",
             f"  rank      : {rank} (local_rank: {failure.local_rank})",
             f"  exitcode  : {failure.exitcode} (pid: {failure.pid}){suffix}",

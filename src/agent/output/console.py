@@ -16,7 +16,7 @@ from collections import deque
 from pathlib import Path
 from typing import BinaryIO
 
-from .printer import Printer, standard_stream
+from .printer import Printer, Target, standard_stream
 
 _CHUNK = 1 << 16
 _LARGEST_PIPE = 1 << 20
@@ -48,7 +48,7 @@ class Filtered:
 class _Stream:
     """A worker's pipe on its way to its file and to the console."""
 
-    def __init__(self, fd: int, file: BinaryIO, target: BinaryIO, prefix: bytes, filtered: Filtered | None) -> None:
+    def __init__(self, fd: int, file: BinaryIO, target: Target, prefix: bytes, filtered: Filtered | None) -> None:
         self.filtered = filtered
         self.fd = fd
         self.file: BinaryIO | None = file
@@ -90,7 +90,7 @@ class Console:
         """Text for stderr, as it is."""
         self._printer.put(standard_stream("stderr"), text.encode(errors="backslashreplace"))
 
-    def tee(self, fd: int, file: BinaryIO, target: BinaryIO, prefix: str, filtered: Filtered | None = None) -> _Stream:
+    def tee(self, fd: int, file: BinaryIO, target: Target, prefix: str, filtered: Filtered | None = None) -> _Stream:
         """Copies what arrives on `fd` to `file` as it is, and line by line with `prefix` to `target` and `filtered`."""
         os.set_blocking(fd, False)
         stream = _Stream(fd, file, target, prefix.encode(), filtered)

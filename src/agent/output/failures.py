@@ -1,8 +1,8 @@
 """Which processes failed, how, and which of them first.
 
-A process that the agent itself stopped has not failed, unless it had recorded an error of its own before. The first
-failure is the one with the earliest time; torch's error files count whole seconds, so all are compared in those and
-the order in which the agent saw them decides between equals.
+A process that the agent itself stopped has not failed, unless it had recorded an error of its own before; it is named
+after those that have. The first failure is the one with the earliest time; torch's error files count whole seconds, so
+all are compared in those and the order in which the agent saw them decides between equals.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -45,35 +46,45 @@ class ProcessFailure:
         except ValueError:
             return NOT_AVAILABLE
 
+    def timestamp_isoformat(self) -> str:
+        """`2026-01-31_12:00:00`, in local time."""
+        return datetime.fromtimestamp(self.timestamp).isoformat(sep="_")
+
 
 class Failures:
     """The failures since all processes were started, or since an epoch began that dealt with them."""
 
     def __init__(self) -> None:
         self._by_rank: dict[int, ProcessFailure] = {}
+        self._stopped: dict[int, ProcessFailure] = {}
+        """Those that had to be ended because of the others."""
         self._stopping: int | None = None
 
     def forget(self) -> None:
         """They are overcome."""
-        self._by_rank = {}  # what is still being read belongs to the old one
+        self._by_rank, self._stopped = {}, {}  # what is still being read belongs to the old ones
         self._stopping = None
 
     def stopping(self, signum: int) -> None:
         """From now on processes that die of this signal, or of SIGKILL, do so because the agent wants it."""
         self._stopping = signum
 
-    def ended(self, rank: int, pid: int, exit_code: int, error_file: Path) -> Callable[[], bool]:
+    def ended(self, rank: int, local_rank: int, pid: int, exit_code: int, error_file: Path) -> Callable[[], bool]:
         """A process is gone. Whether it has failed tells the function returned, which reads its error file: that may
         hang, so it is called on a thread."""
-        by_rank = self._by_rank
+        by_rank, stopped_by_us = self._by_rank, self._stopped
         stopped = self._stopping is not None and -exit_code in (self._stopping, signal.SIGKILL)
-        if exit_code != 0 and not stopped:
-            by_rank[rank] = of_exit_code(rank, pid, exit_code)  # in case that cannot be read
+        if stopped:
+            failure = stopped_by_us[rank] = ProcessFailure(local_rank, pid, exit_code)
+            failure.message = f"the launcher stopped it with {failure.signal_name()}, as the job had failed elsewhere"
+        elif exit_code != 0:
+            by_rank[rank] = of_exit_code(local_rank, pid, exit_code)  # in case that cannot be read
 
         def read() -> bool:
             if exit_code == 0 or (stopped and not error_file.is_file()):
                 return False
-            by_rank[rank] = read_failure(rank, pid, exit_code, error_file)
+            stopped_by_us.pop(rank, None)
+            by_rank[rank] = read_failure(local_rank, pid, exit_code, error_file)
             return True
 
         return read
@@ -90,6 +101,11 @@ class Failures:
                 earliest = min(failure.timestamp for failure in failures.values())
                 failures[rank].timestamp = earliest
                 failures = {rank: failures.pop(rank), **failures}
+        if failures:  # else the job has ended for another reason than its workers
+            latest = max(failure.timestamp for failure in failures.values())
+            for rank, stopped in self._stopped.items():
+                stopped.timestamp = max(stopped.timestamp, latest)
+                failures.setdefault(rank, stopped)
         return failures
 
 
@@ -104,20 +120,20 @@ def _read(error_file: Path) -> str:
     return data.decode(errors="replace")
 
 
-def of_exit_code(rank: int, pid: int, exit_code: int) -> ProcessFailure:
+def of_exit_code(local_rank: int, pid: int, exit_code: int) -> ProcessFailure:
     """What an exit code says of a dead process."""
-    failure = ProcessFailure(rank, pid, exit_code)
+    failure = ProcessFailure(local_rank, pid, exit_code)
     failure.message = (
         f"signal {-exit_code} ({failure.signal_name()}) ended process {pid}" if exit_code < 0 else _NO_TRACEBACK
     )
     return failure
 
 
-def read_failure(rank: int, pid: int, exit_code: int, error_file: Path) -> ProcessFailure:
+def read_failure(local_rank: int, pid: int, exit_code: int, error_file: Path) -> ProcessFailure:
     """What is known of a dead process: from its error file, or else from its exit code."""
     import json
 
-    failure = of_exit_code(rank, pid, exit_code)
+    failure = of_exit_code(local_rank, pid, exit_code)
     if error_file == Path():
         return failure
     try:
@@ -131,8 +147,8 @@ def read_failure(rank: int, pid: int, exit_code: int, error_file: Path) -> Proce
         return failure
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         # The worker writes this file, and can die while it does: what it says is then not known, but its death is.
-        failure.error_file = str(error_file)
-        failure.message = f"{failure.message}; its error file is not readable ({type(error).__name__}: {error})"
+        problem = f"{type(error).__name__}: {error}"
+        failure.message = f"{failure.message}; its error file {error_file} is not readable ({problem})"
         return failure
     failure.error_file = str(error_file)
     failure.error_file_data = data

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -290,7 +291,12 @@ class LogDirectory:
         """What teed lines begin with."""
         if self._config.line_prefix is None:
             return f"[{self._config.role}{local_rank}]:"
-        names = {"role_name": self._config.role, "rank": rank, "local_rank": local_rank}
+        names = {
+            "role_name": self._config.role,
+            "rank": rank,
+            "local_rank": local_rank,
+            "hostname": socket.gethostname(),
+        }
         return Template(self._config.line_prefix).safe_substitute(names)
 
     def _filtered(self, path: str, name: str) -> Filtered | None:

@@ -6,20 +6,51 @@ Owns: the thread and the bytes that wait for it. Called by: `console.py`.
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
 from collections import deque
-from typing import BinaryIO
+from typing import Any, Protocol
 
 _BACKLOG_BYTES = 16 << 20
 _PATIENCE_S = 5.0
 """So long whoever writes waits for a console that takes nothing; then it is stuck, until it has caught up."""
 
 
-def standard_stream(name: str) -> BinaryIO:
-    """`stdout` or `stderr` for bytes, also where a notebook or a closed descriptor has left none in `sys`."""
-    buffer: BinaryIO | None = getattr(getattr(sys, name), "buffer", None)
-    return buffer if buffer is not None else open({"stdout": 1, "stderr": 2}[name], "wb", closefd=False)
+class Target(Protocol):
+    """Where bytes are shown."""
+
+    def write(self, data: bytes, /) -> object:
+        """Shows them."""
+
+    def flush(self) -> object:
+        """And does not keep them."""
+
+
+class _Replaced:
+    """A `sys.stdout` that a notebook or a program has put in the place of Python's own: it takes text."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, data: bytes) -> None:
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        text = data.decode(errors="replace")
+        self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+    def flush(self) -> None:
+        flush = getattr(self._stream, "flush", None)
+        if flush is not None:
+            flush()
+
+
+def standard_stream(name: str) -> Target:
+    """`stdout` or `stderr` for bytes: what `sys` has now, or the descriptor where a closed one has left nothing."""
+    stream = getattr(sys, name)
+    if stream is None:
+        return open({"stdout": 1, "stderr": 2}[name], "wb", closefd=False)
+    # A stream of another class can show text elsewhere than in its buffer, which is often that of the one it replaces.
+    return stream.buffer if type(stream) is io.TextIOWrapper else _Replaced(stream)
 
 
 class Printer:
@@ -29,14 +60,14 @@ class Printer:
         self._backlog_bytes = backlog_bytes
         self._patience = patience
         self._changed = threading.Condition()
-        self._waiting: deque[tuple[BinaryIO, bytes]] = deque()
+        self._waiting: deque[tuple[Target, bytes]] = deque()
         self._bytes = 0
         self._written = 0
         self._stuck = False
         self._closing = False
         self._thread: threading.Thread | None = None
 
-    def put(self, target: BinaryIO, data: bytes) -> None:
+    def put(self, target: Target, data: bytes) -> None:
         """Never waits."""
         with self._changed:
             self._waiting.append((target, data))
@@ -74,8 +105,8 @@ class Printer:
             try:
                 target.write(data)
                 target.flush()
-            except (OSError, ValueError):
-                pass  # the console is gone (closed terminal, broken pipe): training must not end because of it
+            except Exception:  # a closed terminal, a broken pipe, whatever a program's own stream raises
+                pass  # training must not end because of it
             with self._changed:
                 self._bytes -= len(data)
                 self._written += 1

@@ -210,7 +210,7 @@ def line(recovery: Recovery) -> dict[str, object]:
 
 
 def table(recoveries: list[Recovery]) -> str:
-    """All recoveries of a job, for its end."""
+    """All recoveries of a job, for its end; columns that would say nothing are left out."""
     header = ["#", "epoch", "rank", "cause", "scope", "respawned", *PHASES, "total ms", "pids before -> after"]
     rows = [header]
     for recovery in recoveries:
@@ -227,7 +227,9 @@ def table(recoveries: list[Recovery]) -> str:
                 _pids(recovery),
             ]
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    told = [index for index in range(len(header)) if any(row[index] != "-" for row in rows[1:])]
+    rows = [[row[index] for index in told] for row in rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(told))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     noun = "recovery" if len(recoveries) == 1 else "recoveries"
     return "\n".join([f"{len(recoveries)} {noun}:", *(text.rstrip() for text in lines)]) + "\n"

@@ -98,6 +98,10 @@ class Workers:
         worker = self._by_local_rank.get(local_rank)
         return worker if worker is not None and worker.incarnation == incarnation else None
 
+    def rank_of(self, pid: int) -> int | None:
+        """Of a process of this node, if it is a worker's. May be asked on any thread."""
+        return next((rank for rank, known in self.pids.copy().items() if known == pid), None)
+
     # ---- lives ---------------------------------------------------------------------------------------------------
 
     def prepare(self, environment: Mapping[str, str]) -> None:
@@ -189,6 +193,19 @@ class Workers:
         """The job is over; told after what was told of workers."""
         self._logs.disk.begin(lambda: self.events.concluded(end))
 
+    def forward(self, signum: int) -> None:
+        """A signal that asks for something else than the end: nobody dies of it who is not prepared for it."""
+        told: list[str] = []
+        others: list[str] = []
+        for worker in self:
+            caught = [] if worker.child is None else processes.who_catches(worker.child.pid, signum)
+            for pid in caught:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signum)
+            (told if caught else others).append(str(worker.rank))
+        ranks = {"told": ",".join(told) or None, "no_handler": ",".join(others) or None}
+        self._console.log("signal", name=signal.Signals(signum).name, **ranks)
+
     def close(self) -> None:
         """Whatever happened, no process of the job stays."""
         self._closing = True
@@ -221,7 +238,8 @@ class Workers:
         self._logs.ended(worker.outputs)
         if exit_code != 0:
             self._kill_group(child)
-        read = self.failures.ended(worker.rank, child.pid, exit_code, worker.outputs.error_file)
+        error_file = worker.outputs.error_file
+        read = self.failures.ended(worker.rank, worker.local_rank, child.pid, exit_code, error_file)
         self._logs.disk.begin(lambda: self.events.ended(child.pid, exit_code, failed=read()))
         self._on_worker_exit(worker, exit_code)
         self.reap_orphans()

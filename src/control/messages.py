@@ -18,7 +18,7 @@ from . import events as ev
 from .members import ViewChange, Views
 
 MAX_PEER_MESSAGE_BYTES = 8 << 20
-VERSION = 2
+VERSION = 3
 
 
 class Join(msgspec.Struct, frozen=True, tag=True):
@@ -188,7 +188,7 @@ class Report(msgspec.Struct, frozen=True, tag=True):
 Ordered: TypeAlias = cmd.Command | Propose | Settled
 Told: TypeAlias = (
     ev.Attached | ev.Arrived | ev.Registered | ev.Faulted | ev.Stepped | ev.Holds | ev.Completed
-    | ev.Exited | ev.Condemned | ev.HookEnded | ev.Opened | Report | Acknowledge | Leave
+    | ev.Waits | ev.Exited | ev.Condemned | ev.HookEnded | ev.Opened | Report | Acknowledge | Leave
 )  # fmt: skip
 
 

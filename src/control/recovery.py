@@ -39,12 +39,6 @@ def holds(job: JobState, event: ev.Holds, now: float) -> list[Command]:
     return []
 
 
-def raised(job: JobState, event: ev.Faulted, now: float) -> list[Command]:
-    if event.ends_job:
-        return fail(job, causes.of_error(event), now, EXIT_STALLED)
-    return start_recovery(job, causes.of_error(event), now)
-
-
 def died(job: JobState, event: ev.Exited, now: float) -> list[Command]:
     """Exit code 0 is no better than another: the function has not completed everywhere."""
     cause = _lose(job, event)

@@ -39,6 +39,7 @@ def begin_again(job: JobState, cause: Cause, now: float) -> list[Command]:
     job.wrapped = False
     job.finished_calls = 0
     job.newest_step = 0
+    job.deserted = False
     job.shards.clear()
     job.digests.clear()
     announcement = RestartProcesses(cause, job.restarts, job.config.max_restarts)

@@ -68,7 +68,7 @@ class ReentryLoop:
                     returned, value = self._run_epoch(function, caller)
                 finally:
                     self._session.inside = False
-                if returned and self._session.monitor.complete(self._epoch):
+                if returned and self._session.monitor.complete(self._epoch, self._left()):
                     break
                 del value
                 self._unwind(caller)
@@ -128,6 +128,11 @@ class ReentryLoop:
             self._await_abort()
             _forget_frames(error)
         return False, None
+
+    def _left(self) -> str:
+        """How the function left its loop before the end, if the checkpoint manager knows."""
+        left = getattr(self._hooks.checkpoint_manager, "left", None)
+        return "" if left is None else str(left())
 
     def _failed(self) -> bool:
         return self._session.monitor.faulted(self._epoch)

@@ -21,6 +21,10 @@ MAX_TEXT = 64 << 10
 """Longest traceback or reason that is sent, in characters; the middle of a longer one is cut out."""
 
 
+MAX_LEFT = 300
+"""Characters."""
+
+
 class MessageError(ValueError):
     """Bytes that are not a message of this protocol; the sentence says why."""
 
@@ -96,9 +100,24 @@ class Holds(_Message, frozen=True):
 
 
 class Completed(_Message, frozen=True):
-    """The wrapped function returned on this rank; it waits until that is so on every rank."""
+    """The wrapped function returned on this rank; it waits until that is so on every rank.
+
+    `left`: how it left the loop of training before its end, if it did. `collectives`: for each NCCL group, by its name,
+    how many collectives this rank has begun.
+    """
 
     epoch: int
+    left: str = ""
+    collectives: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class Waits(_Message, frozen=True):
+    """The answer to a `Returned`, whose number it repeats: the main thread waits in torch.distributed and nothing moves,
+    or it has gone on."""
+
+    epoch: int
+    returned: int
+    waiting: bool
 
 
 # ---- agent to worker -------------------------------------------------------------------------------------------
@@ -130,8 +149,17 @@ class Finish(_Message, frozen=True):
     epoch: int
 
 
-WorkerMessage: TypeAlias = Attach | Arrive | Registered | Fault | Stepped | Holds | Completed
-AgentMessage: TypeAlias = Start | FaultNotice | Finish
+class Returned(_Message, frozen=True):
+    """So many ranks have returned from the wrapped function and begin nothing any more: say when you wait.
+    `collectives`: the fewest that any of them has begun, by group."""
+
+    epoch: int
+    returned: int
+    collectives: dict[str, int]
+
+
+WorkerMessage: TypeAlias = Attach | Arrive | Registered | Fault | Stepped | Holds | Completed | Waits
+AgentMessage: TypeAlias = Start | FaultNotice | Finish | Returned
 
 _T = TypeVar("_T")
 
@@ -157,6 +185,8 @@ def decode_from_worker(data: bytes) -> WorkerMessage:
         _check_shard(message.shard)
     elif isinstance(message, Holds):
         _check_digests(message.digests)
+    elif isinstance(message, Completed):
+        _check_completed(message)
     return message
 
 
@@ -197,6 +227,13 @@ def _check_digests(digests: dict[str, str]) -> None:
         _check_shard(group)
         if len(digest) != 16:
             raise MessageError(f"a digest has {len(digest)} characters instead of 16")
+
+
+def _check_completed(message: Completed) -> None:
+    if len(message.left) > MAX_LEFT or len(message.collectives) > MAX_GROUPS:
+        raise MessageError("what is said of a return is too long")
+    for group in message.collectives:
+        _check_shard(group)
 
 
 def _check_shard(shard: str) -> None:

@@ -76,6 +76,7 @@ class LocalNode:
             cmd.FailEpoch: self._fail_epoch,
             cmd.StartEpoch: self._start_epoch,
             cmd.FinishEpoch: self._finish_epoch,
+            cmd.TellReturned: self._tell_returned,
             cmd.RestartProcesses: self._restart_processes,
         }
 
@@ -217,6 +218,11 @@ class LocalNode:
         self._send_all(messages.Finish(command.epoch))
         self._tell(self.report.finished())
 
+    def _tell_returned(self, command: cmd.TellReturned) -> None:
+        from ...protocol import messages
+
+        self._send_all(messages.Returned(command.epoch, command.returned, command.collectives))
+
     def _restart_processes(self, command: cmd.RestartProcesses) -> None:
         assert self.report is not None
         self._console.log("restart", number=command.number, limit=command.limit, cause=command.cause.summary)
@@ -279,7 +285,9 @@ class LocalNode:
             case messages.Holds():
                 self._on_event(ev.Holds(rank, incarnation, message.epoch, message.step, message.digests))
             case messages.Completed():
-                self._on_event(ev.Completed(rank, incarnation, message.epoch))
+                self._on_event(ev.Completed(rank, incarnation, message.epoch, message.left, message.collectives))
+            case messages.Waits():
+                self._on_event(ev.Waits(rank, incarnation, message.epoch, message.returned, message.waiting))
 
     def _note_fault(self, epoch: int, at_ns: int) -> None:
         self._fault_seen_ns[epoch] = min(at_ns, self._fault_seen_ns.get(epoch, at_ns))

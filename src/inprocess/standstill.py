@@ -1,0 +1,62 @@
+"""Does the main thread wait in torch.distributed for something that does not come?
+
+Asked only once other ranks have returned from the wrapped function. gloo and the store have no callback for it, so it
+is looked at: the main thread has stood at one place without running for a second, and either it is in a call of
+torch.distributed or one of gloo's threads waits for a peer. A rank that computes, saves, or waits for anything else
+(a queue, a data loader, a process) is not meant. What NCCL has queued waits on the device: there the groups' numbers
+tell, when this rank has begun a collective that a rank which has returned never will.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+
+from .aborts import nccl
+from .aborts.gloo import progress_of_runners, waits_for_a_peer
+
+_STILL_FOR_S = 1.0
+LOOK_EVERY_S = 0.25
+_CALLS = ("wait", "recv", "send", "get", "barrier")
+"""Methods of works and stores that user code calls itself, with no function of torch.distributed in between."""
+
+
+class Standstill:
+    """One question, asked every now and then on the monitor thread. `collectives`: see `protocol.messages.Returned`."""
+
+    def __init__(self, collectives: Mapping[str, int]) -> None:
+        self._collectives = collectives
+        self._seen: object = None
+        self._since = 0.0
+
+    def waits(self) -> bool:
+        """Whether nothing has moved for a second, and it is torch.distributed that is waited for."""
+        now = time.monotonic()
+        frame = sys._current_frames().get(threading.main_thread().ident or 0)
+        if frame is None:
+            return False
+        place = (id(frame), frame.f_lasti)
+        code = frame.f_code
+        behind = nccl.ahead_of(self._collectives)
+        # A thread that waits for the device spins or sleeps in turns; one that waits for a peer does not run at all.
+        seen = (place, None if behind else (_main_thread_switches(), progress_of_runners()))
+        if seen != self._seen:
+            self._seen, self._since = seen, now
+            return False
+        if now - self._since < _STILL_FOR_S:
+            return False
+        within = "torch/distributed/" in code.co_filename or any(name in _CALLS for name in code.co_names)
+        del frame
+        return behind or waits_for_a_peer(main_thread=within) or (within and "torch/distributed/" in code.co_filename)
+
+
+def _main_thread_switches() -> int:
+    """How often the main thread has gone to sleep of its own accord."""
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/status") as file:
+            return int(file.read().split("\nvoluntary_ctxt_switches:")[1].split()[0])
+    except (OSError, IndexError):
+        return -1

@@ -44,8 +44,8 @@ def of_return(returned: Sequence[Slot], waiting: Sequence[int]) -> Cause:
     verb = "waits" if len(waiting) == 1 else "wait"
     first = _first_to_leave(returned)
     summary = (
-        f"{_returned(first)} while {name_ranks(waiting)} {verb} for it in torch.distributed: every rank must go through "
-        "the same collectives, so all have to leave the loop at the same step"
+        f"{_returned(first)} while {name_ranks(waiting)} {verb} for it in torch.distributed: all ranks must go through "
+        "the same collectives, so they have to leave the loop at the same step"
     )
     return Cause("mismatch", first.rank, summary, exit_code=0)
 

@@ -27,9 +27,9 @@ step end the job at once, with the first cause: its code is broken, not its mach
 
 **Nobody waits in vain.** Where somebody waits at a barrier, whoever is awaited has a deadline: after a
 fault from the fault on, otherwise from the first arrival on. Who misses it is killed and replaced, and who
-cannot be killed ends the job. Who waits in torch.distributed for a rank that has returned from the function is
-freed by a recovery, and the second time by the end of the job. A process that never comes to a wrapped function is treated as torchrun
-would, and has none.
+cannot be killed ends the job. A process that never comes to a wrapped function is treated as torchrun
+would, and has none. Who waits in torch.distributed for a rank that has returned from the function is freed
+by a recovery, and the second time by the end of the job.
 
 **Nodes.** A rank is held by a node. One that is lost is the death of all its ranks; its place is a hole that a
 spare takes once a majority has agreed that the node is gone, or that the world shrinks by when none has come in

@@ -14,14 +14,16 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from types import CodeType
 
 from .aborts import nccl
 from .aborts.gloo import progress_of_runners, waits_for_a_peer
 
 _STILL_FOR_S = 1.0
 LOOK_EVERY_S = 0.25
-_CALLS = ("wait", "recv", "send", "get", "barrier")
-"""Methods of works and stores that user code calls itself, with no function of torch.distributed in between."""
+_CALLS = ("wait", "recv", "send")
+"""Methods of works and groups that user code calls itself, with no function of torch.distributed in between."""
+_STANDARD_LIBRARY = os.path.dirname(os.__file__)
 
 
 class Standstill:
@@ -48,9 +50,16 @@ class Standstill:
             return False
         if now - self._since < _STILL_FOR_S:
             return False
-        within = "torch/distributed/" in code.co_filename or any(name in _CALLS for name in code.co_names)
         del frame
-        return behind or waits_for_a_peer(main_thread=within) or (within and "torch/distributed/" in code.co_filename)
+        within = "torch/distributed/" in code.co_filename
+        return behind or within or waits_for_a_peer(main_thread=_may_wait_for_a_work(code))
+
+
+def _may_wait_for_a_work(code: CodeType) -> bool:
+    """Whether this is code of the user's that calls what a work has, and not a wait of Python's own."""
+    if code.co_filename.startswith(_STANDARD_LIBRARY) and "site-packages" not in code.co_filename:
+        return False
+    return any(name in _CALLS for name in code.co_names)
 
 
 def _main_thread_switches() -> int:

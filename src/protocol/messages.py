@@ -112,8 +112,8 @@ class Completed(_Message, frozen=True):
 
 
 class Waits(_Message, frozen=True):
-    """The answer to a `Returned`, whose number it repeats: the main thread waits in torch.distributed and nothing moves,
-    or it has gone on."""
+    """The answer to a `Returned`, whose number it repeats: the main thread waits in torch.distributed and nothing
+    moves, or it has gone on."""
 
     epoch: int
     returned: int

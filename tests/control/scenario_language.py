@@ -59,7 +59,20 @@ INDENT = "    "
 _LINE = re.compile(r"(?P<who>all|ranks? [\d ]*\d)(?: \((?P<of>[^)]*)\))? (?P<verb>[a-z]+)(?: (?P<rest>.*))?$")
 _VERBS = {
     name + s: name
-    for name in ("attach", "arrive", "register", "raise", "feel", "refuse", "hold", "step", "complete", "wait", "go", "exit")
+    for name in (
+        "attach",
+        "arrive",
+        "register",
+        "raise",
+        "feel",
+        "refuse",
+        "hold",
+        "step",
+        "complete",
+        "wait",
+        "go",
+        "exit",
+    )
     for s in ("", "s")
 }
 _VERBS |= {"goes": "go", "attaches": "attach", "killed": "killed", "condemned": "condemned"}

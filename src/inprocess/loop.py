@@ -19,7 +19,7 @@ from ..protocol.plan import Holding
 from .aborts.groups import release_process_groups
 from .aborts.nccl import surviving_errors
 from .call import HPCallWrapper
-from .faults import describe, is_consequence
+from .faults import describe, ends_job, format_traceback, is_consequence, reason_of_exit
 from .finalize import Finalize
 from .health import HealthCheck, HealthCheckError
 from .interrupt import Interrupted
@@ -29,6 +29,8 @@ from .session import Session
 from .torch_modes import TorchModes
 
 _UNBOUNDED_ABORT_S = 3600.0
+_LATEST_NEWS_S = 1.0
+"""How long a process that wants to end waits for the news that its epoch has failed, of which that is a consequence."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,13 @@ class ReentryLoop:
         except BaseException as error:
             gate.leave()  # an interrupt may have come before the inner one was through
             caught_ns = time.monotonic_ns()
+            reason = reason_of_exit(error) if not isinstance(error, Exception) else None
             if isinstance(error, SystemExit) and not error.code and not self._failed():
-                return True, error.with_traceback(None)
-            if not self._ends_epoch(error):
+                if reason is None or not is_consequence(reason):
+                    return True, error.with_traceback(None)
+            if not self._ends_epoch(error, reason):
                 raise
-            self._report(error, caught_ns)
+            self._report(reason or error, caught_ns)
             self._session.lock.force_release()
             self._await_abort()
             _forget_frames(error)
@@ -137,25 +141,33 @@ class ReentryLoop:
     def _failed(self) -> bool:
         return self._session.monitor.faulted(self._epoch)
 
-    def _ends_epoch(self, error: BaseException) -> bool:
-        """Whether this is a fault to recover from: any error, and in a failed epoch any way of leaving at all."""
+    def _ends_epoch(self, error: BaseException, reason: BaseException | None) -> bool:
+        """Whether this is a fault to recover from: any error, and in a failed epoch any way of leaving at all.
+
+        `except Exception: sys.exit(1)` is how many scripts meet an error, `reason`: theirs, or the broken connection
+        that another rank's has left them with. An exit for no reason is meant, unless the epoch has failed; the news of
+        that comes a moment after the broken connection.
+        """
         if isinstance(error, Exception | Interrupted):
             return True
-        return isinstance(error, SystemExit) and self._failed()
+        if isinstance(error, KeyboardInterrupt | GeneratorExit):
+            return False
+        if reason is not None:
+            return True
+        return isinstance(error, SystemExit) and self._session.monitor.wait_faulted(self._epoch, _LATEST_NEWS_S)
 
     def _report(self, error: BaseException, caught_ns: int) -> None:
         """Tells the agent, unless it was the agent who told us."""
         if isinstance(error, Interrupted) or self._failed():
             return
-        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         self._session.monitor.send(
             messages.Fault(
                 self._epoch,
                 messages.shorten(describe(error), 500),
-                messages.shorten(text),
+                messages.shorten(format_traceback(error)),
                 is_consequence(error),
                 caught_ns,
-                bool(getattr(error, "ends_job", False)),
+                ends_job(error),
             )
         )
 

@@ -113,6 +113,11 @@ class Monitor:
         notice = self._notice
         return notice is not None and notice.epoch == epoch
 
+    def wait_faulted(self, epoch: int, timeout: float) -> bool:
+        """The same, after waiting up to `timeout` seconds for the news."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.faulted(epoch) or self._failure is not None, timeout)
+
     def wait_aborted(self, epoch: int, timeout: float) -> bool:
         """Waits until the communicators of the failed epoch are broken; False if that takes longer than `timeout`."""
         with self._changed:

@@ -170,7 +170,10 @@ _agent_decoder: msgspec.msgpack.Decoder[AgentMessage] = msgspec.msgpack.Decoder(
 
 def encode(message: WorkerMessage | AgentMessage) -> bytes:
     """The message as bytes. Raises MessageError when it exceeds MAX_MESSAGE_BYTES."""
-    data = _encoder.encode(message)
+    try:
+        data = _encoder.encode(message)
+    except UnicodeEncodeError:  # a name of the user's with a lone surrogate in it, as file names can have
+        data = _encoder.encode(_encodable(msgspec.to_builtins(message)))
     if len(data) > MAX_MESSAGE_BYTES:
         raise MessageError(f"{type(message).__name__} of {len(data)} bytes exceeds {MAX_MESSAGE_BYTES}")
     return data
@@ -200,7 +203,19 @@ def shorten(text: str, limit: int = MAX_TEXT) -> str:
     if len(text) <= limit:
         return text
     half = limit // 2
-    return f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
+    end = "\n" if "\n" in text else ""  # one line stays one
+    return f"{text[:half]}{end}... {len(text) - 2 * half} characters left out ...{end}{text[-half:]}"
+
+
+def _encodable(value: object) -> object:
+    """The same with a place for everything that UTF-8 has none for."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encodable(item) for item in value]
+    return value
 
 
 def _check_holding(holding: Holding) -> None:

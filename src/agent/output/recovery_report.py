@@ -12,6 +12,7 @@ import msgspec
 from ...control.commands import Cause
 from ...protocol.messages import Arrive, Stepped
 from ...protocol.plan import RestorePlan
+from ...protocol.text import printable
 
 PHASES = ("detect", "notify", "abort", "unwind", "barrier", "assign", "bootstrap", "restore", "step")
 
@@ -220,7 +221,7 @@ def table(recoveries: list[Recovery]) -> str:
                 str(recovery.number),
                 f"{recovery.failed_epoch}->{recovery.epoch}" if recovery.epoch is not None else "-",
                 "-" if recovery.rank is None else str(recovery.rank),
-                _clip(recovery.cause, 40),
+                _clip(printable(recovery.cause), 40),
                 recovery.scope,
                 ",".join(map(str, recovery.respawned)) or "-",
                 *("-" if value is None else f"{value:.1f}" for value in times),

@@ -122,9 +122,8 @@ class ReentryLoop:
             gate.leave()  # an interrupt may have come before the inner one was through
             caught_ns = time.monotonic_ns()
             reason = reason_of_exit(error) if not isinstance(error, Exception) else None
-            if isinstance(error, SystemExit) and not error.code and not self._failed():
-                if reason is None or not is_consequence(reason):
-                    return True, error.with_traceback(None)
+            if self._is_return(error, reason):
+                return True, error.with_traceback(None)
             if not self._ends_epoch(error, reason):
                 raise
             self._report(reason or error, caught_ns)
@@ -132,6 +131,11 @@ class ReentryLoop:
             self._await_abort()
             _forget_frames(error)
         return False, None
+
+    def _is_return(self, error: BaseException, reason: BaseException | None) -> bool:
+        """Whether the function was left in good order: exit code 0, and not on account of another rank's fault."""
+        in_good_order = isinstance(error, SystemExit) and not error.code and not self._failed()
+        return in_good_order and (reason is None or not is_consequence(reason))
 
     def _left(self) -> str:
         """How the function left its loop before the end, if the checkpoint manager knows."""

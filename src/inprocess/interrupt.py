@@ -75,6 +75,8 @@ class InterruptGate:
         self._watching_section = False
         self._main_ident = threading.main_thread().ident
         self._raised: weakref.ref[Interrupted] | None = None
+        self._over = False
+        """The script is over."""
 
     # ---- main thread ---------------------------------------------------------------------------------------------
 
@@ -202,6 +204,13 @@ class InterruptGate:
             self._where = _Where.INSIDE
         self._signal_main()
 
+    def end_wait(self) -> None:
+        """The script is over, and the main thread is to wait no longer for what is left of it. The exception is shown
+        to nobody: Python goes on with the next thing that the end of a process consists of."""
+        self._over = True
+        if self._main_ident is not None:
+            signal.pthread_kill(self._main_ident, INTERRUPT_SIGNAL)
+
     # ---- inside --------------------------------------------------------------------------------------------------
 
     def _signal_main(self) -> None:
@@ -209,6 +218,8 @@ class InterruptGate:
             signal.pthread_kill(self._main_ident, INTERRUPT_SIGNAL)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        if self._over:
+            raise Interrupted("what an interrupted attempt has left is not waited for")
         if self._wanted and self._owners:
             self._drop_left(frame)
         free = not self._owners and not self.pass_open

@@ -65,6 +65,7 @@ class ReentryLoop:
         with surviving_errors():
             while True:
                 caller = self._assemble()
+                self._session.leftovers.attempt_begins()
                 self._session.inside = True
                 try:
                     returned, value = self._run_epoch(function, caller)
@@ -191,6 +192,7 @@ class ReentryLoop:
         remains = release_process_groups()
         gc.collect()
         session.reaper.drop(remains)
+        session.leftovers.attempt_failed()
         laps.end("forget")
         on_restart = getattr(self._hooks.checkpoint_manager, "on_restart", None)
         if on_restart is not None:

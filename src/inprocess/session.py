@@ -16,6 +16,7 @@ from .aborts.gloo import release_connections
 from .aborts.nccl import wait_for_aborts
 from .connection import AgentConnection
 from .interrupt import Interrupted, InterruptGate
+from .leftovers import Leftovers
 from .monitor import Monitor
 from .rendezvous import RootlessRendezvous
 from .update_lock import OptimizerHooks, ParameterUpdateLock
@@ -35,6 +36,7 @@ class Session:
         self.rendezvous = RootlessRendezvous()
         self.monitor = Monitor(connection, self.gate)
         self.reaper = Reaper()
+        self.leftovers = Leftovers(self.gate)
         self.graphs = GraphWatch()
         self.calls = 0
         self.inside = False

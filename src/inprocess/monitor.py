@@ -19,6 +19,7 @@ from ..protocol.plan import MAX_GROUPS, NO_EPOCH
 from .aborts import nccl
 from .aborts.abort import Abort, AbortState
 from .aborts.gloo import GlooWait, answer_calls
+from .aborts.unknown import PATIENCE_S, unknown_names
 from .connection import AgentConnection
 from .interrupt import InterruptGate
 from .log import log
@@ -58,6 +59,7 @@ class Monitor:
         self._policy: AbortPolicy | None = None
         self._insist_at: float | None = None
         self._force_at = 0.0
+        self._give_up_at = 0.0
         self._gloo_wait: GlooWait | None = None
         self._calls_answered = False
         self._abort_deadline = 0.0
@@ -174,6 +176,11 @@ class Monitor:
         self._abort(notice, again=True)
         if self._gloo_wait is not None and self._gloo_wait.is_endless():
             self._end_gloo_wait(notice)
+        if now >= self._give_up_at:
+            strange = unknown_names()
+            if strange:
+                log("backend-stuck", epoch=self._epoch, name=",".join(sorted(strange)), action="exit")
+                os._exit(1)  # the agent replaces the process
         force = now >= self._force_at
         if force:
             self._force_at = now + _FORCE_AFTER_S
@@ -267,6 +274,7 @@ class Monitor:
             self.aborted_ns = time.monotonic_ns()
             self._insist_at = time.monotonic() + _INSIST_EVERY_S
             self._force_at = time.monotonic() + _FORCE_AFTER_S
+            self._give_up_at = time.monotonic() + PATIENCE_S
             self._gloo_wait = GlooWait()
             self._calls_answered = False
             self._gate.request()  # while the main thread cannot be on its way to the next epoch, where it would hold

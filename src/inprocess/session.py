@@ -14,6 +14,7 @@ from ..protocol.plan import NO_EPOCH
 from .aborts.cuda_graphs import GraphWatch
 from .aborts.gloo import release_connections
 from .aborts.nccl import wait_for_aborts
+from .aborts.unknown import tell_unknown
 from .connection import AgentConnection
 from .interrupt import Interrupted, InterruptGate
 from .leftovers import Leftovers
@@ -102,6 +103,7 @@ class Session:
         self.lock.restored()  # a step that completed with everybody else's was made from a whole state
         if self._step_seen != self.epoch:
             self._step_seen = self.epoch
+            tell_unknown()
             self.monitor.send(
                 messages.Stepped(
                     self.epoch,

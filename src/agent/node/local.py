@@ -250,7 +250,7 @@ class LocalNode:
                 worker.attached = True
                 self._on_event(ev.Attached(rank, incarnation, message.abort_timeout_s))
             case messages.Arrive():
-                self.report.arrived(message)
+                self.report.arrived(message, time.monotonic_ns())
                 self._on_event(
                     ev.Arrived(
                         rank,

@@ -111,7 +111,7 @@ class HPWrapper:
 
 
 def _caller_parameter(function: Callable[..., Any]) -> str | None:
-    """The parameter annotated with HPCallWrapper, Optional or not, or else one that is called `caller` and has neither an
+    """The parameter annotated with HPCallWrapper, Optional or not, or else one called `caller` that has neither an
     annotation nor a default other than None; None when there is none."""
     try:
         hints = typing.get_type_hints(function)

@@ -11,8 +11,11 @@ import sys
 import traceback
 from types import TracebackType
 
+from ..protocol.messages import shorten
 from ..protocol.text import printable
 
+_LONGEST_MESSAGE = 10_000
+"""Characters that are looked at for the first line of a message."""
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
@@ -22,7 +25,7 @@ def describe(error: BaseException) -> str:
     name = (
         kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
     )
-    message = next((line.strip() for line in text_of(error).splitlines() if line.strip()), "")
+    message = next((line.strip() for line in text_of(error)[:_LONGEST_MESSAGE].splitlines() if line.strip()), "")
     text = printable(f"{name}: {message}" if message else name)
     frames = traceback.extract_tb(error.__traceback__, limit=-200)
     inner = [
@@ -52,7 +55,7 @@ def format_traceback(error: BaseException) -> str:
     while trace is not None and trace.tb_next is not None and _is_ours(trace):
         trace = trace.tb_next
     try:
-        return printable("".join(traceback.format_exception(type(error), error, trace)), lines=True)
+        return printable(shorten("".join(traceback.format_exception(type(error), error, trace))), lines=True)
     except Exception as failure:  # of an object that the traceback module asks for its text
         return f"{describe(error)}\n<its traceback cannot be shown: {type(failure).__name__}>\n"
 

@@ -45,6 +45,18 @@ def is_on_stack(wanted: FrameType, top: FrameType | None) -> bool:
     return False
 
 
+_JOINS = (("threading.py", "_shutdown"), ("multiprocessing/util.py", "_exit_function"))
+
+
+def joins_at_the_end(frame: FrameType | None) -> bool:
+    """Whether this is the main thread's frame when its script is over and Python joins threads and children."""
+    while frame is not None and frame.f_back is not None:
+        frame = frame.f_back
+    return frame is not None and any(
+        frame.f_code.co_name == name and frame.f_code.co_filename.endswith(file) for file, name in _JOINS
+    )
+
+
 class Interrupted(BaseException):
     """The epoch has failed elsewhere; this process leaves user code to join the next one. Do not catch it."""
 
@@ -218,7 +230,7 @@ class InterruptGate:
             signal.pthread_kill(self._main_ident, INTERRUPT_SIGNAL)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        if self._over:
+        if self._over and joins_at_the_end(frame):
             raise Interrupted("what an interrupted attempt has left is not waited for")
         if self._wanted and self._owners:
             self._drop_left(frame)

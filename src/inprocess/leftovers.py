@@ -16,10 +16,9 @@ import sys
 import threading
 import time
 import traceback
-from types import CodeType
 from typing import Any
 
-from .interrupt import InterruptGate
+from .interrupt import InterruptGate, joins_at_the_end
 from .log import log
 
 LEFTOVER_TIMEOUT_S = 10.0
@@ -36,7 +35,6 @@ class Leftovers:
         self._threads: set[threading.Thread] = set()
         self._children: dict[int, str] = {}
         self._before_children: set[int] = set()
-        self._script = _outermost_code(threading.main_thread().ident)
         self._watch: threading.Thread | None = None
 
     def attempt_begins(self) -> None:
@@ -46,7 +44,7 @@ class Leftovers:
 
     def attempt_failed(self) -> None:
         """It has been left by a fault: what it has started and not ended is left over."""
-        self._threads |= {t for t in threading.enumerate() if t not in self._before and not t.daemon}
+        self._threads |= {t for t in threading.enumerate() if t not in self._before and _is_joined(t)}
         self._children |= {pid: name for pid, name in _children().items() if pid not in self._before_children}
         if (self._threads or self._children) and self._watch is None:
             self._watch = threading.Thread(target=self._wait_for_the_end, name="hyperpodrun-leftovers", daemon=True)
@@ -56,14 +54,12 @@ class Leftovers:
 
     def _wait_for_the_end(self) -> None:
         """Python calls nobody when a script is over and its threads are about to be joined; it shows on the stack."""
-        main = threading.main_thread().ident
-        while _outermost_code(main) is self._script:
-            time.sleep(_LOOK_EVERY_S)
+        main = threading.main_thread().ident or 0
         since = time.monotonic()
         said = False
         while True:
             threads, children, others = self._left()
-            if others:
+            if others or not joins_at_the_end(sys._current_frames().get(main)):
                 since = time.monotonic()
             elif (threads or children) and time.monotonic() - since >= LEFTOVER_TIMEOUT_S:
                 if not said:
@@ -78,12 +74,17 @@ class Leftovers:
     def _left(self) -> tuple[list[threading.Thread], dict[int, str], bool]:
         """Leftover threads, leftover children, and whether there is anything else that Python waits for."""
         main = threading.main_thread()
-        alive = [t for t in threading.enumerate() if t is not main and t.is_alive() and not t.daemon]
+        alive = [t for t in threading.enumerate() if t is not main and _is_joined(t)]
         children = {pid: name for pid, name in self._children.items() if _lives(pid)}
         # Those that are daemons are ended by multiprocessing itself, once the threads are gone.
         own = [child.pid for child in _all_children() if not child.daemon and child.pid not in self._children]
-        others = any(t not in self._threads for t in alive) or any(_lives(pid) for pid in own)
+        others = any(t not in self._threads and not t.daemon for t in alive) or any(_lives(pid) for pid in own)
         return [t for t in alive if t in self._threads], children, others
+
+
+def _is_joined(thread: threading.Thread) -> bool:
+    """Whether the end of a process waits for it: also for what feeds a multiprocessing queue that nobody reads."""
+    return not thread.daemon or thread.name == "QueueFeederThread"
 
 
 def _tell(threads: list[threading.Thread], children: dict[int, str]) -> None:
@@ -97,16 +98,6 @@ def _tell(threads: list[threading.Thread], children: dict[int, str]) -> None:
             stack = "".join(traceback.format_stack(frame))
             sys.stderr.write(f"Thread {thread.name} of an interrupted attempt, most recent call last:\n{stack}")
     sys.stderr.flush()
-
-
-def _outermost_code(ident: int | None) -> CodeType | None:
-    """What a thread runs at the bottom of its stack: the main thread its script, and after it the joins."""
-    frame = sys._current_frames().get(ident or 0)
-    if frame is None:
-        return None
-    while frame.f_back is not None:
-        frame = frame.f_back
-    return frame.f_code
 
 
 def _children() -> dict[int, str]:

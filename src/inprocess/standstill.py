@@ -3,12 +3,13 @@
 Asked only once other ranks have returned from the wrapped function. gloo and the store have no callback for it, so it
 is looked at: the main thread has stood at one place without running for a second, and either it is in a call of
 torch.distributed or one of gloo's threads waits for a peer. A rank that computes, saves, or waits for anything else
-(a queue, a data loader, a process) is not meant. What NCCL has queued waits on the device: there the groups' numbers
-tell, when this rank has begun a collective that a rank which has returned never will.
+(a queue, a data loader, a process, a disk) is not meant. What NCCL has queued waits on the device: there the groups'
+numbers tell, when this rank has begun a collective that a rank which has returned never will, and the device is busy.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -23,6 +24,8 @@ _STILL_FOR_S = 1.0
 LOOK_EVERY_S = 0.25
 _CALLS = ("wait", "recv", "send")
 """Methods of works and groups that user code calls itself, with no function of torch.distributed in between."""
+_WAITING_FILES = ("torch/distributed/distributed_c10d.py", "torch/distributed/rendezvous.py")
+"""Where torch waits for peers and for the store. Others of its files wait for disks (torch.distributed.checkpoint)."""
 _STANDARD_LIBRARY = os.path.dirname(os.__file__)
 
 
@@ -44,15 +47,17 @@ class Standstill:
         code = frame.f_code
         behind = nccl.ahead_of(self._collectives)
         # A thread that waits for the device spins or sleeps in turns; one that waits for a peer does not run at all.
-        seen = (place, None if behind else (_main_thread_switches(), progress_of_runners()))
+        seen = (place, behind, None if behind else (_main_thread_runs(), progress_of_runners()))
         if seen != self._seen:
             self._seen, self._since = seen, now
             return False
         if now - self._since < _STILL_FOR_S:
             return False
         del frame
-        within = "torch/distributed/" in code.co_filename
-        return behind or within or waits_for_a_peer(main_thread=_may_wait_for_a_work(code))
+        if behind and nccl.device_is_busy():
+            return True
+        within = code.co_filename.endswith(_WAITING_FILES)
+        return within or waits_for_a_peer(main_thread=_may_wait_for_a_work(code))
 
 
 def _may_wait_for_a_work(code: CodeType) -> bool:
@@ -62,10 +67,11 @@ def _may_wait_for_a_work(code: CodeType) -> bool:
     return any(name in _CALLS for name in code.co_names)
 
 
-def _main_thread_switches() -> int:
-    """How often the main thread has gone to sleep of its own accord."""
-    try:
-        with open(f"/proc/self/task/{os.getpid()}/status") as file:
-            return int(file.read().split("\nvoluntary_ctxt_switches:")[1].split()[0])
-    except (OSError, IndexError):
-        return -1
+def _main_thread_runs() -> tuple[str, ...]:
+    """What moves when the main thread runs: its time on a processor, and how often it has gone to sleep."""
+    found: list[str] = []
+    with contextlib.suppress(OSError), open(f"/proc/self/task/{os.getpid()}/stat") as file:
+        found += file.read().rpartition(")")[2].split()[11:13]  # utime and stime
+    with contextlib.suppress(OSError), open(f"/proc/self/task/{os.getpid()}/status") as file:
+        found += [line for line in file if line.startswith("voluntary")]
+    return tuple(found)

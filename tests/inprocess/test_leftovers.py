@@ -28,6 +28,7 @@ def start_something():
     elif RANK == 2:
         multiprocessing.Process(target=threading.Event().wait, name="child").start()
         multiprocessing.Process(target=stubborn, name="daemon", daemon=True).start()
+        multiprocessing.Queue().put(bytes(1 << 20))
     else:
         ProcessPoolExecutor(1).submit(time.sleep, 3600)
 
@@ -60,7 +61,7 @@ def test_whatever_is_left_the_launch_ends(start, script):
     finished = good.wait(60)
     assert finished.returncode == 0, finished.output
     assert finished.stdout == "written\n"
-    for name in ("thread writer", "thread deadlocked", "thread pool_0", "child child"):
+    for name in ("thread writer", "thread deadlocked", "thread pool_0", "thread QueueFeederThread", "child child"):
         assert name in finished.stderr, finished.output
     assert "in last_words" not in finished.stderr
     finished = bad.wait(60)

@@ -179,6 +179,15 @@ def ahead_of(fewest: Mapping[str, int]) -> bool:
     return bool(fewest) and any(count > fewest.get(name, count) for name, count in collectives().items())
 
 
+def device_is_busy() -> bool:
+    """Whether anything is queued on the device's default stream that has not ended."""
+    torch = sys.modules["torch"]
+    try:
+        return not torch.cuda.default_stream().query()
+    except RuntimeError:  # a device in error: that is told by other means
+        return False
+
+
 def errors() -> list[str]:
     """What torch's watchdogs have found: a sentence for each NCCL group with a failed or overdue collective."""
     told = {"TIMEOUT": "a collective did not end within its timeout", "COMM_ERROR": "a collective failed"}

@@ -47,7 +47,7 @@ def of_return(returned: Sequence[Slot], waiting: Sequence[int]) -> Cause:
         f"{_returned(first)} while {name_ranks(waiting)} {verb} for it in torch.distributed: all ranks must go through "
         "the same collectives, so they have to leave the loop at the same step"
     )
-    return Cause("mismatch", first.rank, summary, exit_code=0)
+    return Cause("mismatch", first.rank, summary)
 
 
 def describe_return(returned: Sequence[Slot]) -> str:

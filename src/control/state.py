@@ -229,6 +229,8 @@ class JobState(msgspec.Struct):
     """How the job will end, once that is known."""
     stop_due: float | None = None
     """When the processes that are being stopped must be gone, or be killed."""
+    released: bool = False
+    """Who returns from the function while processes are being stopped need not wait for the others."""
     killing: bool = False
     """They have been sent SIGKILL."""
 

@@ -90,6 +90,7 @@ TRANSITIONS: dict[tuple[Phase, type[ev.Event]], Transition] = {
     (Phase.RECOVERING, ev.StopRequested): stopping.stop_requested,
     #
     (Phase.RESTARTING, ev.Exited): stopping.exited,
+    (Phase.RESTARTING, ev.Completed): stopping.completed,
     (Phase.RESTARTING, ev.TimePassed): stopping.overdue,
     (Phase.RESTARTING, ev.StopRequested): stopping.stop_requested,
     #
@@ -97,6 +98,7 @@ TRANSITIONS: dict[tuple[Phase, type[ev.Event]], Transition] = {
     (Phase.CONCLUDING, ev.StopRequested): stopping.stop_requested,
     #
     (Phase.STOPPING, ev.Exited): stopping.exited,
+    (Phase.STOPPING, ev.Completed): stopping.completed,
     (Phase.STOPPING, ev.HookEnded): stopping.hook_ended,
     (Phase.STOPPING, ev.TimePassed): stopping.overdue,
     (Phase.STOPPING, ev.StopRequested): stopping.stop_requested,

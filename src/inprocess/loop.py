@@ -128,6 +128,8 @@ class ReentryLoop:
             if not self._ends_epoch(error, reason):
                 raise
             self._report(reason or error, caught_ns)
+            if reason is not None and not self._session.monitor.wait_faulted(self._epoch, _LATEST_NEWS_S):
+                raise  # the job is being stopped: no epoch follows
             self._session.lock.force_release()
             self._await_abort()
             _forget_frames(error)

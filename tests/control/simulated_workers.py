@@ -223,6 +223,10 @@ class World:
                         worker.doing = Doing.UNWINDING
             case cmd.StartEpoch():
                 self._start(command)
+            case cmd.FinishEpoch() if self.job.phase in (Phase.STOPPING, Phase.RESTARTING):
+                for worker in self.workers.values():
+                    if worker.doing is Doing.RETURNED:
+                        worker.doing = Doing.BETWEEN
             case cmd.FinishEpoch(epoch):
                 for worker in self.workers.values():
                     assert worker.epoch == epoch

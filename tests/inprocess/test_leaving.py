@@ -114,3 +114,43 @@ def test_a_rank_that_works_on_alone_is_left_alone(finished):
     assert ended.returncode == 0, ended.output
     assert not ended.recoveries
     assert ended.stdout.count("alone") == 3
+
+
+STOPPED = """
+import os, signal, sys, time
+from hyperpodrun import HPCallWrapper, HPWrapper
+
+RANK = int(os.environ["RANK"])
+
+
+def stop(signum, frame):
+    sys.exit(RANK)
+
+
+@HPWrapper()
+def main(caller: HPCallWrapper = None):
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        raise ValueError
+    except ValueError:  # so that the exit seems to have a reason
+        print("in", flush=True)
+        time.sleep(3600)
+
+
+try:
+    main()
+finally:
+    os.write(1, f"ended rank={RANK}\\n".encode())
+"""
+
+
+def test_scripts_that_exit_when_they_are_stopped_are_let_go(start, script):
+    """With exit code 0 they would wait for each other, with another one for an epoch that does not come."""
+    launch = start("--nproc-per-node=2", "--inprocess-restart", "--shutdown-timeout=60", script(STOPPED))
+    assert launch.process.stdout is not None
+    for _ in range(2):
+        assert launch.process.stdout.readline() == "in\n"
+    launch.process.terminate()
+    finished = launch.wait(40)
+    assert finished.returncode == 143, finished.output
+    assert sorted(finished.stdout.splitlines()) == ["ended rank=0", "ended rank=1"]

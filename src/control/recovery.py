@@ -149,7 +149,7 @@ def replace_all(job: JobState, cause: Cause, now: float) -> list[Command]:
     """A new process begins with the first wrapped function: it cannot join ranks that are past it. And where there is
     no such function, or nobody has come to it, there is nothing that could be entered again."""
     if job.config.in_process and not job.wrapped:
-        reason = "before any rank had entered a function under HPWrapper: only in one can --inprocess-restart act"
+        reason = "and --inprocess-restart could not act: no rank had entered a function under HPWrapper"
         cause = causes.with_reason(cause, reason)
     if job.finished_calls:
         reason = f"after {job.finished_calls} wrapped function(s) had finished on every rank"

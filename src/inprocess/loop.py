@@ -31,6 +31,8 @@ from .torch_modes import TorchModes
 _UNBOUNDED_ABORT_S = 3600.0
 _LATEST_NEWS_S = 1.0
 """How long a process that wants to end waits for the news that its epoch has failed, of which that is a consequence."""
+_LATEST_ANSWER_S = 5.0
+"""How long a process that wants to end because of an error waits for the agent to say that the epoch has failed."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class ReentryLoop:
             if not self._ends_epoch(error, reason):
                 raise
             self._report(reason or error, caught_ns)
-            if reason is not None and not self._session.monitor.wait_faulted(self._epoch, _LATEST_NEWS_S):
+            if reason is not None and not self._session.monitor.wait_faulted(self._epoch, _LATEST_ANSWER_S):
                 raise  # the job is being stopped: no epoch follows
             self._session.lock.force_release()
             self._await_abort()

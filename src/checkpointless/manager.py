@@ -103,6 +103,8 @@ class CheckpointManager:
         changed them. (Who only gave, or kept what it had, can give in the next epoch.)"""
         self._ready = False
         """Restored in this epoch."""
+        self._stop: int | None = None
+        """The end of the loop of `steps()`, from its first step of this epoch to its last."""
         self._distrusted: set[int] = set()
         self._refused: set[int] = set()
         """Steps that this rank cannot go on from: what only it knew of them is lost."""
@@ -205,10 +207,12 @@ class CheckpointManager:
         """The steps that are left up to `stop`, beginning with the one to be repeated: the loop of training."""
         if not self._ready:
             self.restore()
+        self._stop = stop
         while self._tracker.index < stop:
             self._begin()
             yield self._tracker.index
             self.end_step()
+        self._stop = None
         if self._snapshots is not None:
             self._snapshots.finish()
         if self._disk is not None:
@@ -305,6 +309,11 @@ class CheckpointManager:
         self._caller = caller
         self._update.caller = caller
         self._ready = False
+        self._stop = None
+
+    def left(self) -> str:
+        """How the function that has returned left its loop before the end; empty where it did not."""
+        return "" if self._stop is None else f"it left manager.steps({self._stop}) at step {self._tracker.index}"
 
     def on_restart(self, caller: Any) -> None:
         """User code has been left after a fault."""

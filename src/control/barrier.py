@@ -90,13 +90,18 @@ def _start_epoch(job: JobState, now: float) -> list[Command]:
         lost = causes.of_lost_state(job.fault, plan.reason)
         return begin_again(job, lost, now) if plan.from_start else restart_processes(job, lost, now)
     cause, job.fault = job.fault, None
+    job.deserted |= job.after_return and cause is not None and cause.consequence
+    job.after_return = False
     commands = open_epoch(job)
     job.phase = Phase.RUNNING
     job.epoch = job.next_epoch
     job.next_epoch += 1
+    job.returned_due = None
+    job.collectives.clear()
     for slot in job.slots:
         slot.state = SlotState.RUNNING
         slot.epoch = job.epoch
+        slot.waits, slot.left = 0, ""
     return [*commands, StartEpoch(job.epoch, plan, cause)]
 
 
@@ -123,14 +128,12 @@ def registered(job: JobState, event: ev.Registered, now: float) -> list[Command]
     return []
 
 
-def completed(job: JobState, event: ev.Completed, now: float) -> list[Command]:
-    """The function is over once it is over everywhere: until then a fault makes everybody re-enter it."""
-    job.slots[event.rank].state = SlotState.COMPLETED
-    if any(slot.state is not SlotState.COMPLETED for slot in job.slots):
-        return []
+def finish_epoch(job: JobState) -> list[Command]:
+    """The function has returned everywhere."""
     job.phase = Phase.ASSEMBLING
     job.finished_calls += 1
     job.newest_step = 0
+    job.deserted = False
     job.digests.clear()
     job.stalled.clear()
     for slot in job.slots:

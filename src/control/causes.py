@@ -39,6 +39,32 @@ def of_missing(ended: int, waiting: Sequence[int]) -> Cause:
     return Cause("mismatch", ended, summary, exit_code=0)
 
 
+def of_return(returned: Sequence[Slot], waiting: Sequence[int]) -> Cause:
+    """Ranks wait in torch.distributed for one that has returned from the wrapped function."""
+    verb = "waits" if len(waiting) == 1 else "wait"
+    first = _first_to_leave(returned)
+    summary = (
+        f"{_returned(first)} while {name_ranks(waiting)} {verb} for it in torch.distributed: all ranks must go through "
+        "the same collectives, so they have to leave the loop at the same step"
+    )
+    return Cause("mismatch", first.rank, summary)
+
+
+def describe_return(returned: Sequence[Slot]) -> str:
+    """`rank 1 had returned from the wrapped function`."""
+    first = _first_to_leave(returned)
+    return f"rank {first.rank} had {_returned(first)}"
+
+
+def _first_to_leave(returned: Sequence[Slot]) -> Slot:
+    """Whoever left its loop early is to be named, if anybody did."""
+    return next((slot for slot in returned if slot.left), returned[0])
+
+
+def _returned(slot: Slot) -> str:
+    return "returned from the wrapped function" + (f" ({slot.left})" if slot.left else "")
+
+
 def of_different_replicas(one: int, other: int, group: str, step: int) -> Cause:
     """Ranks that are taken to hold the same state do not."""
     ranks = name_ranks(sorted((one, other)))

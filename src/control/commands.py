@@ -145,6 +145,15 @@ class FinishEpoch(msgspec.Struct, frozen=True, tag=True):
     epoch: int
 
 
+class TellReturned(msgspec.Struct, frozen=True, tag=True):
+    """Tell every worker that so many others have returned from the function: who still runs in it says when it waits
+    for somebody. `collectives`: as in `Completed`, the fewest of all that have returned."""
+
+    epoch: int
+    returned: int
+    collectives: dict[str, int] = msgspec.field(default_factory=dict)
+
+
 class RestartProcesses(msgspec.Struct, frozen=True, tag=True):
     """Information: every process is about to be stopped and started again (restart `number` of `limit`)."""
 
@@ -163,5 +172,15 @@ class End(msgspec.Struct, frozen=True, tag=True):
 
 
 Command: TypeAlias = (
-    RunHook | Spawn | Kill | StopWorkers | OpenEpoch | FailEpoch | StartEpoch | FinishEpoch | RestartProcesses | End
+    RunHook
+    | Spawn
+    | Kill
+    | StopWorkers
+    | OpenEpoch
+    | FailEpoch
+    | StartEpoch
+    | FinishEpoch
+    | TellReturned
+    | RestartProcesses
+    | End
 )

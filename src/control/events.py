@@ -77,9 +77,20 @@ class Holds(WorkerEvent, frozen=True):
 
 
 class Completed(WorkerEvent, frozen=True):
-    """The wrapped function returned on this rank."""
+    """The wrapped function returned on this rank; the fields are those of `protocol.messages.Completed`."""
 
     epoch: int
+    left: str = ""
+    collectives: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class Waits(WorkerEvent, frozen=True):
+    """The rank, in the wrapped function, waits in torch.distributed, or does so no more. `returned`: how many others
+    had returned from it when it was asked."""
+
+    epoch: int
+    returned: int
+    waiting: bool = True
 
 
 class Exited(WorkerEvent, frozen=True):
@@ -147,6 +158,7 @@ Event: TypeAlias = (
     | Stepped
     | Holds
     | Completed
+    | Waits
     | Exited
     | Condemned
     | NodeJoined

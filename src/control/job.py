@@ -52,6 +52,8 @@ class Job:
         """When `handle` wants a TimePassed event; None for never."""
         dues = [slot.due for slot in self.state.slots if slot.due is not None]
         dues += [due for due in (self.state.stop_due, self.state.hole_due) if due is not None]
+        if self.state.phase is Phase.RUNNING and self.state.returned_due is not None:
+            dues.append(self.state.returned_due)
         return min(dues, default=None)
 
     @property
@@ -94,7 +96,7 @@ def _is_stale(job: JobState, event: ev.Event) -> bool:
     match event:
         case ev.Arrived():
             return slot.state not in _CAN_ARRIVE or event.epoch != slot.epoch
-        case ev.Completed():
+        case ev.Completed() | ev.Waits():
             return slot.state is not SlotState.RUNNING or event.epoch != slot.epoch
         case ev.Faulted() | ev.Stepped() | ev.Registered() | ev.Holds():
             return not event.epoch == slot.epoch == job.epoch

@@ -191,7 +191,7 @@ class Report(msgspec.Struct, frozen=True, tag=True):
 Ordered: TypeAlias = cmd.Command | Propose | Settled
 Told: TypeAlias = (
     ev.Attached | ev.Arrived | ev.Registered | ev.Faulted | ev.Stepped | ev.Holds | ev.Completed
-    | ev.Exited | ev.Condemned | ev.HookEnded | ev.Opened | Report | Acknowledge | Leave
+    | ev.Waits | ev.Exited | ev.Condemned | ev.HookEnded | ev.Opened | Report | Acknowledge | Leave
 )  # fmt: skip
 
 

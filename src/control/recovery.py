@@ -39,12 +39,6 @@ def holds(job: JobState, event: ev.Holds, now: float) -> list[Command]:
     return []
 
 
-def raised(job: JobState, event: ev.Faulted, now: float) -> list[Command]:
-    if event.ends_job:
-        return fail(job, causes.of_error(event), now, EXIT_STALLED)
-    return start_recovery(job, causes.of_error(event), now)
-
-
 def died(job: JobState, event: ev.Exited, now: float) -> list[Command]:
     """Exit code 0 is no better than another: the function has not completed everywhere."""
     cause = _lose(job, event)
@@ -152,7 +146,11 @@ def replace_lost(job: JobState, now: float) -> list[Command]:
 
 
 def replace_all(job: JobState, cause: Cause, now: float) -> list[Command]:
-    """A new process begins with the first wrapped function: it cannot join ranks that are past it."""
+    """A new process begins with the first wrapped function: it cannot join ranks that are past it. And where there is
+    no such function, or nobody has come to it, there is nothing that could be entered again."""
+    if job.config.in_process and not job.wrapped:
+        reason = "and --inprocess-restart could not act: no rank had entered a function under HPWrapper"
+        cause = causes.with_reason(cause, reason)
     if job.finished_calls:
         reason = f"after {job.finished_calls} wrapped function(s) had finished on every rank"
         cause = causes.with_reason(cause, reason)

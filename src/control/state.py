@@ -132,6 +132,11 @@ class Slot(msgspec.Struct):
     holding: Holding | None = None
     """What its CheckpointManager said it holds; None where the script has none."""
     spawned_at: float = 0.0
+    waits: int = 0
+    """So many others had returned from the wrapped function when it was seen to wait in torch.distributed; 0: it does
+    not wait, or has not been asked."""
+    left: str = ""
+    """How it left the function's loop before its end; empty where it did not, or that is not known."""
     former_ranks: tuple[int, ...] = ()
     """Ranks that this same process had in larger worlds."""
     due: float | None = None
@@ -208,6 +213,15 @@ class JobState(msgspec.Struct):
     shards: dict[int, str] = msgspec.field(default_factory=dict)
     """The shard of every rank that has ever registered its state, since all processes were started."""
 
+    returned_due: float | None = None
+    """When those who still run in the function are told that others have returned from it."""
+    collectives: dict[str, int] = msgspec.field(default_factory=dict)
+    """By process group: the fewest collectives that a rank had begun when it returned, where they are counted."""
+    deserted: bool = False
+    """In this function ranks have waited in vain for one that had returned."""
+    after_return: bool = False
+    """The fault under way is a broken connection, after somebody had returned."""
+
     digests: dict[str, Held] = msgspec.field(default_factory=dict)
     """By replica group: what its tensors held after the first step of an epoch."""
 
@@ -217,6 +231,8 @@ class JobState(msgspec.Struct):
     """The first signal that asked the launcher to stop, and when."""
     stop_due: float | None = None
     """When the processes that are being stopped must be gone, or be killed."""
+    released: bool = False
+    """Who returns from the function while processes are being stopped need not wait for the others."""
     killing: bool = False
     """They have been sent SIGKILL."""
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from . import causes
 from . import events as ev
-from .commands import EXIT_FAILED, EXIT_SIGNAL_BASE, Cause, Command, End, RestartProcesses, StopWorkers
+from .commands import EXIT_FAILED, EXIT_SIGNAL_BASE, Cause, Command, End, FinishEpoch, RestartProcesses, StopWorkers
 from .launch import start_processes
 from .placement import forget_node
 from .state import JobState, Phase, SlotState
@@ -41,6 +41,7 @@ def begin_again(job: JobState, cause: Cause, now: float) -> list[Command]:
     job.wrapped = False
     job.finished_calls = 0
     job.newest_step = 0
+    job.deserted = False
     job.shards.clear()
     job.digests.clear()
     announcement = RestartProcesses(cause, job.restarts, job.config.max_restarts)
@@ -89,6 +90,15 @@ def exited(job: JobState, event: ev.Exited, now: float) -> list[Command]:
     return _when_all_gone(job, now)
 
 
+def completed(job: JobState, event: ev.Completed, now: float) -> list[Command]:
+    """A script that has been asked to stop returns, or calls `sys.exit(0)`: nobody waits for the others any more."""
+    job.slots[event.rank].state = SlotState.COMPLETED
+    if job.released:
+        return []
+    job.released = True
+    return [FinishEpoch(event.epoch)]
+
+
 def hook_ended(job: JobState, event: ev.HookEnded, now: float) -> list[Command]:
     job.hooks.discard(event.node)
     return _when_all_gone(job, now)
@@ -135,7 +145,7 @@ def _when_all_gone(job: JobState, now: float) -> list[Command]:
         return []
     if job.outcome is not None:
         return _end(job, job.outcome)
-    job.stop_due, job.killing = None, False
+    job.stop_due, job.killing, job.released = None, False, False
     return start_processes(job, now)
 
 

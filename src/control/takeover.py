@@ -15,6 +15,7 @@ from .commands import Cause, Command, End, FailEpoch, FinishEpoch, Layout
 from .launch import conclude, start_processes
 from .messages import JobMemory, LocalWorker, Report
 from .recovery import replace_all, replace_lost, replace_processes, start_recovery
+from .returning import expect_the_rest
 from .state import JobConfig, JobState, NodeState, Phase, Place, Slot, SlotState
 from .stopping import stop_again
 
@@ -186,6 +187,8 @@ def _go_on(job: JobState, memory: JobMemory, reports: Mapping[int, Report], caus
         return _finish_everywhere(job)
     if not faults and states <= {SlotState.RUNNING, SlotState.COMPLETED} and _all_in(job) and job.slots:
         job.phase = Phase.RUNNING
+        if SlotState.COMPLETED in states:
+            expect_the_rest(job, now)
         return []
     if states & {SlotState.RUNNING, SlotState.COMPLETED, SlotState.UNWINDING} or _mid_recovery(memory, job):
         return _recover(job, memory, cause, now)

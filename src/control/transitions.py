@@ -28,14 +28,16 @@ step end the job at once, with the first cause: its code is broken, not its mach
 **Nobody waits in vain.** Where somebody waits at a barrier, whoever is awaited has a deadline: after a
 fault from the fault on, otherwise from the first arrival on. Who misses it is killed and replaced, and who
 cannot be killed ends the job. A process that never comes to a wrapped function is treated as torchrun
-would, and has none.
+would, and has none. Who waits in torch.distributed for a rank that has returned from the function is freed
+by a recovery, and the second time by the end of the job.
 
 **Nodes.** A rank is held by a node. One that is lost is the death of all its ranks; its place is a hole that a
 spare takes once a majority has agreed that the node is gone, or that the world shrinks by when none has come in
 time. An epoch starts only when a majority knows its number, so that no later controller uses it again.
 
 The functions: `nodes.py` and `placement.py` deal with nodes, `launch.py` starts processes and concludes,
-`barrier.py` begins and finishes epochs, `recovery.py` deals with faults, `stopping.py` stops processes.
+`barrier.py` begins and finishes epochs, `recovery.py` deals with faults, `returning.py` with ranks that return
+before the others, `stopping.py` stops processes.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import barrier, launch, nodes, recovery, stopping
+from . import barrier, launch, nodes, recovery, returning, stopping
 from . import events as ev
 from .commands import Command
 from .state import JobState, Phase
@@ -67,8 +69,10 @@ TRANSITIONS: dict[tuple[Phase, type[ev.Event]], Transition] = {
     (Phase.RUNNING, ev.Registered): barrier.registered,
     (Phase.RUNNING, ev.Stepped): recovery.stepped,
     (Phase.RUNNING, ev.Holds): recovery.holds,
-    (Phase.RUNNING, ev.Completed): barrier.completed,
-    (Phase.RUNNING, ev.Faulted): recovery.raised,
+    (Phase.RUNNING, ev.Completed): returning.completed,
+    (Phase.RUNNING, ev.Waits): returning.waits,
+    (Phase.RUNNING, ev.TimePassed): returning.tell_returned,
+    (Phase.RUNNING, ev.Faulted): returning.raised,
     (Phase.RUNNING, ev.Exited): recovery.died,
     (Phase.RUNNING, ev.Condemned): recovery.condemned,
     (Phase.RUNNING, ev.Arrived): recovery.arrived_unannounced,
@@ -86,6 +90,7 @@ TRANSITIONS: dict[tuple[Phase, type[ev.Event]], Transition] = {
     (Phase.RECOVERING, ev.StopRequested): stopping.stop_requested,
     #
     (Phase.RESTARTING, ev.Exited): stopping.exited,
+    (Phase.RESTARTING, ev.Completed): stopping.completed,
     (Phase.RESTARTING, ev.TimePassed): stopping.overdue,
     (Phase.RESTARTING, ev.StopRequested): stopping.stop_requested,
     #
@@ -93,6 +98,7 @@ TRANSITIONS: dict[tuple[Phase, type[ev.Event]], Transition] = {
     (Phase.CONCLUDING, ev.StopRequested): stopping.stop_requested,
     #
     (Phase.STOPPING, ev.Exited): stopping.exited,
+    (Phase.STOPPING, ev.Completed): stopping.completed,
     (Phase.STOPPING, ev.HookEnded): stopping.hook_ended,
     (Phase.STOPPING, ev.TimePassed): stopping.overdue,
     (Phase.STOPPING, ev.StopRequested): stopping.stop_requested,

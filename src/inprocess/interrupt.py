@@ -45,6 +45,18 @@ def is_on_stack(wanted: FrameType, top: FrameType | None) -> bool:
     return False
 
 
+_JOINS = (("threading.py", "_shutdown"), ("multiprocessing/util.py", "_exit_function"))
+
+
+def joins_at_the_end(frame: FrameType | None) -> bool:
+    """Whether this is the main thread's frame when its script is over and Python joins threads and children."""
+    while frame is not None and frame.f_back is not None:
+        frame = frame.f_back
+    return frame is not None and any(
+        frame.f_code.co_name == name and frame.f_code.co_filename.endswith(file) for file, name in _JOINS
+    )
+
+
 class Interrupted(BaseException):
     """The epoch has failed elsewhere; this process leaves user code to join the next one. Do not catch it."""
 
@@ -75,6 +87,8 @@ class InterruptGate:
         self._watching_section = False
         self._main_ident = threading.main_thread().ident
         self._raised: weakref.ref[Interrupted] | None = None
+        self._over = False
+        """The script is over."""
 
     # ---- main thread ---------------------------------------------------------------------------------------------
 
@@ -202,6 +216,13 @@ class InterruptGate:
             self._where = _Where.INSIDE
         self._signal_main()
 
+    def end_wait(self) -> None:
+        """The script is over, and the main thread is to wait no longer for what is left of it. The exception is shown
+        to nobody: Python goes on with the next thing that the end of a process consists of."""
+        self._over = True
+        if self._main_ident is not None:
+            signal.pthread_kill(self._main_ident, INTERRUPT_SIGNAL)
+
     # ---- inside --------------------------------------------------------------------------------------------------
 
     def _signal_main(self) -> None:
@@ -209,6 +230,8 @@ class InterruptGate:
             signal.pthread_kill(self._main_ident, INTERRUPT_SIGNAL)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        if self._over and joins_at_the_end(frame):
+            raise Interrupted("what an interrupted attempt has left is not waited for")
         if self._wanted and self._owners:
             self._drop_left(frame)
         free = not self._owners and not self.pass_open

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from ..protocol.text import printable
+
 
 def log(event: str, **fields: object) -> None:
     """One line: `hyperpodrun: event rank=R field=value ...`. Off with HPWRAPPER_LOG_LEVEL=off."""
@@ -23,6 +25,8 @@ def _level() -> str:
 
 
 def _write(event: str, fields: dict[str, object]) -> None:
-    words = " ".join(f"{name}={value!r}" if " " in str(value) else f"{name}={value}" for name, value in fields.items())
+    words = printable(
+        " ".join(f"{name}={value!r}" if " " in str(value) else f"{name}={value}" for name, value in fields.items())
+    )
     sys.stderr.write(f"hyperpodrun: {event} rank={os.environ.get('RANK', '?')} {words}\n")
     sys.stderr.flush()

@@ -19,7 +19,7 @@ from ..protocol.plan import Holding
 from .aborts.groups import release_process_groups
 from .aborts.nccl import surviving_errors
 from .call import HPCallWrapper
-from .faults import describe, is_consequence
+from .faults import describe, ends_job, format_traceback, is_consequence, reason_of_exit
 from .finalize import Finalize
 from .health import HealthCheck, HealthCheckError
 from .interrupt import Interrupted
@@ -29,6 +29,10 @@ from .session import Session
 from .torch_modes import TorchModes
 
 _UNBOUNDED_ABORT_S = 3600.0
+_LATEST_NEWS_S = 1.0
+"""How long a process that wants to end waits for the news that its epoch has failed, of which that is a consequence."""
+_LATEST_ANSWER_S = 5.0
+"""How long a process that wants to end because of an error waits for the agent to say that the epoch has failed."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,13 @@ class ReentryLoop:
         with surviving_errors():
             while True:
                 caller = self._assemble()
+                self._session.leftovers.attempt_begins()
                 self._session.inside = True
                 try:
                     returned, value = self._run_epoch(function, caller)
                 finally:
                     self._session.inside = False
-                if returned and self._session.monitor.complete(self._epoch):
+                if returned and self._session.monitor.complete(self._epoch, self._left()):
                     break
                 del value
                 self._unwind(caller)
@@ -119,38 +124,59 @@ class ReentryLoop:
         except BaseException as error:
             gate.leave()  # an interrupt may have come before the inner one was through
             caught_ns = time.monotonic_ns()
-            if isinstance(error, SystemExit) and not error.code and not self._failed():
+            reason = reason_of_exit(error) if not isinstance(error, Exception) else None
+            if self._is_return(error, reason):
                 return True, error.with_traceback(None)
-            if not self._ends_epoch(error):
+            if not self._ends_epoch(error, reason):
                 raise
-            self._report(error, caught_ns)
+            self._report(reason or error, caught_ns)
+            if reason is not None and not self._session.monitor.wait_faulted(self._epoch, _LATEST_ANSWER_S):
+                raise  # the job is being stopped: no epoch follows
             self._session.lock.force_release()
             self._await_abort()
             _forget_frames(error)
         return False, None
 
+    def _is_return(self, error: BaseException, reason: BaseException | None) -> bool:
+        """Whether the function was left in good order: exit code 0, and not on account of another rank's fault."""
+        in_good_order = isinstance(error, SystemExit) and not error.code and not self._failed()
+        return in_good_order and (reason is None or not is_consequence(reason))
+
+    def _left(self) -> str:
+        """How the function left its loop before the end, if the checkpoint manager knows."""
+        left = getattr(self._hooks.checkpoint_manager, "left", None)
+        return "" if left is None else str(left())
+
     def _failed(self) -> bool:
         return self._session.monitor.faulted(self._epoch)
 
-    def _ends_epoch(self, error: BaseException) -> bool:
-        """Whether this is a fault to recover from: any error, and in a failed epoch any way of leaving at all."""
+    def _ends_epoch(self, error: BaseException, reason: BaseException | None) -> bool:
+        """Whether this is a fault to recover from: any error, and in a failed epoch any way of leaving at all.
+
+        `except Exception: sys.exit(1)` is how many scripts meet an error, `reason`: theirs, or the broken connection
+        that another rank's has left them with. An exit for no reason is meant, unless the epoch has failed; the news of
+        that comes a moment after the broken connection.
+        """
         if isinstance(error, Exception | Interrupted):
             return True
-        return isinstance(error, SystemExit) and self._failed()
+        if isinstance(error, KeyboardInterrupt | GeneratorExit):
+            return False
+        if reason is not None:
+            return True
+        return isinstance(error, SystemExit) and self._session.monitor.wait_faulted(self._epoch, _LATEST_NEWS_S)
 
     def _report(self, error: BaseException, caught_ns: int) -> None:
         """Tells the agent, unless it was the agent who told us."""
         if isinstance(error, Interrupted) or self._failed():
             return
-        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         self._session.monitor.send(
             messages.Fault(
                 self._epoch,
                 messages.shorten(describe(error), 500),
-                messages.shorten(text),
+                messages.shorten(format_traceback(error)),
                 is_consequence(error),
                 caught_ns,
-                bool(getattr(error, "ends_job", False)),
+                ends_job(error),
             )
         )
 
@@ -170,6 +196,7 @@ class ReentryLoop:
         remains = release_process_groups()
         gc.collect()
         session.reaper.drop(remains)
+        session.leftovers.attempt_failed()
         laps.end("forget")
         on_restart = getattr(self._hooks.checkpoint_manager, "on_restart", None)
         if on_restart is not None:

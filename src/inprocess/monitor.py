@@ -15,13 +15,15 @@ import traceback
 from dataclasses import dataclass
 
 from ..protocol import messages
-from ..protocol.plan import NO_EPOCH
+from ..protocol.plan import MAX_GROUPS, NO_EPOCH
 from .aborts import nccl
 from .aborts.abort import Abort, AbortState
 from .aborts.gloo import GlooWait, answer_calls
+from .aborts.unknown import PATIENCE_S, unknown_names
 from .connection import AgentConnection
 from .interrupt import InterruptGate
 from .log import log
+from .standstill import LOOK_EVERY_S, Standstill
 
 _INSIST_EVERY_S = 0.05
 """The interrupt is sent again that often: one that came just before a blocking call is seen only after it."""
@@ -57,11 +59,18 @@ class Monitor:
         self._policy: AbortPolicy | None = None
         self._insist_at: float | None = None
         self._force_at = 0.0
+        self._give_up_at = 0.0
         self._gloo_wait: GlooWait | None = None
         self._calls_answered = False
         self._abort_deadline = 0.0
         self._watch_at: float | None = None
         """When to ask NCCL's watchdogs next; None while no epoch runs."""
+        self._returned: messages.Returned | None = None
+        """The latest news of ranks that have returned from the function under way."""
+        self._standstill: Standstill | None = None
+        self._waits = False
+        """What the agent has been told of it."""
+        self._look_at: float | None = None
         self._closing = False
         self.stale = 0
         """Messages of earlier epochs, which changed nothing."""
@@ -88,9 +97,13 @@ class Monitor:
             assert self._start is not None
             return self._start
 
-    def complete(self, epoch: int) -> bool:
-        """The function has returned here. True once it has everywhere; False when the epoch failed meanwhile."""
-        self.send(messages.Completed(epoch))
+    def complete(self, epoch: int, left: str = "") -> bool:
+        """The function has returned here. True once it has everywhere; False when the epoch failed meanwhile.
+
+        `left`: how the loop of training was left before its end, if it was."""
+        begun = nccl.collectives()
+        counts = begun if len(begun) <= MAX_GROUPS else {}
+        self.send(messages.Completed(epoch, left[: messages.MAX_LEFT], counts))
         with self._changed:
             self._changed.wait_for(lambda: self._finished >= epoch or self.faulted(epoch) or self._failure is not None)
             self._check()
@@ -101,6 +114,11 @@ class Monitor:
         exception kept from being released would be what the monitor waits for at the next fault."""
         notice = self._notice
         return notice is not None and notice.epoch == epoch
+
+    def wait_faulted(self, epoch: int, timeout: float) -> bool:
+        """The same, after waiting up to `timeout` seconds for the news."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.faulted(epoch) or self._failure is not None, timeout)
 
     def wait_aborted(self, epoch: int, timeout: float) -> bool:
         """Waits until the communicators of the failed epoch are broken; False if that takes longer than `timeout`."""
@@ -132,6 +150,8 @@ class Monitor:
                     self._insist(now)
                 if self._watch_at is not None and now >= self._watch_at:
                     self._watch_nccl(now)
+                if self._look_at is not None and now >= self._look_at:
+                    self._look(now)
         except BaseException as error:
             with self._changed:
                 self._failure = error
@@ -142,7 +162,7 @@ class Monitor:
 
     def _patience(self) -> float | None:
         """Seconds until there is something to do although no message comes."""
-        due = [at for at in (self._insist_at, self._watch_at) if at is not None]
+        due = [at for at in (self._insist_at, self._watch_at, self._look_at) if at is not None]
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _insist(self, now: float) -> None:
@@ -156,6 +176,11 @@ class Monitor:
         self._abort(notice, again=True)
         if self._gloo_wait is not None and self._gloo_wait.is_endless():
             self._end_gloo_wait(notice)
+        if now >= self._give_up_at:
+            strange = unknown_names()
+            if strange:
+                log("backend-stuck", epoch=self._epoch, name=",".join(sorted(strange)), action="exit")
+                os._exit(1)  # the agent replaces the process
         force = now >= self._force_at
         if force:
             self._force_at = now + _FORCE_AFTER_S
@@ -187,6 +212,16 @@ class Monitor:
             )
         )
 
+    def _look(self, now: float) -> None:
+        """Others have returned from the function: does the main thread wait for one of them?"""
+        self._look_at = now + LOOK_EVERY_S
+        assert self._returned is not None
+        assert self._standstill is not None
+        waits = self._standstill.waits()
+        if waits != self._waits:
+            self._waits = waits
+            self._connection.send(messages.Waits(self._epoch, self._returned.returned, waits))
+
     def _receive(self, message: messages.AgentMessage) -> None:
         match message:
             case messages.Start():
@@ -195,12 +230,20 @@ class Monitor:
                         self.stale += 1
                         return
                     self._epoch = message.epoch
-                    self._notice = self._insist_at = None
+                    self._notice = self._insist_at = self._look_at = None
                     self.notified_ns = self.aborted_ns = 0
                     self._start = message
                     self._watch_at = time.monotonic() + _WATCH_NCCL_EVERY_S if nccl.can_be_used() else None
                     self._changed.notify_all()
+            case messages.Returned():
+                if message.epoch != self._epoch or self._notice is not None or self._finished >= self._epoch:
+                    self.stale += 1
+                    return
+                self._returned, self._waits = message, False
+                self._standstill = Standstill(message.collectives)
+                self._look_at = time.monotonic()
             case messages.Finish():
+                self._look_at = None
                 with self._changed:
                     self._finished = max(self._finished, message.epoch)
                     self._changed.notify_all()
@@ -215,7 +258,7 @@ class Monitor:
             self._notice = notice
             self.notified_ns = time.monotonic_ns()
             policy = self._policy
-            self._watch_at = None
+            self._watch_at = self._look_at = None
             self._changed.notify_all()
         assert policy is not None  # there is no epoch without an arrival
         self._abort_deadline = time.monotonic() + policy.timeout
@@ -231,6 +274,7 @@ class Monitor:
             self.aborted_ns = time.monotonic_ns()
             self._insist_at = time.monotonic() + _INSIST_EVERY_S
             self._force_at = time.monotonic() + _FORCE_AFTER_S
+            self._give_up_at = time.monotonic() + PATIENCE_S
             self._gloo_wait = GlooWait()
             self._calls_answered = False
             self._gate.request()  # while the main thread cannot be on its way to the next epoch, where it would hold

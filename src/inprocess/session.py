@@ -16,8 +16,10 @@ from .aborts.cuda_graphs import GraphWatch
 from .aborts.gloo import release_connections
 from .aborts.kept_groups import KeptGroups
 from .aborts.nccl import wait_for_aborts
+from .aborts.unknown import tell_unknown
 from .connection import AgentConnection
 from .interrupt import Interrupted, InterruptGate
+from .leftovers import Leftovers
 from .monitor import Monitor
 from .rendezvous import RootlessRendezvous
 from .update_lock import OptimizerHooks, ParameterUpdateLock
@@ -38,6 +40,7 @@ class Session:
         self.rendezvous = RootlessRendezvous()
         self.monitor = Monitor(connection, self.gate)
         self.reaper = Reaper()
+        self.leftovers = Leftovers(self.gate)
         self.graphs = GraphWatch()
         self.groups = KeptGroups()
         self.calls = 0
@@ -106,6 +109,7 @@ class Session:
         self.lock.restored()  # a step that completed with everybody else's was made from a whole state
         if self._step_seen != self.epoch:
             self._step_seen = self.epoch
+            tell_unknown()
             self.monitor.send(
                 messages.Stepped(
                     self.epoch,

@@ -111,7 +111,8 @@ class HPWrapper:
 
 
 def _caller_parameter(function: Callable[..., Any]) -> str | None:
-    """The parameter annotated with HPCallWrapper, Optional or not; None when there is none."""
+    """The parameter annotated with HPCallWrapper, Optional or not, or else one called `caller` that has neither an
+    annotation nor a default other than None; None when there is none."""
     try:
         hints = typing.get_type_hints(function)
     except Exception:  # an annotation that cannot be resolved (a name only imported for type checking)
@@ -123,7 +124,14 @@ def _caller_parameter(function: Callable[..., Any]) -> str | None:
             return name
         if isinstance(hint, str) and "HPCallWrapper" in hint:
             return name
-    return None
+    try:
+        caller = inspect.signature(function).parameters.get("caller")
+    except (TypeError, ValueError):  # a callable without a signature
+        return None
+    if caller is None or caller.kind not in (caller.POSITIONAL_OR_KEYWORD, caller.KEYWORD_ONLY):
+        return None
+    bare = caller.annotation is caller.empty and caller.default in (None, caller.empty)
+    return "caller" if bare else None
 
 
 def _inject(

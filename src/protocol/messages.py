@@ -22,6 +22,10 @@ MAX_TEXT = 64 << 10
 """Longest traceback or reason that is sent, in characters; the middle of a longer one is cut out."""
 
 
+MAX_LEFT = 300
+"""Characters."""
+
+
 class MessageError(ValueError):
     """Bytes that are not a message of this protocol; the sentence says why."""
 
@@ -97,9 +101,24 @@ class Holds(_Message, frozen=True):
 
 
 class Completed(_Message, frozen=True):
-    """The wrapped function returned on this rank; it waits until that is so on every rank."""
+    """The wrapped function returned on this rank; it waits until that is so on every rank.
+
+    `left`: how it left the loop of training before its end, if it did. `collectives`: for each NCCL group, by its name,
+    how many collectives this rank has begun.
+    """
 
     epoch: int
+    left: str = ""
+    collectives: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class Waits(_Message, frozen=True):
+    """The answer to a `Returned`, whose number it repeats: the main thread waits in torch.distributed and nothing
+    moves, or it has gone on."""
+
+    epoch: int
+    returned: int
+    waiting: bool
 
 
 # ---- agent to worker -------------------------------------------------------------------------------------------
@@ -131,8 +150,17 @@ class Finish(_Message, frozen=True):
     epoch: int
 
 
-WorkerMessage: TypeAlias = Attach | Arrive | Registered | Fault | Stepped | Holds | Completed
-AgentMessage: TypeAlias = Start | FaultNotice | Finish
+class Returned(_Message, frozen=True):
+    """So many ranks have returned from the wrapped function and begin nothing any more: say when you wait.
+    `collectives`: the fewest that any of them has begun, by group."""
+
+    epoch: int
+    returned: int
+    collectives: dict[str, int]
+
+
+WorkerMessage: TypeAlias = Attach | Arrive | Registered | Fault | Stepped | Holds | Completed | Waits
+AgentMessage: TypeAlias = Start | FaultNotice | Finish | Returned
 
 _T = TypeVar("_T")
 
@@ -143,7 +171,10 @@ _agent_decoder: msgspec.msgpack.Decoder[AgentMessage] = msgspec.msgpack.Decoder(
 
 def encode(message: WorkerMessage | AgentMessage) -> bytes:
     """The message as bytes. Raises MessageError when it exceeds MAX_MESSAGE_BYTES."""
-    data = _encoder.encode(message)
+    try:
+        data = _encoder.encode(message)
+    except UnicodeEncodeError:  # a name of the user's with a lone surrogate in it, as file names can have
+        data = _encoder.encode(_encodable(msgspec.to_builtins(message)))
     if len(data) > MAX_MESSAGE_BYTES:
         raise MessageError(f"{type(message).__name__} of {len(data)} bytes exceeds {MAX_MESSAGE_BYTES}")
     return data
@@ -159,6 +190,8 @@ def decode_from_worker(data: bytes) -> WorkerMessage:
         _check_shard(message.shard)
     elif isinstance(message, Holds):
         _check_digests(message.digests)
+    elif isinstance(message, Completed):
+        _check_completed(message)
     return message
 
 
@@ -172,7 +205,19 @@ def shorten(text: str, limit: int = MAX_TEXT) -> str:
     if len(text) <= limit:
         return text
     half = limit // 2
-    return f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
+    end = "\n" if "\n" in text else ""  # one line stays one
+    return f"{text[:half]}{end}... {len(text) - 2 * half} characters left out ...{end}{text[-half:]}"
+
+
+def _encodable(value: object) -> object:
+    """The same with a place for everything that UTF-8 has none for."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encodable(item) for item in value]
+    return value
 
 
 def _check_numbers(message: WorkerMessage) -> None:
@@ -208,6 +253,13 @@ def _check_digests(digests: dict[str, str]) -> None:
         _check_shard(group)
         if len(digest) != 16:
             raise MessageError(f"a digest has {len(digest)} characters instead of 16")
+
+
+def _check_completed(message: Completed) -> None:
+    if len(message.left) > MAX_LEFT or len(message.collectives) > MAX_GROUPS:
+        raise MessageError("what is said of a return is too long")
+    for group in message.collectives:
+        _check_shard(group)
 
 
 def _check_shard(shard: str) -> None:

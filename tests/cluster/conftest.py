@@ -42,8 +42,8 @@ def recovery_times(request: pytest.FixtureRequest) -> Callable[[Job, str, float,
 
     def note(job: Job, case: str, seconds: float, survivors: set[int]) -> None:
         phases = [row["phases_ms"] for node in survivors for row in job.recoveries(node)[:1]]
-        waited = max((phase["barrier"] or 0.0) / 1000 for phase in phases)
-        lines.append(f"{case:32} {seconds:6.2f} s, of which {waited:5.2f} s at the barrier for new processes")
+        waited = max(((phase["start"] or 0.0) + (phase["barrier"] or 0.0)) / 1000 for phase in phases)
+        lines.append(f"{case:32} {seconds:6.2f} s, of which {waited:5.2f} s for new processes")
 
     return note
 

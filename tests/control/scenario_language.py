@@ -30,7 +30,8 @@ What they say is about their present process and its epoch, unless the line says
     WHO raise TEXT                      user code raised
     WHO feel TEXT                       user code raised because a connection broke: a consequence
     WHO step 21                         the first optimizer step of the epoch is done
-    WHO complete                        the wrapped function returned
+    WHO complete [TEXT]                 the wrapped function returned; TEXT: how its loop was left before its end
+    WHO wait 2 / WHO go 2               it waits in torch.distributed, or no more; so many had returned when it looked
     WHO exit 3 / WHO killed by signal 9
     WHO condemned TEXT                  the node has found the process unfit
     time passes 60                      seconds; every deadline on the way is kept
@@ -58,10 +59,23 @@ INDENT = "    "
 _LINE = re.compile(r"(?P<who>all|ranks? [\d ]*\d)(?: \((?P<of>[^)]*)\))? (?P<verb>[a-z]+)(?: (?P<rest>.*))?$")
 _VERBS = {
     name + s: name
-    for name in ("attach", "arrive", "register", "raise", "feel", "refuse", "hold", "step", "complete", "exit")
+    for name in (
+        "attach",
+        "arrive",
+        "register",
+        "raise",
+        "feel",
+        "refuse",
+        "hold",
+        "step",
+        "complete",
+        "wait",
+        "go",
+        "exit",
+    )
     for s in ("", "s")
 }
-_VERBS |= {"attaches": "attach", "killed": "killed", "condemned": "condemned"}
+_VERBS |= {"goes": "go", "attaches": "attach", "killed": "killed", "condemned": "condemned"}
 
 
 class ScenarioError(Exception):
@@ -202,6 +216,8 @@ def describe(command: cmd.Command) -> str:
             return "; ".join(parts)
         case cmd.FinishEpoch(epoch):
             return f"finish epoch {epoch}"
+        case cmd.TellReturned(epoch, returned):
+            return f"tell who still runs in epoch {epoch} that {returned} have returned"
         case cmd.RestartProcesses(cause, number, limit):
             return f"restart all processes ({number} of {limit}): {_why(cause)}"
         case cmd.End(exit_code, reason, _, left_behind):
@@ -322,7 +338,9 @@ _EVENTS: dict[str, Callable[[Job, int, int, int, str], ev.Event]] = {
     "refuse": lambda job, rank, process, epoch, rest: ev.Faulted(rank, process, epoch, rest, ends_job=True),
     "hold": _hold,
     "step": lambda job, rank, process, epoch, rest: ev.Stepped(rank, process, epoch, int(rest)),
-    "complete": lambda job, rank, process, epoch, rest: ev.Completed(rank, process, epoch),
+    "complete": lambda job, rank, process, epoch, rest: ev.Completed(rank, process, epoch, rest),
+    "wait": lambda job, rank, process, epoch, rest: ev.Waits(rank, process, epoch, int(rest)),
+    "go": lambda job, rank, process, epoch, rest: ev.Waits(rank, process, epoch, int(rest), waiting=False),
     "condemned": lambda job, rank, process, epoch, rest: ev.Condemned(rank, process, rest),
     "exit": lambda job, rank, process, epoch, rest: ev.Exited(rank, process, int(rest)),
 }

@@ -223,6 +223,10 @@ class World:
                         worker.doing = Doing.UNWINDING
             case cmd.StartEpoch():
                 self._start(command)
+            case cmd.FinishEpoch() if self.job.phase in (Phase.STOPPING, Phase.RESTARTING):
+                for worker in self.workers.values():
+                    if worker.doing is Doing.RETURNED:
+                        worker.doing = Doing.BETWEEN
             case cmd.FinishEpoch(epoch):
                 for worker in self.workers.values():
                     assert worker.epoch == epoch
@@ -325,7 +329,7 @@ class World:
                     assert deadline is not None
             case Phase.RUNNING:
                 assert {slot.state for slot in state.slots} <= {SlotState.RUNNING, SlotState.COMPLETED}
-                assert deadline is None
+                assert deadline is None or any(slot.state is SlotState.COMPLETED for slot in state.slots)
             case Phase.RESTARTING | Phase.STOPPING:
                 assert deadline is not None
                 assert not state.everything_gone

@@ -157,6 +157,8 @@ main()
 """)
     assert finished.returncode == 93, finished.output
     assert finished.stderr.count("Traceback") == 1
+    first_frame = finished.stderr.partition("Traceback (most recent call last):\n")[2].partition("\n")[0]
+    assert "worker.py" in first_frame, finished.stderr
     assert "KeyError: 'attempt 0'" in finished.stderr
     assert len(finished.recoveries) == 2
 

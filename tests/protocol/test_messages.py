@@ -18,12 +18,15 @@ FROM_WORKER = [
     messages.Fault(3, "ValueError: boom", "Traceback ...", False, 10**18),
     messages.Stepped(3, 17, 1, 2, 3),
     messages.Completed(3),
+    messages.Completed(3, "it left manager.steps(10) at step 5", {"0": 17}),
+    messages.Waits(3, 1, True),
 ]
 FROM_AGENT = [
     messages.Start(4, {"RANK": "1"}, RestorePlan(17, 0, (Transfer(0, 1), Transfer(0, 2)), lost_steps=1)),
     messages.Start(0, {}, None),
     messages.FaultNotice(3, "rank 1 raised", (("127.0.0.1", 4242),)),
     messages.Finish(4),
+    messages.Returned(4, 2, {"0": 17}),
 ]
 
 
@@ -35,6 +38,11 @@ def test_what_a_worker_says_arrives_as_it_was(message):
 @pytest.mark.parametrize("message", FROM_AGENT, ids=lambda message: type(message).__name__)
 def test_what_an_agent_says_arrives_as_it_was(message):
     assert messages.decode_from_agent(messages.encode(message)) == message
+
+
+def test_a_name_that_cannot_be_encoded_arrives_with_an_escape_in_it():
+    sent = messages.Holds(1, 2, {"caf\udce9": "0123456789abcdef"})
+    assert messages.decode_from_worker(messages.encode(sent)).digests == {"caf\\udce9": "0123456789abcdef"}
 
 
 def test_a_worker_cannot_speak_as_an_agent():

@@ -95,6 +95,7 @@ class LocalNode:
             cmd.FailEpoch: self._fail_epoch,
             cmd.StartEpoch: self._start_epoch,
             cmd.FinishEpoch: self._finish_epoch,
+            cmd.TellReturned: self._tell_returned,
             cmd.RestartProcesses: self._restart_processes,
         }
 
@@ -289,6 +290,11 @@ class LocalNode:
         self._send_all(messages.Finish(command.epoch))
         self._tell(self.report.finished())
 
+    def _tell_returned(self, command: cmd.TellReturned) -> None:
+        from ...protocol import messages
+
+        self._send_all(messages.Returned(command.epoch, command.returned, command.collectives))
+
     def _restart_processes(self, command: cmd.RestartProcesses) -> None:
         assert self.report is not None
         self._console.log("restart", number=command.number, limit=command.limit, cause=command.cause.summary)
@@ -316,7 +322,7 @@ class LocalNode:
                 worker.attached = True
                 self._on_event(ev.Attached(rank, incarnation, message.abort_timeout_s))
             case messages.Arrive():
-                self.report.arrived(message)
+                self.report.arrived(message, time.monotonic_ns())
                 self._on_event(
                     ev.Arrived(
                         rank,
@@ -351,7 +357,9 @@ class LocalNode:
             case messages.Holds():
                 self._on_event(ev.Holds(rank, incarnation, message.epoch, message.step, message.digests))
             case messages.Completed():
-                self._on_event(ev.Completed(rank, incarnation, message.epoch))
+                self._on_event(ev.Completed(rank, incarnation, message.epoch, message.left, message.collectives))
+            case messages.Waits():
+                self._on_event(ev.Waits(rank, incarnation, message.epoch, message.returned, message.waiting))
 
     def blame(self, event: object, error: Exception) -> bool:
         """An event could not be taken. If a worker here has said it, that costs the worker; False: nobody did."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 
+from ...protocol.text import printable
 from .failures import NOT_AVAILABLE, ProcessFailure
 
 _WIDTH = 60
@@ -41,4 +42,4 @@ def _traceback(failure: ProcessFailure) -> str:
         extra = message.get("extraInfo")
         text = extra.get("py_callstack") if isinstance(extra, dict) else None
         message = str(text or message.get("message") or NOT_AVAILABLE)
-    return message.rstrip("\n").replace("\n", "\n  ")
+    return printable(message.rstrip("\n"), lines=True).replace("\n", "\n  ")

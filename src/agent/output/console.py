@@ -16,6 +16,7 @@ from collections import deque
 from pathlib import Path
 from typing import BinaryIO
 
+from ...protocol.text import printable
 from .printer import Printer, Target, standard_stream
 
 _CHUNK = 1 << 16
@@ -225,6 +226,6 @@ def _write_file(file: BinaryIO, data: bytes) -> None:
 
 def _quote(value: object) -> str:
     text = str(value)
-    if text and not any(character.isspace() or character in '"=' for character in text):
+    if text.isprintable() and text and not any(character in ' "=' for character in text):
         return text
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+    return '"' + printable(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'

@@ -12,8 +12,9 @@ import msgspec
 from ...control.commands import Cause
 from ...protocol.messages import Arrive, Stepped
 from ...protocol.plan import RestorePlan
+from ...protocol.text import printable
 
-PHASES = ("detect", "notify", "abort", "unwind", "barrier", "assign", "bootstrap", "restore", "step")
+PHASES = ("detect", "notify", "abort", "unwind", "start", "barrier", "assign", "bootstrap", "restore", "step")
 
 
 class Recovery(msgspec.Struct):
@@ -37,6 +38,8 @@ class Recovery(msgspec.Struct):
     traceback: str = ""
     state: str | None = None
     """Where the state to go on from was: `memory`, `snapshot`, `disk`, or `start`."""
+    step: int | None = None
+    """The step that training goes on with: so many are completed in the state of the new epoch."""
     lost_steps: int = 0
     """Completed steps that have to be trained again."""
 
@@ -56,6 +59,8 @@ class _Open(msgspec.Struct):
     pids_after: dict[int, int]
     respawned: set[int] = msgspec.field(default_factory=set)
     arrivals: list[Arrive] = msgspec.field(default_factory=list)
+    started_ns: int = 0
+    """When the last new process came to the barrier."""
     epoch: int | None = None
     plan: RestorePlan | None = None
     assembled_ns: int = 0
@@ -84,9 +89,14 @@ class RecoveryReport:
             self._open.respawned.add(rank)
             self._open.pids_after[rank] = pid
 
-    def arrived(self, message: Arrive) -> None:
-        if self._open is not None and message.notified_ns:
+    def arrived(self, message: Arrive, now_ns: int) -> None:
+        """A process is at the barrier: one that was told of the fault, or a new one."""
+        if self._open is None:
+            return
+        if message.notified_ns:
             self._open.arrivals.append(message)
+        else:
+            self._open.started_ns = now_ns
 
     def started(
         self, epoch: int, cause: Cause | None, plan: RestorePlan | None, assembled_ns: int, now_ns: int
@@ -145,6 +155,7 @@ class RecoveryReport:
             total_ms=round(sum(reached), 3) if completed else None,
             completed=completed,
             state=current.plan.origin.value if current.plan is not None else None,
+            step=current.plan.target_step if current.plan is not None else None,
             lost_steps=current.plan.lost_steps if current.plan is not None else 0,
         )
 
@@ -170,6 +181,7 @@ def _phases(current: _Open) -> dict[str, float | None]:
         "notify": max((arrival.notified_ns for arrival in arrivals), default=0),
         "abort": max((arrival.aborted_ns for arrival in arrivals), default=0),
         "unwind": max((arrival.unwound_ns for arrival in arrivals), default=0),
+        "start": current.started_ns if current.respawned else 0,
         "barrier": current.assembled_ns,
         "assign": current.assigned_ns,
         # Groups come up through the store: the last key written before the state moves is their end.
@@ -198,20 +210,22 @@ def line(recovery: Recovery) -> dict[str, object]:
         "rank": recovery.rank,
         "scope": recovery.scope,
         "respawned": ",".join(map(str, recovery.respawned)) or None,
+        "step": recovery.step,
         "state": recovery.state if recovery.state not in (None, "memory") or recovery.lost_steps else None,
         "lost_steps": recovery.lost_steps or None,
         "total_ms": None if recovery.total_ms is None else f"{recovery.total_ms:.1f}",
         **{
             f"{name}_ms": f"{value:.1f}"
             for name, value in recovery.phases_ms.items()
-            if value is not None and recovery.completed
+            if value is not None and recovery.completed and (name != "start" or recovery.respawned)
         },
     }
 
 
 def table(recoveries: list[Recovery]) -> str:
     """All recoveries of a job, for its end; columns that would say nothing are left out."""
-    header = ["#", "epoch", "rank", "cause", "scope", "respawned", *PHASES, "total ms", "pids before -> after"]
+    header = ["#", "epoch", "rank", "cause", "scope", "respawned", "at step", *PHASES, "total ms"]
+    header.append("pids before -> after")
     rows = [header]
     for recovery in recoveries:
         times = [*recovery.phases_ms.values(), recovery.total_ms]
@@ -220,9 +234,10 @@ def table(recoveries: list[Recovery]) -> str:
                 str(recovery.number),
                 f"{recovery.failed_epoch}->{recovery.epoch}" if recovery.epoch is not None else "-",
                 "-" if recovery.rank is None else str(recovery.rank),
-                _clip(recovery.cause, 40),
+                _clip(printable(recovery.cause), 40),
                 recovery.scope,
                 ",".join(map(str, recovery.respawned)) or "-",
+                "-" if recovery.step is None else str(recovery.step),
                 *("-" if value is None else f"{value:.1f}" for value in times),
                 _pids(recovery),
             ]

@@ -24,7 +24,7 @@ class Link:
         self._group: Any = group if group is not None else dist.group.WORLD
         backends = {kind: self._backend(kind) for kind in ("cpu", "cuda")}
         self._devices = {kind: name is not None for kind, name in backends.items()}
-        self._nccl = backends["cuda"] == "nccl"
+        self._nccl = (backends["cuda"] or "").startswith("nccl")
         if not any(self._devices.values()):
             raise RestoreError("the process group can send neither CPU nor CUDA tensors")
 

@@ -25,7 +25,7 @@ class GraphWatch:
         self.epoch = 0
         self._captured: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         """Graphs with collectives, and the epoch of their capture."""
-        self._before: dict[int, list[int]] = {}
+        self._before: dict[int, dict[str, int]] = {}
 
     def install(self) -> None:
         """Wraps the methods of `torch.cuda.CUDAGraph`."""
@@ -72,6 +72,6 @@ class GraphWatch:
             )
 
 
-def _sequence_numbers() -> list[int]:
+def _sequence_numbers() -> dict[str, int]:
     """How many collectives every NCCL group has begun."""
-    return [backend._get_sequence_number_for_group() for backend in nccl.backends()]
+    return nccl.collectives()

@@ -109,10 +109,25 @@ def answer_calls(listeners: frozenset[tuple[str, int]], world_size: int) -> bool
     return bool(own)
 
 
+def progress_of_runners() -> dict[int, int]:
+    """By thread that runs collectives: a number that changes when it goes on."""
+    return _switches(_RUNNER)
+
+
+def waits_for_a_peer(*, main_thread: bool) -> bool:
+    """Whether one of gloo's threads, or with `main_thread` that one, is in a wait that a peer should end."""
+    runners = _switches(_RUNNER)
+    return _in_futex_with_a_deadline((os.getpid(), *runners) if main_thread else runners)
+
+
 def _waits_with_a_deadline(runners: Iterable[int]) -> bool:
-    """Whether the main thread or one of these, which run collectives, is in a futex with a deadline, as gloo's waits
-    are."""
-    for thread in (os.getpid(), *runners):
+    """Whether the main thread or one of these, which run collectives, is in a wait of gloo's."""
+    return _in_futex_with_a_deadline((os.getpid(), *runners))
+
+
+def _in_futex_with_a_deadline(threads: Iterable[int]) -> bool:
+    """gloo's waits are; a thread that runs collectives and has none to run waits without one."""
+    for thread in threads:
         with contextlib.suppress(OSError):
             number, *arguments = Path(f"/proc/self/task/{thread}/syscall").read_text().split()
             if number == _FUTEX and int(arguments[3], 16):

@@ -9,13 +9,14 @@ from .abort import Abort, Compose
 from .data_loaders import AbortDataLoaders
 from .gloo import AbortGloo
 from .nccl import AbortNccl
+from .unknown import AbortUnknown
 
 
 class AbortTorchDistributed(Compose):
-    """All communicators of torch.distributed: NCCL and gloo."""
+    """All communicators of torch.distributed: NCCL, gloo, and those that are not known."""
 
     def __init__(self) -> None:
-        super().__init__(AbortGloo(), AbortNccl())
+        super().__init__(AbortUnknown(), AbortGloo(), AbortNccl())
 
 
 def default_abort() -> Abort:

@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,17 +142,50 @@ def can_be_used() -> bool:
 
 def backends() -> list[Any]:
     """The NCCL backends of all process groups. Empty where torch, CUDA or a group is missing."""
+    return [backend for _, backend in _groups()]
+
+
+def _groups() -> list[tuple[Any, Any]]:
+    """The process groups with an NCCL backend, and that backend."""
     torch = sys.modules.get("torch")
     if torch is None or "torch.distributed" not in sys.modules or not torch.cuda.is_initialized():
         return []
-    found: list[Any] = []
+    found: list[tuple[Any, Any]] = []
     device = torch.device("cuda")
     for group in list(torch.distributed.distributed_c10d._world.pg_map):
         with contextlib.suppress(RuntimeError):  # a group without a backend for CUDA
             backend = group._get_backend(device)
-            if hasattr(backend, "abort") and backend.name() == "nccl":
-                found.append(backend)
+            if hasattr(backend, "abort") and is_nccl(backend.name()):
+                found.append((group, backend))
     return found
+
+
+def is_nccl(name: str) -> bool:
+    """Whether a backend of this name is NCCL's: `nccl`, or `nccl2`, as torch 2.15 calls what succeeds it."""
+    return name.startswith("nccl")
+
+
+def collectives() -> dict[str, int]:
+    """By name of group: how many collectives this rank has begun on NCCL. Single sends and receives do not count."""
+    counts: dict[str, int] = {}
+    for group, backend in _groups():
+        with contextlib.suppress(RuntimeError, AttributeError):  # a group that is broken, or does not count
+            counts[str(group.group_name)] = int(backend._get_sequence_number_for_group())
+    return counts
+
+
+def ahead_of(fewest: Mapping[str, int]) -> bool:
+    """Whether this rank has begun a collective that a rank with these numbers has not."""
+    return bool(fewest) and any(count > fewest.get(name, count) for name, count in collectives().items())
+
+
+def device_is_busy() -> bool:
+    """Whether anything is queued on the device's default stream that has not ended."""
+    torch = sys.modules["torch"]
+    try:
+        return not torch.cuda.default_stream().query()
+    except RuntimeError:  # a device in error: that is told by other means
+        return False
 
 
 def errors() -> list[str]:

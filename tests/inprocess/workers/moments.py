@@ -322,6 +322,103 @@ def environment_is_that_of_the_epoch(caller, attempt):
     work(caller)
 
 
+def close_and_boom():
+    """The other rank sees a broken connection some moments before it is told of the fault."""
+    dist.destroy_process_group()
+    time.sleep(0.3)
+    raise Boom
+
+
+@moment
+def error_is_logged_and_the_process_exits(caller, attempt):
+    try:
+        if attempt == 0 and RANK == 0:
+            raise Boom
+        work(caller)
+    except Exception:
+        sys.exit(1)
+
+
+@moment
+def broken_connection_is_logged_and_the_process_exits_with_a_text(caller, attempt):
+    dist.init_process_group("gloo")
+    try:
+        if attempt == 0 and RANK == 0:
+            close_and_boom()
+        dist.all_reduce(torch.ones(1))
+    except Exception:
+        sys.exit("this rank gives up")
+
+
+@moment
+def broken_connection_ends_in_good_order(caller, attempt):
+    dist.init_process_group("gloo")
+    try:
+        if attempt == 0 and RANK == 0:
+            close_and_boom()
+        dist.all_reduce(torch.ones(1))
+    except Exception:
+        sys.exit()
+
+
+@moment
+def broken_connection_is_noted_and_the_process_exits_later(caller, attempt):
+    dist.init_process_group("gloo")
+    fine = True
+    if attempt == 0 and RANK == 0:
+        close_and_boom()
+    try:
+        dist.all_reduce(torch.ones(1))
+    except Exception:
+        fine = False
+    if not fine:
+        sys.exit(3)
+
+
+@moment
+def process_exits_in_a_finally(caller, attempt):
+    try:
+        if attempt == 0 and RANK == 0:
+            raise Boom
+        work(caller)
+    finally:
+        if attempt == 0:
+            sys.exit(4)
+
+
+@moment
+def error_becomes_one_of_another_kind(caller, attempt):
+    class Stop(BaseException):
+        pass
+
+    try:
+        if attempt == 0 and RANK == 0:
+            raise Boom
+        work(caller)
+    except Exception as error:
+        raise Stop from error
+
+
+@moment
+def text_cannot_be_encoded(caller, attempt):
+    if attempt == 0:
+        raise Boom(os.fsdecode(b"caf\xe9") + "\x1b[2J\u202e" * 100_000)
+    work(caller)
+
+
+@moment
+def text_cannot_be_had(caller, attempt):
+    class Mute(Exception):
+        ends_job = property(lambda self: 1 // 0)
+
+        def __str__(self):
+            raise Boom
+
+    if attempt == 0:
+        raise Mute
+    work(caller)
+
+
 @moment
 def leaving_by_sys_exit_0_is_a_return(caller, attempt):
     if attempt == 0 and RANK == 1:

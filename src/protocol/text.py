@@ -1,0 +1,18 @@
+"""Text of unknown origin, made fit for a log line or a terminal."""
+
+from __future__ import annotations
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """`text` with an escape in place of each character that is not one to be shown: control characters, which a
+    terminal would obey, lone surrogates, which cannot be encoded, and marks that turn the direction of what follows.
+
+    `lines`: ends of lines and tabs are kept.
+    """
+    if text.isprintable():
+        return text
+    kept = "\n\t" if lines else ""
+    return "".join(
+        character if character.isprintable() or character in kept else character.encode("unicode_escape").decode()
+        for character in text
+    )

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from types import CodeType
 
 from .aborts import nccl
-from .aborts.gloo import progress_of_runners, waits_for_a_peer
+from .aborts.gloo import progress, waits_for_a_peer
 
 _STILL_FOR_S = 1.0
 LOOK_EVERY_S = 0.25
@@ -47,7 +47,7 @@ class Standstill:
         code = frame.f_code
         behind = nccl.ahead_of(self._collectives)
         # A thread that waits for the device spins or sleeps in turns; one that waits for a peer does not run at all.
-        seen = (place, behind, None if behind else (_main_thread_runs(), progress_of_runners()))
+        seen = (place, behind, None if behind else (_main_thread_runs(), progress()))
         if seen != self._seen:
             self._seen, self._since = seen, now
             return False

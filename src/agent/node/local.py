@@ -7,12 +7,14 @@ torch. Called by: `agent.py`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...control import commands as cmd
 from ...control import events as ev
@@ -23,6 +25,7 @@ from ..config import LaunchConfig
 from ..directories import in_memory, make_owned, remove_orphaned, temporary, temporary_for_sockets
 from ..environment import epoch_environment, worker_environment
 from ..output.console import Console
+from ..output.disk import Disk, DiskHangs
 from ..output.logs import LogDirectory, Outputs
 from ..workers.data_host import DataHost
 from ..workers.workers import Worker, Workers
@@ -40,7 +43,14 @@ if TYPE_CHECKING:
 _STORE_HOST = "localhost"
 _RUNTIME, _STATE = "hyperpodrun-", "hyperpodrun-state-"
 """How the directories of a job are named, the one for sockets and the one for state."""
+_DIRECTORY_LIMIT_S = 10.0
+_T = TypeVar("_T")
 _SAID_BY_WORKERS = (ev.Attached, ev.Arrived, ev.Registered, ev.Faulted, ev.Stepped, ev.Holds, ev.Completed)
+
+
+def _bounded(action: Callable[[], _T]) -> _T:
+    """An operation on a directory of the job's own. Raises DiskHangs: temporary files, too, can be on a network."""
+    return Disk().call(action, _DIRECTORY_LIMIT_S)
 
 
 class LocalNode:
@@ -53,7 +63,8 @@ class LocalNode:
         self._listeners = listen(_STORE_HOST, config.rendezvous.port)
         self.logs = LogDirectory(config, console)
         self._token = os.urandom(8).hex()
-        self._directories = [make_owned(temporary_for_sockets(), _RUNTIME, self._token)]
+        runtime = _bounded(lambda: make_owned(temporary_for_sockets(), _RUNTIME, self._token))
+        self._directories = [runtime]
         self._runtime = self._directories[0].path
         self._state_directory = self._make_state_directory() if config.inprocess_restart else None
         self._data = DataHost(self._runtime, self._token, console)
@@ -86,7 +97,7 @@ class LocalNode:
         reason = ""
         for parent in dict.fromkeys((in_memory(), temporary())):
             try:
-                directory = make_owned(parent, _STATE, self._token)
+                directory = _bounded(partial(make_owned, parent, _STATE, self._token))
             except OSError as error:
                 reason = f"{parent}: {error.strerror or error}"
                 continue
@@ -151,7 +162,8 @@ class LocalNode:
         for listener in self._listeners:
             listener.close()
         for directory in self._directories:
-            directory.remove()
+            with contextlib.suppress(DiskHangs):
+                _bounded(directory.remove)
         if self.report is not None:
             self._tell(self.report.finished())
             if self.report.recoveries:

@@ -115,6 +115,8 @@ class Agent:
                 await self._ended.wait()
         finally:
             await self._node.stop_serving()
+            if self._hears_signals:
+                signal.set_wakeup_fd(-1)  # a child that ends now must not be told to a loop that is half closed
 
     def _dispatch(self, event: Any) -> None:
         """An event of this node, or of another agent."""

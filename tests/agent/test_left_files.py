@@ -118,24 +118,27 @@ def test_shared_memory_is_taken_away_however_the_job_ends(start, script, tmp_pat
 
 
 def test_the_next_launch_removes_what_a_killed_one_and_its_keeper_have_left(start, run, script, tmp_path, temporary):
-    waits = script("import time, pathlib; pathlib.Path('up').touch(); time.sleep(3600)")
-    before = set(SHM.glob("hyperpodrun-state-*"))
+    waits = script(
+        "import os, time, pathlib\n"
+        "pathlib.Path('up.new').write_text(os.environ['HYPERPODRUN_STATE'])\n"
+        "pathlib.Path('up.new').rename('up')\n"
+        "time.sleep(3600)\n"
+    )
     launch = start("--inprocess-restart", waits)
     wait_until((tmp_path / "up").exists, 30, "the worker did not come up")
     children = Path(f"/proc/{launch.pid}/task/{launch.pid}/children").read_text().split()
     (keeper,) = [pid for pid in children if b"keeper.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    left = {*temporary.glob("hyperpodrun-*"), *SHM.glob("hyperpodrun-state-*")} - before
+    left = [*temporary.glob("hyperpodrun-*"), Path((tmp_path / "up").read_text())]
     os.kill(int(keeper), signal.SIGSTOP)  # so that it cannot see the end of the agent before its own
     os.kill(launch.pid, signal.SIGKILL)
     os.kill(int(keeper), signal.SIGKILL)
     launch.wait(10)
-    mine = [path for path in left if path.exists()]
-    assert any(path.parent == SHM for path in mine)
-    assert any(path.parent == temporary for path in mine)
+    assert len(left) == 2
+    assert all(path.exists() for path in left)
     finished = run(script("import time; time.sleep(1)", "short.py"))
     assert finished.returncode == 0, finished.output
-    assert [path for path in mine if path.exists()] == []
-    assert all(f"orphan-removed path={path}" in finished.stderr for path in mine), finished.stderr
+    assert [path for path in left if path.exists()] == []
+    assert all(f"orphan-removed path={path}" in finished.stderr for path in left), finished.stderr
 
 
 def test_only_what_nobody_holds_is_removed(tmp_path, monkeypatch):

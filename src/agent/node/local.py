@@ -12,8 +12,9 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...control import commands as cmd
 from ...control import events as ev
@@ -24,6 +25,7 @@ from ..config import LaunchConfig
 from ..directories import Owned, in_memory, make_owned, remove_orphaned, temporary, temporary_for_sockets
 from ..environment import epoch_environment, with_script_in, worker_environment
 from ..output.console import Console
+from ..output.disk import Disk, DiskHangs
 from ..output.logs import LogDirectory, Outputs
 from ..workers.data_host import DataHost
 from ..workers.workers import Worker, Workers
@@ -43,7 +45,14 @@ if TYPE_CHECKING:
 _STORE_HOST = "localhost"
 _RUNTIME, _STATE = "hyperpodrun-", "hyperpodrun-state-"
 """How the directories of a job are named, the one for sockets and the one for state."""
+_DIRECTORY_LIMIT_S = 10.0
+_T = TypeVar("_T")
 _SAID_BY_WORKERS = (ev.Attached, ev.Arrived, ev.Registered, ev.Faulted, ev.Stepped, ev.Holds, ev.Completed)
+
+
+def _bounded(action: Callable[[], _T]) -> _T:
+    """An operation on a directory of the job's own. Raises DiskHangs: temporary files, too, can be on a network."""
+    return Disk().call(action, _DIRECTORY_LIMIT_S)
 
 
 class LocalNode:
@@ -61,7 +70,7 @@ class LocalNode:
             self.logs = LogDirectory(config, console)
             undo.callback(self.logs.discard_if_empty)
             undo.callback(self._remove_directories)
-            self._directories.append(make_owned(temporary_for_sockets(), _RUNTIME, self._token))
+            self._directories.append(_bounded(lambda: make_owned(temporary_for_sockets(), _RUNTIME, self._token)))
             self._runtime = self._directories[0].path
             self._config = config = with_script_in(config, self._runtime)
             if config.inprocess_restart:
@@ -104,7 +113,7 @@ class LocalNode:
         reason = ""
         for parent in dict.fromkeys((in_memory(), temporary())):
             try:
-                directory = make_owned(parent, _STATE, self._token)
+                directory = _bounded(partial(make_owned, parent, _STATE, self._token))
             except OSError as error:
                 reason = f"{parent}: {error.strerror or error}"
                 continue
@@ -189,7 +198,8 @@ class LocalNode:
 
     def _remove_directories(self) -> None:
         for directory in self._directories:
-            directory.remove()
+            with contextlib.suppress(DiskHangs):
+                _bounded(directory.remove)
 
     # ---- what the job wants --------------------------------------------------------------------------------------
 

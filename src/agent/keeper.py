@@ -125,7 +125,8 @@ def remove_tree(directory: str) -> None:
 
 
 def main() -> None:
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+    # A scheduler that signals every process of a step means the workers.
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)
     mark = os.environb[b"KEEPER_TOKEN"]
     while os.read(int(sys.argv[1]), 1):

@@ -33,8 +33,13 @@ class Node:
 
     def process(self, *, marked: bool = True) -> subprocess.Popen[bytes]:
         environment = {**os.environ, JOB_TOKEN: TOKEN if marked else "another job's"}
-        self.processes.append(subprocess.Popen(["sleep", "3600"], env=environment))
-        return self.processes[-1]
+        process = subprocess.Popen(["sleep", "3600"], env=environment)
+        self.processes.append(process)
+        deadline = time.monotonic() + 10
+        while JOB_TOKEN.encode() not in Path(f"/proc/{process.pid}/environ").read_bytes():
+            assert time.monotonic() < deadline  # the kernel shows it a moment after exec has begun
+            time.sleep(0.001)
+        return process
 
     def say(self, *lines: bytes | str) -> None:
         with open(self.pipe, "wb") as pipe:

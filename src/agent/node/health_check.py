@@ -27,7 +27,7 @@ def health_check(environment: Mapping[str, str], console: Console, problem: Call
     if not wanted:
         return None
     try:
-        if not (wanted.isascii() and wanted.isdecimal() and int(wanted) < 1 << 16):
+        if not (wanted.isascii() and wanted.isdecimal() and 0 < int(wanted) < 1 << 16):
             raise ValueError("it is not a port")
         return HealthCheck(_listen(int(wanted)), problem)
     except (OSError, ValueError) as error:

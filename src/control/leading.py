@@ -81,6 +81,8 @@ class Leading(Directing):
         self._next_beat = context.now + context.config.heartbeat_interval
         self._silent_due = context.now + context.config.heartbeat_limit
         """No follower has been silent for too long before that."""
+        self._enough = False
+        """A majority has reported: the others are not waited for as long."""
         self._early: list[tuple[int, Tell]] = []
         """What followers have told after their reports and before the job was there."""
         self._deadline = context.now + context.config.join_timeout
@@ -215,11 +217,12 @@ class Leading(Directing):
         config = self.context.config
         if self._job is not None:
             return lambda follower: config.heartbeat_limit
-        reported = {f.member.key for f in self._followers.values() if f.report is not None} | {config.key}
-        enough = self._has_quorum(reported)
+        if not self._enough:
+            reported = [f.member.key for f in self._followers.values() if f.report is not None]
+            self._enough = self._has_quorum([*reported, config.key])
 
         def limit(follower: Follower) -> float:
-            hurry = enough and follower.report is None and follower.member.key not in self._voters
+            hurry = self._enough and follower.report is None and follower.member.key not in self._voters
             return config.takeover_grace if hurry else config.heartbeat_limit
 
         return limit

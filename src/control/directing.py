@@ -51,6 +51,11 @@ class Directing(Role):
         self._end_due = 0.0
 
     @property
+    def has_job(self) -> bool:
+        """Whether it has taken the job over, or begun it."""
+        return self._job is not None
+
+    @property
     def has_its_timer(self) -> bool:
         """Whether `next_deadline` will not miss a deadline of the job; asked by the simulator after every step."""
         due = None if self._job is None or self._end is not None else self._job.next_deadline()

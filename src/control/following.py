@@ -163,12 +163,19 @@ class Following(Role):
 
 
 def follow(context: Context, key: str, address: str, lead: Lead) -> Role | None:
-    """Somebody leads: accepted if no later term was voted for, and no later membership is known here."""
+    """Somebody leads: accepted if no later term was voted for, and no later membership is known here.
+
+    It is this job, or the incarnation that a majority has made of it.
+    """
     if lead.term < context.term or (lead.term == context.term and context.voted != key):
         return None
-    views = lead.views or context.views.changed(lead.change)
+    views = lead.views
+    if views is None and lead.job == context.job:
+        views = context.views.changed(lead.change)
     if views is None:
         context.send(address, Hold())
+        return None
+    if context.job not in (views.proposed.founder, views.proposed.succeeds):
         return None
     if views.proposed.id <= context.views.proposed.id:
         return None

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from . import commands as cmd
 from .messages import Claim, Ended, Hold, Join, Lead, PeerMessage, Redirect, Vote
+from .restarted import Restarted
 from .roles import Context, Role
 from .seeking import Seeking
+from .voting import answer_as_member
 
 _STAND_AGAIN_S = 0.1
 _STAND_AFTER_LOWER_S = 0.05
 _LATER_AT_MOST_S = 1.0
+_SPREAD_S = 2.0
+"""Members that are equally patient, since many lower ones are silent, stand at random moments of so many seconds."""
 _ANSWER_S = 1.0
-"""From a claim to its last vote."""
+"""From a claim to its last vote, where everybody is quick. Whoever is slow is asked again for the same term."""
+_CLAIMS_PER_S = 500
+"""Of one candidate: in a large membership it asks less often."""
 
 
 class Leaderless(Role):
     """The controller is lost: the lowest member that a quorum votes for is the next.
 
     Who finds no majority for as long as the others may take to do without it stops its workers, and goes on trying.
+
+    Where members were started again, they and those who remember can be a majority together: `restarted.py`.
     """
 
     def __init__(self, context: Context, lost: str, reason: str, *, stranded: bool = False) -> None:
@@ -31,14 +39,17 @@ class Leaderless(Role):
         self._deadline = context.now + context.config.join_timeout
         self._seek: tuple[float, str] | None = None
         self._claim: Claim | None = None
-        self._votes: set[int] = set()
+        self._votes: dict[str, float] = {}
+        """Who has voted for the claim, by key, and when; also those in no job. Slow ones answer an earlier question."""
+        self._opposed = False
+        self._restarted = Restarted(context)
         self._asked = context.now
         self._stand_at = context.now + self._patience()
 
     def begin(self) -> Role | None:
         members = self.context.views.everybody().values()
         lost = next((member.host for member in members if member.key == self._lost), self._lost)
-        if not self._stranded:
+        if not self._stranded and self._lost != self.context.config.key:
             self.context.note("controller-lost", node=lost, reason=self._reason)
         return self.tick()
 
@@ -55,13 +66,16 @@ class Leaderless(Role):
                 return self._count(key, message)
             case Redirect() if self._seek is None:
                 self._seek = (context.now + _ANSWER_S, message.address)
-            case Join() if self._stranded:
-                context.send(address, Hold())
+            case Join():
+                if self._stranded:
+                    context.send(address, Hold())
+                return self._meet(message)
         return None
 
     def closed(self, address: str, key: str) -> Role | None:
         """One less to wait for: perhaps it is this node's turn."""
         self._closed.add(address)
+        self._restarted.closed(address, key)
         if self._claim is None:
             self._stand_at = min(self._stand_at, self._asked + self._patience())
         return None
@@ -89,8 +103,11 @@ class Leaderless(Role):
             dues.append(self._seek[0])
         return min(dues)
 
+    # ---- an election -----------------------------------------------------------------------------------------------
+
     def _patience(self) -> float:
-        """Lower members stand first."""
+        """Lower members stand first; where many of them are silent, and always after a term without result, chance
+        decides."""
         context = self.context
         lower = [
             member
@@ -100,23 +117,37 @@ class Leaderless(Role):
             and member.key != self._lost
             and member.address not in self._closed
         ]
-        return min(_LATER_AT_MOST_S, _STAND_AFTER_LOWER_S * len(lower))
+        patience = _STAND_AFTER_LOWER_S * len(lower)
+        if patience < _LATER_AT_MOST_S and not self._opposed:
+            return patience
+        return min(patience, _LATER_AT_MOST_S) + context.dice.uniform(0.0, _SPREAD_S)
 
     def _stand(self) -> Role | None:
         """Ask whether there would be votes; a candidate that nobody wants changes nobody's term."""
-        self._claim = Claim(self.context.term + 1, self.context.views.proposed.id, real=False)
+        context, claim = self.context, self._claim
+        own_term = claim is not None and claim.term == context.term and context.voted == context.config.key
+        if claim is None or not claim.real or self._opposed or not own_term:
+            asked = Claim(context.term + 1, context.views.proposed.id, real=False, job=context.job)
+            recent = context.now - context.config.heartbeat_limit / 2
+            same = asked == claim
+            self._votes = {key: at for key, at in self._votes.items() if same and at >= recent}
+            self._claim = asked
+        self._opposed = False
         return self._ask()
 
     def _ask(self) -> Role | None:
         context = self.context
         assert self._claim is not None
-        self._votes = set() if context.number is None else {context.number}
+        self._votes[context.config.key] = context.now
         self._asked = context.now
-        again = _ANSWER_S if self._stranded or self._claim.real else _STAND_AGAIN_S
+        addresses = [member.address for member in context.views.everybody().values()]
+        addresses += self._restarted.addresses
+        wait = max(_STAND_AGAIN_S, len(addresses) / _CLAIMS_PER_S)
+        again = _ANSWER_S if self._stranded or self._claim.real else wait
         self._stand_at = context.now + again + self._patience()
-        for member in context.views.everybody().values():
-            if member.key != context.config.key:
-                context.send(member.address, self._claim)
+        for address in dict.fromkeys(addresses):
+            if address != context.config.address:
+                context.send(address, self._claim)
         return self._decide()
 
     def _count(self, key: str, vote: Vote) -> Role | None:
@@ -124,53 +155,85 @@ class Leaderless(Role):
         assert self._claim is not None
         if vote.real != self._claim.real:
             return None
+        if vote.join is not None and vote.join.key == key:
+            self._restarted.note(vote.join)
         if not vote.granted:
+            self._opposed |= vote.real
             if vote.leader and vote.leader != context.config.address:
                 old = next((m.address for m in context.views.everybody().values() if m.key == self._lost), "")
                 wait = self._strand_due - context.now if vote.leader == old else _ANSWER_S
                 if self._seek is None:
                     self._seek = (context.now + max(_ANSWER_S, wait), vote.leader)
             return None
-        self._votes |= {member.number for member in context.views.everybody().values() if member.key == key}
+        self._votes[key] = context.now
         return self._decide()
 
     def _decide(self) -> Role | None:
         context = self.context
         assert self._claim is not None
-        if not context.views.has_quorum(self._votes, context.config.min_quorum):
+        voters = context.views.numbers_of(self._votes)
+        places = self._restarted.places(self._votes, voters)
+        again = bool(places) and (self._stranded or self._restarted.no_others_can_come(places))
+        if not context.views.has_quorum(voters.union(*places.values()) if again else voters, context.config.min_quorum):
             return None
         if not self._claim.real:
             context.pledge(self._claim.term, context.config.key)
-            self._claim = Claim(self._claim.term, self._claim.view, real=True)
+            self._claim = Claim(self._claim.term, self._claim.view, real=True, job=context.job)
+            self._votes = {}
             return self._ask()
         from .leading import Leading
 
         lost = None
         for member in context.views.everybody().values():
-            if member.key == self._lost and member.number not in self._votes:
+            if member.key == self._lost and member.number not in voters:
                 lost = member
-        return Leading(context, self._claim.term, context.views, lost=lost, reason=self._reason)
+        if context.views.has_quorum(voters, context.config.min_quorum):
+            return Leading(
+                context, self._claim.term, context.views, lost=lost, reason=self._reason, voters=frozenset(self._votes)
+            )
+        views = self._restarted.next_incarnation(places, self._claim.term)
+        joins = self._restarted.joins(places)
+        hosts = ",".join(sorted(member.host for member in views.everybody().values() if member.key in places))
+        context.note("began-again", nodes=hosts, reason="started again; the job goes on in its next incarnation")
+        return Leading(
+            context,
+            self._claim.term,
+            views,
+            lost=lost if lost in views.proposed.members else None,
+            reason=self._reason,
+            voters=frozenset(self._votes),
+            restarted=joins,
+        )
 
     def _answer(self, key: str, address: str, claim: Claim) -> None:
         context = self.context
-        known = any(member.key == key for member in context.views.everybody().values())
-        granted = known and claim.view >= context.views.proposed.id
-        if claim.real:
-            granted = granted and (claim.term > context.term or (claim.term == context.term and context.voted == key))
-            if granted:
-                context.pledge(claim.term, key)
-                self._claim = None
-                self._stand_at = max(self._stand_at, context.now + _ANSWER_S)
-        else:
-            granted = granted and claim.term > context.term
+        granted = answer_as_member(context, key, claim)
+        if granted and claim.real:
+            self._claim = None
+            self._stand_at = max(self._stand_at, context.now + _ANSWER_S + self._patience())
+        elif granted and self._claim is not None and not self._claim.real and self._is_before(key):
+            self._claim = None  # one candidate is enough
+            self._stand_at = max(self._stand_at, context.now + _ANSWER_S)
         context.send(address, Vote(claim.term, claim.real, granted))
+
+    def _is_before(self, key: str) -> bool:
+        numbers = self.context.views.numbers_of({key})
+        return self.context.number is None or max(numbers, default=self.context.number) < self.context.number
+
+    def _meet(self, join: Join) -> Role | None:
+        """An agent asks to be let in. Its vote is asked for at the next occasion, which is now if nobody is asked."""
+        if self._restarted.note(join) and self._claim is None:
+            self._stand_at = min(self._stand_at, max(self.context.now, self._asked + self._patience()))
+        return None
+
+    # ---- no majority -----------------------------------------------------------------------------------------------
 
     def _strand(self) -> None:
         context = self.context
         self._stranded = True
         agreed = context.views.agreed
         needed = agreed.quorum(context.config.min_quorum)
-        found = f"{len(self._votes)} of {len(agreed.members)} nodes, {needed} are needed"
+        found = f"{max(1, len(self._votes))} of {len(agreed.members)} nodes, {needed} are needed"
         hint = " (--min-nodes 1 would let one go on alone)" if len(agreed.members) == 2 else ""
         reason = f"no majority: {found}{hint}"
         context.note("minority", found=found, lost=self._reason)

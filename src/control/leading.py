@@ -5,6 +5,8 @@ It acts for the job (`directing.py`) only after a quorum has agreed on a members
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+
 from . import commands as cmd
 from . import events as ev
 from .directing import Directing, Follower
@@ -16,7 +18,6 @@ from .messages import (
     Acknowledge,
     Beat,
     Claim,
-    Ended,
     Hold,
     Join,
     Lead,
@@ -36,6 +37,10 @@ from .seeking import Forming, tell_difference, why_refused
 from .state import NodeState
 from .takeover import rebuild, was_begun
 
+_NEARLY = 0.9
+_CALLED_BACK = 64
+"""Of so many lost members it is tried whether they are there again, also where no seed is left to send them here."""
+
 
 class Leading(Directing):
     """One term. `views`: what this agent knew when it was elected."""
@@ -49,13 +54,24 @@ class Leading(Directing):
         lost: Member | None = None,
         reason: str = "",
         founding: dict[str, Join] | None = None,
+        voters: frozenset[str] = frozenset(),
+        restarted: dict[str, Join] | None = None,
     ) -> None:
+        """`voters`: the keys of who is there. `restarted`: who has taken a member's place, in the next incarnation."""
         super().__init__(context, term)
+        self._voters = voters
+        self._new = founding if founding is not None else restarted
         self._views = views
         self._founding = founding
         self._reason = reason
         self._lost = lost
+        self._elected: Views | None = None if founding is not None else views
+        """Until something is agreed on in this term, its voters count as they did at the election, too."""
         self._wanted = {member.number: member for member in views.proposed.members if member != lost}
+        keys = {member.key for member in self._wanted.values()}
+        back = [member for member in views.agreed.members if member.key in voters and member.key not in keys]
+        self._wanted.update({member.number: member for member in back})
+        """Who was given up before that was agreed on, and is there."""
         self._next_number = views.proposed.next_number
         self._epochs: dict[int, int] = {}
         """The highest epoch numbers that joining nodes have seen."""
@@ -65,6 +81,8 @@ class Leading(Directing):
         self._next_beat = context.now + context.config.heartbeat_interval
         self._silent_due = context.now + context.config.heartbeat_limit
         """No follower has been silent for too long before that."""
+        self._enough = False
+        """A majority has reported: the others are not waited for as long."""
         self._early: list[tuple[int, Tell]] = []
         """What followers have told after their reports and before the job was there."""
         self._deadline = context.now + context.config.join_timeout
@@ -75,9 +93,9 @@ class Leading(Directing):
         context = self.context
         for member in self._views.everybody().values():
             if member.key != context.config.key:
-                join = (self._founding or {}).get(member.key)
+                join = (self._new or {}).get(member.key)
                 follower = Follower(member, context.now, join.attempt if join else 0)
-                follower.needs_views = self._founding is not None
+                follower.needs_views = self._new is not None
                 if member.number in self._wanted:
                     self._followers[member.number] = follower
                     self._by_key[member.key] = follower
@@ -148,9 +166,10 @@ class Leading(Directing):
         role = self._drop_the_silent()
         if role is not None:
             return role
-        if self._job is None and context.now >= self._deadline:
+        if self._job is None and self._end is None and context.now >= self._deadline:
             reason = f"too few nodes came within {config.join_timeout:g} s (--rdzv-conf join_timeout)"
-            context.actions.append(Ended(cmd.End(cmd.EXIT_FAILED, reason)))
+            self._end_without_job(cmd.End(cmd.EXIT_FAILED, reason))
+            return self._finish_ending()
         if context.now >= self._next_beat:
             self._beat()
         if self._job_due is not None and context.now >= self._job_due:
@@ -159,10 +178,10 @@ class Leading(Directing):
 
     def next_deadline(self) -> float | None:
         dues = [self._next_beat, self._silent_due]
-        if self._job is None:
+        if self._job is None and self._end is None:
             dues.append(self._deadline)
-            grace = self.context.config.takeover_grace
-            dues += [follower.heard + grace for follower in self._followers.values() if follower.report is None]
+            limits = self._limits()
+            dues += [f.heard + limits(f) for f in self._followers.values() if f.report is None]
         if self._job_due is not None:
             dues.append(self._job_due)
         if self._end is not None:
@@ -170,19 +189,57 @@ class Leading(Directing):
         return min(dues)
 
     def _drop_the_silent(self) -> Role | None:
+        """Who has been silent nearly as long as another is lost with it: of a rack, at once and not one by one."""
         context, config = self.context, self.context.config
-        for follower in list(self._followers.values()):
-            waited = context.now >= follower.heard + config.takeover_grace
-            unreported = follower.report is None and self._job is None and waited
-            silent = context.now >= follower.heard + config.heartbeat_limit
-            if unreported or silent:
-                limit = config.takeover_grace if unreported else config.heartbeat_limit
-                role = self._drop(follower, f"was silent for {limit:g} s")
+        limits = self._limits()
+        due = any(context.now >= f.heard + limits(f) for f in self._followers.values())
+        part = _NEARLY if due else 1.0
+        silent = [number for number, f in self._followers.items() if context.now >= f.heard + part * limits(f)]
+        for number in silent:
+            if number in self._followers:
+                reason = f"was silent for {limits(self._followers[number]):g} s"
+                role = self._drop(self._followers[number], reason, silent=True)
                 if role is not None:
                     return role
+        if silent and self._end is None:
+            role = self._propose()
+            if role is not None:
+                return role
         heard = min((follower.heard for follower in self._followers.values()), default=context.now)
         self._silent_due = heard + config.heartbeat_limit
         return None
+
+    def _limits(self) -> Callable[[Follower], float]:
+        """How long a follower may be silent. Until the job is taken over, who may not be there has less time.
+
+        Who has voted is there, and so may be who is needed for a majority.
+        """
+        config = self.context.config
+        if self._job is not None:
+            return lambda follower: config.heartbeat_limit
+        if not self._enough:
+            reported = [f.member.key for f in self._followers.values() if f.report is not None]
+            self._enough = self._has_quorum([*reported, config.key])
+
+        def limit(follower: Follower) -> float:
+            hurry = self._enough and follower.report is None and follower.member.key not in self._voters
+            return config.takeover_grace if hurry else config.heartbeat_limit
+
+        return limit
+
+    def _has_quorum(self, keys: Collection[str]) -> bool:
+        """Whether these agents may act for the membership."""
+        quorum = self.context.config.min_quorum
+        if len(keys) < self._views.proposed.quorum(quorum):
+            return False  # which saves counting all members
+        asked = [self._views] if self._elected is None else [self._views, self._elected]
+        return all(views.has_quorum(views.numbers_of(keys), quorum) for views in asked)
+
+    def _end_without_job(self, end: cmd.End) -> None:
+        """There is none to take over; nobody else need wait for it as long again."""
+        self._end, self._end_due = end, self.context.now + self.context.config.close_timeout
+        for follower in self._followers.values():
+            self._order(follower, end, None)
 
     # ---- members -------------------------------------------------------------------------------------------------
 
@@ -193,6 +250,8 @@ class Leading(Directing):
         if reason or self._end is not None:
             context.send(address, Refuse(reason or "the job is over"))
             return None
+        if self._founding is None and self._is_promised(join):
+            return self._stand_again(join)
         known = self._by_key.get(key)
         if known is not None and join.attempt <= known.attempt:
             if known.report is None:
@@ -215,8 +274,27 @@ class Leading(Directing):
         context.send(address, Hold())
         return self._propose()
 
-    def _drop(self, follower: Follower, reason: str, *, is_back: bool = False) -> Role | None:
-        """A member is lost. `is_back`: with its place and workers, but the agent is there and asks to be another."""
+    def _is_promised(self, join: Join) -> bool:
+        """To a candidate of a later term, who was not elected."""
+        if join.job != self._views.proposed.founder:
+            return False
+        another = join.voted not in ("", self.context.config.key)
+        return join.term > self.term or (join.term == self.term and another)
+
+    def _stand_again(self, join: Join) -> Role:
+        """In a term that everybody can follow. What runs goes on meanwhile."""
+        context = self.context
+        context.term = max(context.term, join.term)
+        reason = f"a node that comes back has voted in term {join.term}: there is an election"
+        for number, follower in self._followers.items():
+            context.send(follower.member.address, Release(self.term, number, reason))
+        return Leaderless(context, context.config.key, reason)
+
+    def _drop(self, follower: Follower, reason: str, *, is_back: bool = False, silent: bool = False) -> Role | None:
+        """A member is lost. `is_back`: with its place and workers, but the agent is there and asks to be another.
+
+        `silent`: it may be cut off and alive. Others may be lost with it, and what follows is dealt with once.
+        """
         context, member = self.context, follower.member
         del self._followers[member.number]
         if self._by_key.get(member.key) is follower:
@@ -230,12 +308,11 @@ class Leading(Directing):
         if self._founding is not None:
             return self._form_again()
         keys = {context.config.key, *self._by_key, *([member.key] if is_back else [])}
-        live = self._views.numbers_of(keys)
-        if not self._views.has_quorum(live, context.config.min_quorum):
-            return self._step_down(live)
+        if not self._has_quorum(keys):
+            return self._step_down(self._views.numbers_of(keys), at_once=silent)
         if self._job is not None:
             self._run(ev.NodeLost(member.number, f"node {member.number} ({member.host}) {reason}"))
-        return self._propose()
+        return None if silent else self._propose()
 
     def _propose(self) -> Role | None:
         """The members that should be, unless that is what was proposed last."""
@@ -244,7 +321,7 @@ class Leading(Directing):
         if self._serial == 0 or members != self._views.proposed.members:
             self._serial += 1
             base = self._views.agreed
-            proposed = View(self.term, self._serial, members, self._next_number, base.founder)
+            proposed = View(self.term, self._serial, members, self._next_number, base.founder, base.succeeds)
             self._views = Views(base, proposed)
             context.change_views(self._views)
             self._acknowledged = set()
@@ -258,7 +335,8 @@ class Leading(Directing):
     def _send_lead(self, follower: Follower) -> None:
         change = ViewChange.between(self._views.agreed, self._views.proposed)
         views = self._views if follower.needs_views else None
-        self.context.send(follower.member.address, Lead(self.term, change, views, self._memory()))
+        job = self._views.proposed.founder
+        self.context.send(follower.member.address, Lead(self.term, change, views, self._memory(), job))
 
     def _settle(self) -> Role | None:
         """Has a quorum of both memberships acknowledged the proposal?"""
@@ -268,8 +346,8 @@ class Leading(Directing):
         if len(self._acknowledged) + 1 < proposed.quorum(context.config.min_quorum):
             return None  # which saves counting all members for every one that answers
         keys = {context.config.key, *(self._followers[number].member.key for number in self._acknowledged)}
-        present = self._views.numbers_of(keys)
-        if self._views.has_quorum(present, context.config.min_quorum):
+        if self._has_quorum(keys):
+            self._elected = None
             before = {member.number for member in self._views.agreed.members}
             self._views = context.views = Views(proposed, proposed)
             for follower in self._followers.values():
@@ -284,7 +362,11 @@ class Leading(Directing):
                 return self._run(None)
         return self._take_over()
 
-    def _step_down(self, live: set[int]) -> Role:
+    def _step_down(self, live: set[int], *, at_once: bool) -> Role:
+        """`at_once`: the others may have begun to go on without this node, whose workers are stopped.
+
+        Where an agent has died, it can be started again; what the workers here hold is kept for that, a short time.
+        """
         context = self.context
         agreed = self._views.agreed
         present = sum(member.number in live for member in agreed.members)
@@ -293,9 +375,10 @@ class Leading(Directing):
         reason = f"no majority: {present} of {len(agreed.members)} nodes, {needed} are needed{hint}"
         context.note("minority", reason=reason)
         for number, follower in self._followers.items():
-            context.send(follower.member.address, Release(self.term, number, reason))
-        context.kill_workers(reason)
-        return Leaderless(context, context.config.key, reason, stranded=True)
+            context.send(follower.member.address, Release(self.term, number, f"had {reason}"))
+        if at_once:
+            context.kill_workers(reason)
+        return Leaderless(context, context.config.key, f"had {reason}", stranded=at_once)
 
     def _form_again(self) -> Role:
         """Somebody was lost before the job had begun."""
@@ -355,6 +438,9 @@ class Leading(Directing):
             case Report():
                 if follower.report is None:
                     follower.report = event
+                    self.context.local.learn(event)
+                    if event.view == self._views.agreed.id == self._views.proposed.id:
+                        self._order(follower, Settled(event.view), None)  # the others were told before
                     return self._acknowledge(number, event.view)
             case Acknowledge():
                 return self._acknowledge(number, event.view)
@@ -388,6 +474,7 @@ class Leading(Directing):
             beat = Beat(self.term, number, follower.link.sent, follower.link.received, memory)
             context.send(follower.member.address, beat)
         held = {member.address for member in self._wanted.values()}
-        for seed in context.config.seeds:
-            if seed not in held:  # somebody may have been started again there, and think that he is the first
-                context.send(seed, Redirect(context.config.address))
+        absent = [address for address in context.met if address not in held]
+        for address in dict.fromkeys([*context.config.seeds, *absent[-_CALLED_BACK:]]):
+            if address not in held:  # somebody may have been started again there, and know nobody or think he is first
+                context.send(address, Redirect(context.config.address))

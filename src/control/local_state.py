@@ -41,6 +41,11 @@ class LocalState:
             self.memory = memory
             self.epoch = max(self.epoch, memory.next_epoch - 1)
 
+    def learn(self, report: Report) -> None:
+        """What another node knows counts also when that is lost before there is a job again."""
+        self.remember(report.memory)
+        self.epoch = max(self.epoch, report.epoch)
+
     def forget(self) -> None:
         """This node is no member any more: it holds no place. What it knows of the epochs' numbers stays."""
         self._layout = None

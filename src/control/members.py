@@ -31,7 +31,10 @@ class View(msgspec.Struct, frozen=True, dict=True):
     members: tuple[Member, ...] = ()
     next_number: int = 0
     founder: str = ""
-    """The agent that founded this job, and in which attempt: another may be founded where all of this are lost."""
+    """This incarnation of the job: the agent that founded it, and in which attempt. Random, as the agent's key is:
+    terms, epochs and memberships of two incarnations have nothing to do with each other."""
+    succeeds: str = ""
+    """The incarnation before: this one goes on with what its members know."""
 
     @property
     def id(self) -> tuple[int, int]:
@@ -72,7 +75,7 @@ class ViewChange(msgspec.Struct, frozen=True):
 
     def apply(self, base: View) -> View:
         kept = tuple(member for member in base.members if member.number not in self.removed)
-        return View(*self.id, (*kept, *self.added), self.next_number, base.founder)
+        return View(*self.id, (*kept, *self.added), self.next_number, base.founder, base.succeeds)
 
 
 class Views(msgspec.Struct, frozen=True):
@@ -100,6 +103,19 @@ class Views(msgspec.Struct, frozen=True):
     def numbers_of(self, keys: Collection[str]) -> set[int]:
         """All numbers that these agents have. One that was removed and came back has two, and speaks for both."""
         return {number for number, member in self.everybody().items() if member.key in keys}
+
+    def seats(self, key: str, host: str, address: str) -> set[int]:
+        """The numbers of the members in whose place this agent is, which is none of them: they are no more.
+
+        At their address, or, where no other is there, on their host: a pod that was made anew has another address.
+        """
+        others = [member for member in self.everybody().values() if member.key != key]
+        there = {member.number for member in others if member.address == address}
+        if there:
+            return there
+        if len({member.key for member in self.everybody().values() if member.host == host}) != 1:
+            return set()
+        return {member.number for member in others if member.host == host}
 
     def changed(self, change: ViewChange) -> Views | None:
         """With a proposal that is based on a view known here; None if that is not so."""

@@ -39,6 +39,12 @@ class Join(msgspec.Struct, frozen=True, tag=True):
     """Of its workers."""
     identity: Identity = Identity()
     """What it was started to run."""
+    job: str = ""
+    """The incarnation of the job that it was in last."""
+    term: int = 0
+    """The highest in which it has promised to follow somebody: it follows nobody of an earlier one in that job."""
+    voted: str = ""
+    """Whom it has voted for in that term."""
     version: int = VERSION
 
 
@@ -59,11 +65,15 @@ class Refuse(msgspec.Struct, frozen=True, tag=True):
 
 
 class Claim(msgspec.Struct, frozen=True, tag=True):
-    """A member without a controller asks for votes. `real` False: it only asks whether it would get them."""
+    """A member without a controller asks for votes. `real` False: it only asks whether it would get them.
+
+    `job`: the incarnation of the job that it is a member of (`View.founder`).
+    """
 
     term: int
     view: tuple[int, int]
     real: bool
+    job: str = ""
 
 
 class Vote(msgspec.Struct, frozen=True, tag=True):
@@ -73,6 +83,8 @@ class Vote(msgspec.Struct, frozen=True, tag=True):
     real: bool
     granted: bool
     leader: str = ""
+    join: Join | None = None
+    """From an agent that is in no job: it was started again where a member has been, and can take its place."""
 
 
 class JobMemory(msgspec.Struct, frozen=True):
@@ -106,6 +118,8 @@ class Lead(msgspec.Struct, frozen=True, tag=True):
     views: Views | None = None
     memory: JobMemory | None = None
     """Who confirms a membership also knows what was decided under the one before."""
+    job: str = ""
+    """The incarnation that the change is of."""
 
 
 class Release(msgspec.Struct, frozen=True, tag=True):

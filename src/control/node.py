@@ -6,13 +6,15 @@ Theory of operation. An agent is, one after the other and again when it must:
        ▲            │  lost its controller │      │
        └────────────┴──── removed ─────────┴──────┘        (Forming founds a job at the rendezvous endpoint)
 
-**Membership** is a list of agents that a majority of the last such list agrees on (`members.py`). **Leadership**: the
-lowest member that a majority votes for leads a *term*; a voter that still hears its controller does not vote, and
-nobody votes twice in a term or for somebody who knows of an older membership. **Epochs** of the job grow from term to
-term: one starts only when a majority knows its number. A controller that sees no majority, and a follower that finds
-no controller in time, stop their workers and say so.
+**Membership** is a list of agents that a majority of the last such list agrees on (`members.py`). **Leadership**: a
+member that a majority votes for leads a *term*, the lowest if it is there; a voter that still hears its controller does
+not vote, and nobody votes twice in a term or for somebody who knows of an older membership (`voting.py`). **Epochs** of
+the job grow from term to term: one starts only when a majority knows its number. A controller that sees no majority,
+and a follower that finds no controller in time, stop their workers and say so.
 
-**State is soft.** A new controller asks everybody what runs there and goes on from that (`takeover.py`).
+**State is soft.** A new controller asks everybody what runs there and goes on from that (`takeover.py`). An agent that
+is started again knows nothing, and is another member; where a majority needs its place, the job goes on in its next
+*incarnation* (`restarted.py`), a random name that terms and epochs belong to and messages carry.
 """
 
 from __future__ import annotations

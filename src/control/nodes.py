@@ -3,6 +3,14 @@
 A node that is lost is the death of all its ranks at once, for one reason. Its place is given to another only when a
 majority has agreed that it is gone (`ev.NodesAgreed`): before that, a controller that is cut off from the others
 could start a second process for a rank that runs elsewhere.
+
+What a lost node costs, by phase:
+- gathering, or a script before or after training runs: nothing; where ranks are missing, another node is waited for.
+- processes start and nobody has come to the wrapped function: all start anew, at no cost (without in-process restarts
+  nobody knows whether that is training already, and it costs one of `max_restarts`).
+- in the function, or on the way back to it: one restart in process, with new processes for the lost ranks.
+- between two functions, or in a later one: all start anew, which costs one of `max_restarts`.
+- everything is being stopped: it is not waited for.
 """
 
 from __future__ import annotations
@@ -13,7 +21,7 @@ from .barrier import expect_the_others, start_if_complete, take_growth
 from .commands import EXIT_FAILED, Command, End
 from .launch import open_again, start_processes
 from .placement import can_grow, expect_nodes, fill_holes, forget_node, shrink
-from .recovery import replace_all, replace_lost, replace_processes, start_recovery
+from .recovery import begin_again_elsewhere, replace_all, replace_lost, replace_processes, start_recovery
 from .state import JobState, NodeState, Phase
 from .stopping import fail, restart_processes
 
@@ -28,8 +36,10 @@ def lost(job: JobState, event: ev.NodeLost, now: float) -> list[Command]:
         return replace_all(job, cause, now)
     if job.phase is Phase.RUNNING:
         return start_recovery(job, cause, now)
-    if job.phase is Phase.ASSEMBLING and not (job.config.in_process and job.wrapped):
+    if job.phase is Phase.ASSEMBLING and not job.config.in_process:
         return replace_all(job, cause, now)
+    if job.phase is Phase.ASSEMBLING and not job.wrapped:
+        return begin_again_elsewhere(job, cause, now)
     commands = replace_processes(job, [slot.rank for slot in gone], cause, now)
     if job.phase is Phase.ASSEMBLING:
         commands += expect_the_others(job, now)

@@ -14,7 +14,7 @@ from .commands import EXIT_STALLED, Cause, Command, FailEpoch
 from .launch import conclude, spawn
 from .placement import expect_nodes, fill_holes
 from .state import Held, JobState, Phase, SlotState
-from .stopping import fail, restart_processes
+from .stopping import begin_again, fail, restart_processes
 
 # ---- while an epoch runs ---------------------------------------------------------------------------------
 
@@ -155,6 +155,17 @@ def replace_all(job: JobState, cause: Cause, now: float) -> list[Command]:
         reason = f"after {job.finished_calls} wrapped function(s) had finished on every rank"
         cause = causes.with_reason(cause, reason)
     return restart_processes(job, cause, now)
+
+
+def begin_again_elsewhere(job: JobState, cause: Cause, now: float) -> list[Command]:
+    """A node is lost before anybody has come to the wrapped function: nothing is lost but the time of a start.
+
+    It costs nothing of the budget. Nodes that are lost again and again without progress cost what a restart costs.
+    """
+    if len(job.stalled) + 1 >= job.config.stall_limit:
+        return restart_processes(job, cause, now)
+    job.stalled[job.next_epoch] = cause
+    return begin_again(job, cause, now)
 
 
 # ---- what a fault costs, and whose it is -----------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 
 import msgspec
@@ -69,6 +70,17 @@ class Context:
         self.now = 0.0
         self.actions: list[Action] = []
         self.attempt = 0
+        self.met: dict[str, None] = {}
+        """Where the members have been that it has ever known of."""
+        self.promise = ("", 0, "")
+        """In which incarnation and term this agent, in no job, has voted for whom."""
+        self.dice = random.Random(config.key)
+        """The key is random, and what is decided depends on nothing but what comes in."""
+
+    @property
+    def job(self) -> str:
+        """The incarnation of the job that it is in, or was; empty if none."""
+        return self.views.proposed.founder
 
     def pledge(self, term: int, key: str, *, another_job: bool = False) -> None:
         """To follow a controller, or to vote for one. What was promised for later terms of the same job holds."""
@@ -91,6 +103,7 @@ class Context:
     def change_views(self, views: Views) -> None:
         self.views = views
         own = views.find(self.config.key)
+        self.met.update(dict.fromkeys(member.address for member in views.everybody().values()))
         self.number = None if own is None else own.number
         self.actions.append(Members(views, self.number))
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from . import commands as cmd
 from .identity import difference, why_another_job
 from .members import Member, View, Views
-from .messages import Claim, Ended, Hold, Join, Lead, PeerMessage, Redirect, Refuse, Vote
+from .messages import Claim, Ended, Hold, Join, Lead, Members, PeerMessage, Redirect, Refuse
 from .roles import Context, Role
+from .voting import answer
 
 _ASK_EVERY_S = 1.0
 _ASK_AGAIN_S = 0.1
@@ -14,6 +15,8 @@ _QUICK_TRIES = 100
 _ASKED_AT_ONCE = 8
 _LONGEST_ROLE = 1000
 _EXPLAIN_EVERY_S = 60.0
+_VOTED_S = 1.0
+"""So long after a vote of an agent that would found a job, its candidate may come and lead it."""
 WAITS = "waits"
 """The note of who waits for the job to begin. The shell adds where it listens and what it has tried."""
 
@@ -51,9 +54,13 @@ class Seeking(Role):
         self._answered = context.now
         """When somebody last did; or the beginning."""
         self._patience = _Patience(context)
+        self._founds_after = context.config.deputy
+        if context.config.founder:
+            self._founds_after = context.config.heartbeat_limit
 
     def begin(self) -> Role | None:
         self.context.local.forget()
+        self.context.actions.append(Members(Views(), None))  # nothing more is asked of the other stores
         return self.tick()
 
     def received(self, key: str, address: str, message: PeerMessage) -> Role | None:
@@ -61,16 +68,8 @@ class Seeking(Role):
         if not isinstance(message, Join | Claim):
             self._answered = context.now
         match message:
-            case Lead() if message.views is not None and _names(message, context.config.key):
-                from .following import Following
-
-                another_job = message.views.proposed.founder != context.views.proposed.founder
-                other_voted = message.term == context.pledged == context.term and context.voted != key
-                if not another_job and (message.term < context.pledged or other_voted):
-                    return None  # a controller that does not know yet that it is none any more
-                context.pledge(message.term, key, another_job=another_job)
-                context.local.remember(message.memory)
-                return Following(context, key, address, message.term, message.views)
+            case Lead():
+                return follow_anew(context, key, address, message)
             case Redirect():
                 if message.address != context.config.address:
                     self._addresses = [message.address, *(a for a in self._addresses if a != message.address)]
@@ -82,7 +81,7 @@ class Seeking(Role):
                 self._held = True
                 context.note("joined", at=address, waits="for the others")
             case Claim():
-                context.send(address, Vote(message.term, message.real, granted=False))
+                answer(context, key, address, message, join_of(context))
         return None
 
     def closed(self, address: str, key: str) -> Role | None:
@@ -99,7 +98,7 @@ class Seeking(Role):
             waited = f"{context.config.join_timeout:g} s"
             reason = f"no job could be joined at {where} within {waited} (--rdzv-conf join_timeout)"
             context.actions.append(Ended(cmd.End(cmd.EXIT_FAILED, reason)))
-        elif context.config.deputy is not None and context.now >= self._answered + context.config.deputy:
+        elif self._founds_after is not None and context.now >= self._answered + self._founds_after:
             return Forming(context)
         elif context.now >= self._next:
             for address in self._addresses[:_ASKED_AT_ONCE]:
@@ -112,8 +111,8 @@ class Seeking(Role):
 
     def next_deadline(self) -> float | None:
         dues = [self._next, self._deadline, self._patience.due]
-        if self.context.config.deputy is not None:
-            dues.append(self._answered + self.context.config.deputy)
+        if self._founds_after is not None:
+            dues.append(self._answered + self._founds_after)
         return min(dues)
 
     def _ask(self, address: str, again_after: float = 0.0) -> None:
@@ -142,6 +141,8 @@ class Forming(Role):
         self._before = seeds[: seeds.index(own_address)] if own_address in seeds else ()
         self._next = context.now
         self._patience = _Patience(context)
+        self._voted_until = context.now
+        """Until then it may be that the job goes on, with this agent in the place of a member."""
 
     def begin(self) -> Role | None:
         return self.tick()
@@ -149,6 +150,11 @@ class Forming(Role):
     def received(self, key: str, address: str, message: PeerMessage) -> Role | None:
         context = self.context
         match message:
+            case Claim():
+                if answer(context, key, address, message, join_of(context)) and message.real:
+                    self._voted_until = context.now + _VOTED_S
+            case Lead():
+                return follow_anew(context, key, address, message)
             case Join():
                 reason = why_refused(context, message)
                 if reason:
@@ -183,8 +189,11 @@ class Forming(Role):
 
     def tick(self) -> Role | None:
         context = self.context
-        if context.now >= self._deadline and len(self._joins) < context.config.job.min_nodes:
+        too_few = len(self._joins) < context.config.job.min_nodes or not self._may_found()
+        if context.now >= self._deadline and too_few:
             found = f"{len(self._joins)} of {context.config.job.min_nodes} nodes"
+            if len(self._joins) >= context.config.job.min_nodes:
+                found = f"{found}, and no majority of the job that this node was in,"
             reason = f"only {found} came within {context.config.join_timeout:g} s (--rdzv-conf join_timeout)"
             for join in self._joins.values():
                 if join.key != context.config.key:
@@ -203,13 +212,15 @@ class Forming(Role):
         dues = [self._deadline, self._patience.due]
         if self._last_call is not None:
             dues.append(self._last_call)
+        if self._voted_until > self.context.now:
+            dues.append(self._voted_until)
         if self._before:
             dues.append(self._next)
         return min(dues)
 
     def _consider(self) -> Role | None:
         context, count = self.context, len(self._joins)
-        if count < context.config.job.min_nodes:
+        if count < context.config.job.min_nodes or not self._may_found():
             self._last_call = None
             return None
         if self._last_call is None:
@@ -224,9 +235,42 @@ class Forming(Role):
             Member(number, join.key, join.host, join.address, join.workers, join.role)
             for number, join in enumerate(ordered)
         )
-        context.pledge(context.term + 1, context.config.key)
+        term = max(context.term, *(join.term for join in ordered))
+        context.pledge(term + 1, context.config.key)
         view = View(context.term, 0, members, len(members), f"{context.config.key}.{context.attempt}")
         return Leading(context, context.term, Views(view, view), founding=dict(self._joins))
+
+    def _may_found(self) -> bool:
+        """Not while a vote of this agent may count, nor, for one that was in a job, against a majority of that."""
+        context = self.context
+        if context.now < self._voted_until:
+            return False
+        if not context.job:
+            return True
+        views, there = context.views, set(context.views.numbers_of(self._joins))
+        for join in self._joins.values():
+            there |= views.seats(join.key, join.host, join.address)
+        return views.has_quorum(there, context.config.min_quorum)
+
+
+def follow_anew(context: Context, key: str, address: str, lead: Lead) -> Role | None:
+    """A controller counts on an agent that is in no job."""
+    if lead.views is None:
+        voted = (context.job, context.term, context.voted)
+        if (lead.job, lead.term, key) in (voted, context.promise):
+            context.send(address, Hold())  # the base of its change is not known here
+        return None
+    if not _names(lead, context.config.key):
+        return None
+    from .following import Following
+
+    another_job = lead.views.proposed.founder != context.job
+    other_voted = lead.term == context.pledged == context.term and context.voted != key
+    if not another_job and (lead.term < context.pledged or other_voted):
+        return None  # a controller that does not know yet that it is none any more
+    context.pledge(lead.term, key, another_job=another_job)
+    context.local.remember(lead.memory)
+    return Following(context, key, address, lead.term, lead.views)
 
 
 def join_of(context: Context) -> Join:
@@ -242,6 +286,9 @@ def join_of(context: Context) -> Join:
         context.attempt,
         config.role,
         config.identity,
+        context.job,
+        context.pledged,
+        context.voted if context.pledged == context.term else "",
     )
 
 

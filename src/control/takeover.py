@@ -14,7 +14,7 @@ from .barrier import expect_the_others, start_if_complete
 from .commands import Cause, Command, End, FailEpoch, FinishEpoch, Layout
 from .launch import conclude, start_processes
 from .messages import JobMemory, LocalWorker, Report
-from .recovery import replace_all, replace_lost, replace_processes, start_recovery
+from .recovery import begin_again_elsewhere, replace_all, replace_lost, replace_processes, start_recovery
 from .returning import expect_the_rest
 from .state import JobConfig, JobState, NodeState, Phase, Place, Slot, SlotState
 from .stopping import stop_again
@@ -241,8 +241,10 @@ def _assemble(job: JobState, cause: Cause, now: float) -> list[Command]:
     job.phase = Phase.ASSEMBLING
     lost = job.ranks(SlotState.LOST)
     if lost:
-        if not (job.config.in_process and job.wrapped) or job.finished_calls:
+        if not job.config.in_process or job.finished_calls:
             return replace_all(job, cause, now)
+        if not job.wrapped:
+            return begin_again_elsewhere(job, cause, now)
         return replace_processes(job, lost, cause, now) + expect_the_others(job, now)
     if not job.slots:
         return start_processes(job, now)

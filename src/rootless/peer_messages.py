@@ -1,4 +1,7 @@
-"""What the stores of different nodes say to each other: requests for keys that another node owns, and the answers."""
+"""What the stores of different nodes say to each other: requests for keys that another node owns, and the answers.
+
+`job` in each: the incarnation of the job that the epoch is of, as a number; the node's shell writes and checks it.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,7 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
     epoch: int
     settled: int
     request: Shared
+    job: int = 0
 
 
 class Answer(msgspec.Struct, frozen=True, tag=True):
@@ -40,12 +44,14 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
     reply: bytes
     values: tuple[bytes | None, ...] = ()
     refused: str = ""
+    job: int = 0
 
 
 class Forget(msgspec.Struct, frozen=True, tag=True):
     """Nobody waits for the answer to this ask any more."""
 
     serial: int
+    job: int = 0
 
 
 StoreMessage: TypeAlias = Ask | Answer | Forget

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 
+from .rules import Violation
 from .schedule import Schedule, random_schedule
-from .world import Violation, World, shrunk
+from .world import World, shrunk
 
 
 def _broken(schedule: Schedule) -> str:

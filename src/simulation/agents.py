@@ -34,6 +34,7 @@ class SimulatedAgent:
         self.failed_epoch = -1
         self._timer_at: float | None = None
         self.frozen_until = 0.0
+        self.asked_to_leave = False
 
     @property
     def address(self) -> str:
@@ -98,7 +99,7 @@ class SimulatedAgent:
             case msg.Note():
                 self.notes.append((self.world.now, action.event, action.fields))
             case msg.Ended():
-                self.world.check_end(self, action.end)
+                self.world.rules.check_end(self, action.end)
                 self.end = action.end
                 for worker in list(self.workers.values()):
                     worker.abandoned = True
@@ -106,7 +107,7 @@ class SimulatedAgent:
                 self.world.after(0.05, self.world.connections_close, self)
 
     def _execute(self, command: cmd.Command) -> None:
-        self.world.check_order(self, command)
+        self.world.rules.check_order(self, command)
         match command:
             case cmd.Spawn():
                 self.layout = command.layout

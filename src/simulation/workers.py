@@ -29,7 +29,7 @@ class SimulatedWorker:
         self.local_rank = spawn.local_rank
         self.incarnation = spawn.incarnation
         self.founder = agent.founder
-        """Which job it is of."""
+        """Which incarnation of the job it is in."""
         self.epoch = -1
         self.step = 0
         self.running = False
@@ -59,7 +59,7 @@ class SimulatedWorker:
     def _set_running(self, running: bool) -> None:
         if running != self.running:
             self.running = running
-            self.world.running[self.founder, self.epoch] += 1 if running else -1
+            self.world.rules.runs(self, 1 if running else -1)
 
     def _arrive(self) -> None:
         self._set_running(False)
@@ -69,7 +69,7 @@ class SimulatedWorker:
 
     def start(self, command: cmd.StartEpoch, rank: int) -> None:
         self._set_running(False)
-        self.rank, self.epoch = rank, command.epoch
+        self.rank, self.epoch, self.founder = rank, command.epoch, self.agent.founder
         self._set_running(True)
         if command.plan is not None:
             self.step = command.plan.target_step

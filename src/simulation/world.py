@@ -1,10 +1,4 @@
-"""Virtual time, the network, the faults, and the rules that must hold after every step.
-
-The rules: one controller acts in an epoch; nothing starts in an epoch that was failed or left; no rank has two
-processes in one epoch; every world is whole; a controller forgets no deadline; nobody floods the network; nobody ends
-with success unless every rank of an epoch has trained to the end; and when the faults are over, the job ends, on every
-live agent, with success or with a reason.
-"""
+"""Virtual time, the network and the faults of one simulated job. What must hold after every step is in `rules.py`."""
 
 from __future__ import annotations
 
@@ -23,15 +17,14 @@ from ..control.node import Node
 from ..control.roles import NodeConfig
 from ..control.state import JobConfig
 from .agents import SimulatedAgent
-from .schedule import Fault, Schedule
+from .rules import Rules, Violation
+from .schedule import COMES_LATER_S, Fault, Schedule
 
 _DEPUTY_S = 5.0
 _MESSAGES = 100_000
-"""In one schedule; a long one needs a tenth of it."""
-
-
-class Violation(AssertionError):
-    """A rule was broken."""
+"""In one schedule of few nodes; a long one needs a tenth of it."""
+_COMES_BACK_S = 0.5
+_SLOW_PERIOD_S, _SLOW_AWAKE_S = 1.3, 0.02
 
 
 class World:
@@ -55,7 +48,7 @@ class World:
         """Which ranks have trained to the end in it."""
         self.trained_alone: set[str] = set()
         """The jobs without wrapped function of which a worker has trained to the end."""
-        self._check = check
+        self.checks = check
         self._queue: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._count = 0
         self.agents: list[SimulatedAgent] = []
@@ -64,8 +57,7 @@ class World:
         self._deaf: set[str] = set()
         self._halves: set[str] = set()
         self._talked: set[tuple[str, str]] = set()
-        self._acted: dict[tuple[str, int], tuple[int, str]] = {}
-        self._worlds: dict[tuple[str, int], int] = {}
+        self.rules = Rules(self)
         total = schedule.nodes + schedule.spares
         for index in range(total):
             self._start_agent(index, at=0.0 if index < schedule.nodes else 0.5)
@@ -89,12 +81,17 @@ class World:
 
     def play(self) -> None:
         """The whole schedule. Raises Violation."""
-        faults_over = max((fault.at + fault.seconds for fault in self.schedule.faults), default=0.0)
+        faults_over = self.schedule.faults_over
         enough = faults_over + 60.0 + 4 * self.schedule.join_timeout
+        self.run(faults_over + _COMES_BACK_S, self.over)
+        must_train = self.rules.majority_is_there(faults_over)
         self.run(enough, self.over)
         if not self.over():
             roles = {agent.address: type(agent.node.role).__name__ for agent in self.live()}
             raise Violation(f"not over {enough:.0f} s after the beginning: {roles}")
+        ends = [agent.end for agent in self.live() if agent.end is not None and not agent.asked_to_leave]
+        if must_train and not any(end.exit_code == 0 for end in ends):
+            raise Violation(f"a majority was there, and nobody has trained to the end: {ends[0].reason}")
 
     def over(self) -> bool:
         return all(agent.end is not None for agent in self.live())
@@ -119,7 +116,7 @@ class World:
                 max_restarts=schedule.max_restarts,
                 min_nodes=schedule.min_nodes or schedule.nodes,
                 max_nodes=schedule.nodes,
-                join_timeout=schedule.join_timeout / 4,
+                join_timeout=schedule.hole_timeout,
                 stall_limit=20,
             ),
             seeds=tuple(f"n{seed}:17000" for seed in range(min(2, total))),
@@ -150,7 +147,7 @@ class World:
 
     def send(self, sender: SimulatedAgent, address: str, message: msg.PeerMessage) -> None:
         self.messages += 1
-        if self._check and self.messages > _MESSAGES:
+        if self.checks and self.messages > _MESSAGES * max(1.0, len(self.agents) / 10):
             raise Violation(f"{self.messages} messages: the agents flood the network")
         if self.count_bytes:
             with self._counted(sender.address):
@@ -173,8 +170,8 @@ class World:
     def _deliver(self, sender: SimulatedAgent, receiver: SimulatedAgent, message: msg.PeerMessage) -> None:
         if self._connected(sender.address, receiver.address) and receiver.address not in self._deaf:
             receiver.handle(msg.Received(sender.key, sender.address, message))
-            if self._check:
-                self._check_rules()
+            if self.checks:
+                self.rules.check(receiver)
 
     def _tell_refused(self, sender: SimulatedAgent, address: str) -> None:
         if sender.address not in self._deaf:
@@ -223,6 +220,16 @@ class World:
                 self.after(fault.seconds, self._deaf.discard, agent.address)
             case "freeze":
                 agent.frozen_until = self.now + fault.seconds
+            case "slow":
+                self._slow_down(agent, self.now + fault.seconds)
+            case "restart-many":
+                for index in range(1 + fault.target % len(self.by_address)):
+                    many = self.by_address[f"n{index}:17000"]
+                    self._kill(many, fault, later=COMES_LATER_S * index)
+            case "cut-many":
+                lowest = {f"n{index}:17000" for index in range(1 + fault.target % len(self.by_address))}
+                self.cut_off(lowest)
+                self.after(fault.seconds, self._cut.difference_update, lowest)
             case "halve":
                 self._halves = {a.address for a in self.agents[: max(1, len(self.agents) // 2)]}
                 self.after(fault.seconds, self._halves.clear)
@@ -232,27 +239,37 @@ class World:
                         self.after(self._delay(), agent.handle, msg.Closed(other.address, other.key))
                         self.after(self._delay(), other.handle, msg.Closed(agent.address, agent.key))
             case "signal":
+                agent.asked_to_leave = True
                 agent.handle(StopRequested(15))
 
-    def _kill(self, agent: SimulatedAgent, fault: Fault) -> None:
+    def cut_off(self, addresses: set[str]) -> None:
+        """Nothing reaches these nodes, nor comes from them, until they are heard again."""
+        self._cut |= addresses
+
+    def _slow_down(self, agent: SimulatedAgent, until: float) -> None:
+        if self.now < until:
+            agent.frozen_until = max(agent.frozen_until, self.now + _SLOW_PERIOD_S - _SLOW_AWAKE_S)
+            self.after(_SLOW_PERIOD_S, self._slow_down, agent, until)
+
+    def _kill(self, agent: SimulatedAgent, fault: Fault, later: float = 0.0) -> None:
         if agent.alive and agent.end is None:
             agent.die()
             if fault.seconds:
-                self._start_agent(agent.index, at=self.now + fault.seconds)
+                self._start_agent(agent.index, at=self.now + fault.seconds + later)
 
     # ---- what workers ask ------------------------------------------------------------------------------------------
 
     def everybody_in(self, founder: str, epoch: int) -> bool:
         """Whether a collective of this epoch can complete."""
         if not self._cut and not self._deaf and not self._halves:
-            return self.running[founder, epoch] == self._worlds.get((founder, epoch), -1)
+            return self.running[founder, epoch] == self.rules.worlds.get((founder, epoch), -1)
         ranks = {
             worker.rank
             for agent in self.agents
             for worker in agent.workers.values()
             if worker.founder == founder and worker.running and worker.epoch == epoch and self._reachable(agent)
         }
-        return len(ranks) == self._worlds.get((founder, epoch), -1)
+        return len(ranks) == self.rules.worlds.get((founder, epoch), -1)
 
     def everybody_up(self, layout: cmd.Layout | None) -> bool:
         """The same for scripts that know no epochs."""
@@ -263,52 +280,6 @@ class World:
 
     def _reachable(self, agent: SimulatedAgent) -> bool:
         return agent.address not in self._cut | self._deaf and not self._halves
-
-    # ---- the rules -------------------------------------------------------------------------------------------------
-
-    def check_order(self, agent: SimulatedAgent, command: cmd.Command) -> None:
-        """An agent is about to carry out a command."""
-        if not isinstance(command, cmd.StartEpoch):
-            return
-        leader = agent.leader
-        if leader is None:
-            raise Violation(f"{agent.address} starts epoch {command.epoch} and obeys nobody")
-        attempt = agent.founder, command.epoch
-        if self._acted.setdefault(attempt, leader) != leader:
-            raise Violation(f"epoch {command.epoch} is started by {self._acted[attempt]} and by {leader}")
-        if command.epoch <= max(agent.started_epoch, agent.failed_epoch):
-            raise Violation(f"{agent.address} starts epoch {command.epoch} after {agent.started_epoch}")
-        size = self._worlds.setdefault(attempt, command.layout.world_size)
-        ranks = [seat.rank for seat in command.seats]
-        if size != command.layout.world_size or any(not 0 <= rank < size for rank in ranks):
-            raise Violation(f"epoch {command.epoch}: ranks {ranks} of {command.layout.world_size}, others have {size}")
-
-    def check_end(self, agent: SimulatedAgent, end: cmd.End) -> None:
-        """An agent is about to end."""
-        if end.exit_code != 0:
-            if not end.reason:
-                raise Violation(f"{agent.address} ends without a reason")
-            return
-        whole = (self._worlds.get(attempt) == len(ranks) for attempt, ranks in self.completed.items()
-                 if attempt[0] == agent.founder)  # fmt: skip
-        if not any(whole) and agent.founder not in self.trained_alone:
-            raise Violation(f"{agent.address} ends with success, and nobody has trained to the end")
-
-    def _check_rules(self) -> None:
-        seen: dict[tuple[str, int, int], SimulatedAgent] = {}
-        leaders: dict[tuple[str, int], str] = {}
-        for agent in self.agents:
-            if agent.alive and isinstance(agent.node.role, Leading):
-                other = leaders.setdefault((agent.founder, agent.node.role.term), agent.key)
-                if other != agent.key:
-                    raise Violation(f"two controllers in term {agent.node.role.term}")
-                if agent.end is None and not agent.node.role.has_its_timer:
-                    raise Violation(f"{agent.address} leads, and has forgotten a deadline")
-            for worker in agent.workers.values():
-                if worker.running:
-                    known = seen.setdefault((worker.founder, worker.epoch, worker.rank), agent)
-                    if known is not agent:
-                        raise Violation(f"rank {worker.rank} runs twice in epoch {worker.epoch}")
 
 
 def shrunk(schedule: Schedule, fails: Callable[[Schedule], bool]) -> Schedule:

@@ -25,6 +25,7 @@ CLOSES_A_CIRCLE = {
     ("control.leaderless", "control.leading"): NEXT_ROLE,
     ("simulation.workers", "simulation.agents"): WHOLE,
     ("simulation.agents", "simulation.world"): WHOLE,
+    ("simulation.rules", "simulation.world"): WHOLE,
 }
 """(who imports, whom): why. Inside a function or under TYPE_CHECKING; at the beginning of a file nothing may."""
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 import time
+import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from ...control import commands as cmd
 from ...control import events as ev
@@ -64,6 +67,8 @@ class ClusterHead:
         self._numbers: dict[str, int] = {}
         self._number = -1
         self._listens = ""
+        self._job = 0
+        """The incarnation of the job: its epochs are not those of another."""
         self._waiting: list[msg.NodeEvent] = []
         self._busy = False
 
@@ -173,6 +178,7 @@ class ClusterHead:
                 self._addresses = {number: member.address for number, member in members}
                 self._numbers = {member.address: number for number, member in members}
                 self._number = -1 if action.own is None else action.own
+                self._job = zlib.crc32(action.views.proposed.founder.encode())
             case msg.Ended():
                 if action.end.exit_code == 0 and not self._local.has_run:
                     self._console.log("spare", end="the job has succeeded, and nothing of it ran here", hint=_HINT)
@@ -193,7 +199,7 @@ class ClusterHead:
         assert self._transport is not None
         address = self._addresses.get(node)
         if address is not None:  # else the epoch is about to fail
-            self._transport.send(address, STORE, peer_messages.encode(message))
+            self._transport.send(address, STORE, peer_messages.encode(replace(message, job=self._job)))
 
     def _on_store_message(self, key: str, address: str, data: bytes) -> None:
         from ...rootless import peer_messages
@@ -204,6 +210,8 @@ class ClusterHead:
         if node is None:  # no member, or none any more
             return
         message = peer_messages.decode(data)
+        if message.job != self._job:  # it was in the job before it was begun again
+            return
         try:
             self._sharing.receive(node, key, message, time.monotonic_ns())
         except WireError as error:

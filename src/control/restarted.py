@@ -1,0 +1,94 @@
+"""Members whose agents were started again: how a majority of which some have forgotten everything goes on. Pure.
+
+Such an agent does not know what it has voted for and confirmed: it is no member any more, and its vote says nothing
+about what the job has decided. But it can take the place of the member it was. If those who remember and those who
+have taken places are a majority of the places, they begin the next incarnation of the job: the same membership with
+these agents in it, under another name, with terms and epochs of its own. So nothing that was said, begun or promised
+in the one before can be taken for something of this one, and whoever is still in it finds no majority there.
+
+It is not done while a majority of those who remember may come: they would go on with what runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+
+from .members import Member, View, Views
+from .messages import Join
+from .roles import Context
+from .seeking import why_refused
+
+
+class Restarted:
+    """The agents in no job that are where members have been, as one candidate knows them."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._joins: dict[str, Join] = {}
+
+    @property
+    def addresses(self) -> list[str]:
+        return [join.address for join in self._joins.values()]
+
+    def joins(self, keys: Iterable[str]) -> dict[str, Join]:
+        return {key: self._joins[key] for key in keys if key in self._joins}
+
+    def note(self, join: Join) -> bool:
+        """Whether this agent can take a member's place."""
+        views = self._context.views
+        if why_refused(self._context, join) or views.find(join.key) is not None:
+            return False  # a member says itself what it knows
+        if not views.seats(join.key, join.host, join.address):
+            return False
+        self._joins = {key: other for key, other in self._joins.items() if other.address != join.address}
+        self._joins[join.key] = join
+        return True
+
+    def closed(self, address: str, key: str) -> None:
+        self._joins = {
+            known: join for known, join in self._joins.items() if join.address != address or key not in ("", known)
+        }
+
+    def _agent(self, key: str) -> Join | Member | None:
+        """Also a member by now, if not yet in the membership that was agreed on last."""
+        return self._joins.get(key) or self._context.views.find(key)
+
+    def places(self, votes: Iterable[str], voters: Set[int]) -> dict[str, set[int]]:
+        """By key of those who have voted: the places that they take, of members who do not vote themselves."""
+        taken: dict[str, set[int]] = {}
+        left = set(self._context.views.everybody()) - voters
+        for key in sorted(votes):
+            agent = self._agent(key)
+            if agent is not None:
+                places = self._context.views.seats(key, agent.host, agent.address) & left
+                if places:
+                    taken[key] = places
+                    left -= places
+        return taken
+
+    def no_others_can_come(self, places: Mapping[str, Set[int]]) -> bool:
+        """Too many members are certainly gone, since another agent is at their address."""
+        views = self._context.views
+        at = {agent.address: key for key in places if (agent := self._agent(key)) is not None}
+        left = {n for n, member in views.everybody().items() if at.get(member.address, member.key) == member.key}
+        return not views.has_quorum(left, self._context.config.min_quorum)
+
+    def next_incarnation(self, places: Mapping[str, Set[int]], term: int) -> Views:
+        """The same membership with these agents in their places; who is not there is still a member, to be missed."""
+        context, views = self._context, self._context.views
+        name = f"{context.config.key}.{context.attempt}.{term}"
+        number = max(view.next_number for view in (views.agreed, views.proposed))
+        new: dict[int, Member] = {}
+        for key in sorted(places, key=lambda key: min(places[key])):
+            member = views.find(key)
+            if member is None:
+                join = self._joins[key]
+                member = Member(number, key, join.host, join.address, join.workers, join.role)
+                number += 1
+            new.update(dict.fromkeys(places[key], member))
+
+        def renamed(view: View) -> View:
+            members = dict.fromkeys(new.get(member.number, member) for member in view.members)
+            return View(term, 0, tuple(members), number, name, context.job)
+
+        return Views(renamed(views.agreed), renamed(views.proposed))

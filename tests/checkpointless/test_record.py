@@ -190,7 +190,7 @@ def test_a_record_that_could_not_be_written_says_nothing_of_later_steps(tmp_path
     history = History()
     history.open(tmp_path / "rank-0")
     history.rewrite(SimpleNamespace(step=1), _taker(b"one"), (0, 1))
-    monkeypatch.setattr(os, "pwrite", _full)
+    monkeypatch.setattr(os, "posix_fallocate", _full)
     history.rewrite(SimpleNamespace(step=2), _taker(b"two"), (1, 2))
     monkeypatch.undo()
     for step in (3, 4):

@@ -54,6 +54,7 @@ def write_object(target: Any, state: Any) -> None:
         if isinstance(state, dict):
             load_extras(target, own_copy(state["extras"]))
             state = state["groups"]
+        _forget_groups(target, len(state))
         for group, values in zip(target.param_groups, state, strict=True):
             _update_group(group, values)
     elif hasattr(target, "state_dict"):
@@ -62,6 +63,14 @@ def write_object(target: Any, state: Any) -> None:
             _forget_stage(target)
     else:
         target.bit_generator.state = state
+
+
+def _forget_groups(target: torch.optim.Optimizer, count: int) -> None:
+    """Parameter groups that were added since go, with what the optimizer keeps of them: the script adds them again."""
+    for group in target.param_groups[count:]:
+        for parameter in group["params"]:
+            target.state.pop(parameter, None)
+    del target.param_groups[count:]
 
 
 def _update_group(group: dict[str, Any], values: Mapping[str, Any]) -> None:

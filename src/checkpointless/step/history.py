@@ -8,7 +8,7 @@ from pathlib import Path
 from ..state.generators import States
 from ..state.small import SmallState, SmallStateTaker
 from .device_record import DeviceRecord, read_device_record
-from .record import RankRecord, read_forward, read_record
+from .record import RankRecord, read_forward, read_reach, read_record
 
 _log = logging.getLogger("hyperpodrun.checkpointless")
 
@@ -136,6 +136,8 @@ class History:
         if self._path is None or payload is None:
             return None
         small = SmallStateTaker.from_bytes(step, payload)
+        # What has reached a later step has ended the one before this, and would have noted it anew had it changed.
+        small.final |= step < read_reach(self._path)
         if small.forward is None and read_forward(self._path) == step:
             small.forward = small.generators
         on_device = read_device_record(_beside(self._path), step)

@@ -160,6 +160,13 @@ def read_record(path: Path, step: int) -> bytes | None:
     return None
 
 
+def read_reach(path: Path) -> int:
+    """The last step that the notes of a rank's record hold for; -1: none."""
+    with contextlib.suppress(FileNotFoundError):
+        return int.from_bytes(_pread(path, 8, _REACH), sys.byteorder) - 1
+    return -1
+
+
 def read_forward(path: Path) -> int | None:
     """The step whose first forward pass has last been seen to find the generators as the step had; None: unknown."""
     with contextlib.suppress(FileNotFoundError):

@@ -188,8 +188,9 @@ class Restorer:
         """Replaces the giver's local part by this rank's own, as far as it is known.
 
         An item that changes after the last backward pass is not in the record of a process that was lost there. Where
-        it was equal on both ranks when the step before began, after all the steps of which it has changed in each, it
-        is the same thing on both, and the giver's is this rank's. Otherwise it is nowhere: raises LocalStateLost.
+        it has changed in earlier steps, which this rank has seen, and was equal on both ranks when this step began, it
+        is the same thing on both, and the giver's is this rank's. Otherwise it is nowhere: raises LocalStateLost. (What
+        has never changed is equal on all ranks as long as it does not, and tells nothing.)
         """
         mine, theirs = self._history.of_predecessor(header.step), read_before(header)
         before = self._history.of_predecessor(theirs.step) if theirs is not None else None
@@ -206,8 +207,9 @@ class Restorer:
         late = everything
         if mine is not None:
             late = frozenset() if mine.final else (mine.late | header.learned.late) & everything
+        unseen = late - mine.late if mine is not None else frozenset()
         unequal = frozenset(
-            item for item in _unequal(before, theirs, late) if not self._comes_from_a_replica(item, before)
+            item for item in _unequal(before, theirs, late) | unseen if not self._comes_from_a_replica(item, before)
         )
         if unequal:
             raise LocalStateLost(

@@ -321,6 +321,37 @@ class meter(Case):  # a registered meter of this rank's own, changed after the u
     def result(self): return [*super().result(), torch.tensor(self.meter.total)]
 
 
+class bank(Case):  # an object of this rank's own that is the same on all until the faulted step fills it, and chooses what is learned
+    class Bank:
+        def __init__(self): self.losses = torch.zeros(8)
+        def state_dict(self): return {"losses": self.losses.clone()}
+        def load_state_dict(self, s): self.losses = s["losses"].clone()
+    def __init__(self):
+        super().__init__(); self.bank = self.Bank(); self.objects["bank"] = self.bank
+    def step(self, step, rank, caller):
+        rows = batch(step, rank); weights = 1 + self.bank.losses[:4]
+        loss = (self.ddp(rows).pow(2).mean(1) * weights).mean()
+        self.opt.zero_grad(); loss.backward(); self.opt.step()
+        if step == 9: boom(caller, rank, "kill", who=0)
+        if step >= 9: self.bank.losses[:4] = rows.mean(1)
+    def result(self): return [*super().result(), self.bank.losses]
+
+
+class unfrozen(Case):  # a parameter group more in the faulted step, which goes back to where there was one less
+    def __init__(self):
+        self.model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        self.opt = torch.optim.Adam(self.model[1].parameters(), lr=1e-2)
+        self.counted = bank.Bank()
+        self.objects = dict(model=self.model, opt=self.opt, counted=self.counted)
+    def step(self, step, rank, caller):
+        if step == 9 and len(self.opt.param_groups) == 1: self.opt.add_param_group({"params": self.model[0].parameters(), "lr": 1e-3})
+        loss = self.ddp(batch(step, rank)).pow(2).mean()
+        self.opt.zero_grad(); loss.backward()
+        if step == 9: boom(caller, rank, "raise")
+        self.opt.step()
+        self.counted.losses += rank + 1
+
+
 class scaled(Case):  # GradScaler with an overflow, and a fault in unscale's step, killed
     def __init__(self):
         super().__init__(); self.scaler = torch.amp.GradScaler("cpu", growth_interval=3); self.objects["scaler"] = self.scaler

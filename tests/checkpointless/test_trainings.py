@@ -11,7 +11,7 @@ import pytest
 
 WORKERS = Path(__file__).parent / "workers"
 REFUSED = {
-    "unregistered": "a Adam trains 'model.weight', which is registered, and is not registered itself",
+    "unregistered": "an Adam trains 'model.weight', which is registered, and is not registered itself",
     "mp": "hold different parameters or optimizer state under the same names after step 1",
     "fsdp1": "register(model=...): it is wrapped in FullyShardedDataParallel (FSDP1)",
     "sched": "register(sched=...): builtins.function at ['fn'] cannot be carried",

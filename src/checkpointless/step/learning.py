@@ -179,5 +179,5 @@ def _told(optimizer: torch.optim.Optimizer) -> set[int]:
 
 def listed(names: Iterable[str]) -> str:
     """Some names for a sentence."""
-    found = sorted(f"'{name}'" for name in names)
+    found = sorted(f"'{name.removeprefix('local ')}'" for name in names)
     return ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")

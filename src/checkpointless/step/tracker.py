@@ -210,5 +210,6 @@ class StepTracker:
 
 
 def _names(names: Iterable[str]) -> str:
-    found = [f"'{name}'" for name in names]
+    ordered = sorted(names) if isinstance(names, set | frozenset) else names
+    found = [f"'{name.removeprefix('local ')}'" for name in ordered]
     return ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")

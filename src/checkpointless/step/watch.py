@@ -126,9 +126,13 @@ class _Strangers:
         trained = [names[id(p)] for group in optimizer.param_groups for p in group["params"] if id(p) in names]
         if trained and not _keeps_nothing(optimizer):
             raise UnsupportedStateError(
-                f"a {type(optimizer).__name__} trains '{trained[0]}', which is registered, and is not registered "
-                "itself: register it, too (manager.register(..., optimizer=optimizer))"
+                f"{_with_article(type(optimizer).__name__)} trains '{trained[0]}', which is registered, and is not "
+                "registered itself: register it, too (manager.register(..., optimizer=optimizer))"
             )
+
+
+def _with_article(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
 
 
 def _keeps_nothing(optimizer: torch.optim.Optimizer) -> bool:

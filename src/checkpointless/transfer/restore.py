@@ -16,6 +16,7 @@ from ..errors import ChecksumError, LocalStateLost, RestoreError
 from ..state.registry import Registry
 from ..state.small import SmallState, differing
 from ..step.history import History
+from ..step.learning import listed
 from ..step.rollback import KeptState
 from ..step.tracker import StepTracker
 from .buckets import Memory
@@ -213,7 +214,7 @@ class Restorer:
         )
         if unequal:
             raise LocalStateLost(
-                f"rank {self._rank}: {', '.join(sorted(unequal))} of step {header.step} is nowhere: it changes after "
+                f"rank {self._rank}: {listed(unequal)} of step {header.step} is nowhere: it changes after "
                 "the backward pass and is not the same on all ranks (let it change before backward, or in the same way "
                 "everywhere, or keep the step before with rollback=True)",
                 header.step,

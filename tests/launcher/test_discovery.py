@@ -124,9 +124,11 @@ def test_what_is_written_as_loopback_is_one_machine(monkeypatch: pytest.MonkeyPa
     address = "::1" if ":1]" in endpoint or "6" in endpoint else "127.0.0.1"
     monkeypatch.setattr("hyperpodrun.launcher.discovery.resolve", lambda host: [address])
     monkeypatch.setattr("hyperpodrun.launcher.discovery.is_local", lambda address: True)
+    monkeypatch.setattr("hyperpodrun.launcher.discovery.machine_secret", lambda: b"the secret of this machine's user")
     monkeypatch.delenv("HYPERPODRUN_JOB_SECRET")
     found = cluster("--nnodes=2", f"--rdzv-endpoint={endpoint}")
-    assert (found.secret, found.bind, found.address) == (None, address, address)
+    assert (found.bind, found.address) == (address, address)
+    assert found.secret == b"the secret of this machine's user"
 
 
 def test_timeouts() -> None:

@@ -208,6 +208,8 @@ class CheckpointManager:
         if not self._ready:
             self.restore()
         self._stop = stop
+        if self._tracker.index >= stop:
+            self._update.nothing_left()
         while self._tracker.index < stop:
             self._begin()
             yield self._tracker.index

@@ -173,6 +173,14 @@ class Update:
             STARTS.in_step(read_generators()["torch"])
         self._versions = registry.state.versions()
 
+    def nothing_left(self) -> None:
+        """The loop has no pass left after a restart: what follows finds the generators as the last pass left them."""
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None:
+            assert self._registry is not None
+            self._registry.taker.put_back(resumed, objects=False)
+            STARTS.arrived()
+
     def forward_begins(self) -> None:
         """A registered module is called. In a restarted step the generators are as they were here before: on the way
         the script may have made iterators, or skipped batches, that draw from them."""

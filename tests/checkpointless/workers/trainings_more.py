@@ -352,6 +352,20 @@ class unfrozen(Case):  # a parameter group more in the faulted step, which goes 
         self.counted.losses += rank + 1
 
 
+class over(Case):  # a fault when the last step is complete: what follows the loop draws as it would have
+    def __init__(self):
+        super().__init__(); self.drop = nn.Dropout(0.5)
+    def step(self, step, rank, caller):
+        loss = self.drop(self.ddp(batch(step, rank))).pow(2).mean()
+        self.opt.zero_grad(); loss.backward(); self.opt.step()
+    def result(self):
+        boom(self.caller, dist.get_rank(), "raise")
+        dist.barrier()
+        return [*super().result(), torch.rand(4)]
+    def enter(self, caller, rank):
+        super().enter(caller, rank); self.caller = caller
+
+
 class scaled(Case):  # GradScaler with an overflow, and a fault in unscale's step, killed
     def __init__(self):
         super().__init__(); self.scaler = torch.amp.GradScaler("cpu", growth_interval=3); self.objects["scaler"] = self.scaler

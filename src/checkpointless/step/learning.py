@@ -7,7 +7,6 @@ moments of a pass, in those passes that `tracker.StepTracker.checks` names.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 
 import torch
 
@@ -18,7 +17,7 @@ from ..state.small import SmallState, differing
 from ..state.tensors import local
 from ..state.tree import tensors_in
 from .history import History
-from .tracker import StepTracker
+from .tracker import StepTracker, listed
 
 _log = logging.getLogger("hyperpodrun.checkpointless")
 
@@ -175,9 +174,3 @@ def _attributes(registry: Registry) -> dict[str, torch.Tensor]:
 def _told(optimizer: torch.optim.Optimizer) -> set[int]:
     """Where the tensors are that an optimizer gives in its state_dict() beside torch's two entries."""
     return {tensor.data_ptr() for _, tensor in tensors_in(extras_of(optimizer), "")}
-
-
-def listed(names: Iterable[str]) -> str:
-    """Some names for a sentence."""
-    found = sorted(f"'{name.removeprefix('local ')}'" for name in names)
-    return ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")

@@ -189,27 +189,30 @@ class StepTracker:
         if learned.divided:
             return "gradients are computed between two changes of one step"
         if learned.tail:
-            return f"{_names(learned.tail)} changes after the update"
+            return f"{listed(learned.tail)} changes after the update"
         if learned.early:
-            return f"{_names(learned.early)} changes before the update"
+            return f"{listed(learned.early)} changes before the update"
         if self.sharded:
             return "a fault can find those who hold one shard a step ahead of those who hold another"
         if learned.late:
-            return f"{_names(learned.late)} changes after the backward pass"
+            return f"{listed(learned.late)} changes after the backward pass"
         if learned.passes > learned.whole:
             return "not everything registered moves in every step"
-        return f"it has not been seen when {_names(self.unseen)} changes"
+        return f"it has not been seen when {listed(self.unseen)} changes"
 
     def why_torn(self) -> str:
         """What had changed and what had not, for a rank that was found in the middle of a step; at most 200
         characters."""
         rest = sorted(self._movers - set(self._moved)) + sorted(self.learned.tail) + sorted(self.unseen)
-        had = f"{_names(self._moved)} had changed" if self._moved else "something registered had changed"
-        left = f", {_names(dict.fromkeys(rest))} was still to change" if rest else ", the update was not over"
+        had = f"{listed(self._moved)} had changed" if self._moved else "something registered had changed"
+        left = f", {listed(dict.fromkeys(rest))} was still to change" if rest else ", the update was not over"
         return f"in step {self.index} {had}{left}"[:200]
 
 
-def _names(names: Iterable[str]) -> str:
-    ordered = sorted(names) if isinstance(names, set | frozenset) else names
-    found = [f"'{name.removeprefix('local ')}'" for name in ordered]
+def listed(names: Iterable[str]) -> str:
+    """Some names for a sentence, those of a set in alphabetical order. Items of the small state are called as they were
+    registered."""
+    found = [f"'{name.removeprefix('local ')}'" for name in names]
+    if isinstance(names, set | frozenset):
+        found.sort()
     return ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")

@@ -18,11 +18,11 @@ from ..state.small import SmallState
 from ..state.stateful import is_generator, is_scaler
 from ..transfer.snapshots import Snapshots
 from .history import History
-from .learning import Learning, listed
+from .learning import Learning
 from .load_guard import ScriptWrites
 from .loaders import STARTS
 from .rollback import KeptState, Rollback
-from .tracker import UPDATE, StepTracker
+from .tracker import UPDATE, StepTracker, listed
 from .watch import Watch
 
 

@@ -16,9 +16,8 @@ from ..errors import ChecksumError, LocalStateLost, RestoreError
 from ..state.registry import Registry
 from ..state.small import SmallState, differing
 from ..step.history import History
-from ..step.learning import listed
 from ..step.rollback import KeptState
-from ..step.tracker import StepTracker
+from ..step.tracker import StepTracker, listed
 from .buckets import Memory
 from .disk import DiskCheckpoints
 from .exchange import receive, send

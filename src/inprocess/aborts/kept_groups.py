@@ -46,7 +46,7 @@ class KeptGroups:
 
     def made(self, group: Any) -> None:
         """A group is new. Those that are no longer torch's have been given up by the script."""
-        self._groups = [known for known in self._groups if known in self._world.pg_map]
+        self.take_destroyed()
         self._groups.append(group)
 
     def take_destroyed(self) -> list[Any]:

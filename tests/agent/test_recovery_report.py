@@ -44,3 +44,21 @@ def test_an_exception_has_no_new_process_to_wait_for():
 
 def test_a_cause_cannot_speak_to_the_terminal():
     assert "\x1b" not in table([recover(Cause("exception", 1, "a\x1b[2Jb"), respawned=False)])
+
+
+def test_a_restart_of_all_processes_leaves_the_recovery_before_it_in_the_report():
+    report = RecoveryReport("run", 2)
+    report.failed(0, Cause("exception", 1, "first"), 10 * MS, 11 * MS, {})
+    report.started(1, None, None, 12 * MS, 13 * MS)
+    assert report.stepped(0, Stepped(1, 1, 14 * MS, 14 * MS, 15 * MS), None) is None  # rank 1 has yet to tell its step
+    assert report.overtaken() is not None
+    report.restarted(Cause("exception", 0, "second"), {})
+    assert [(row.scope, row.cause) for row in report.recoveries] == [("in-process", "first"), ("process", "second")]
+
+
+def test_a_restart_of_all_processes_because_of_a_fault_is_told_once():
+    report = RecoveryReport("run", 2)
+    report.failed(0, Cause("exception", 1, "only"), 10 * MS, 11 * MS, {})
+    assert report.overtaken() is None
+    report.restarted(Cause("exception", 1, "only"), {})
+    assert [row.scope for row in report.recoveries] == ["process"]

@@ -15,7 +15,7 @@ SHARDED = [exactness.plan_hsdp(seed) for seed in range(4)]
 
 @pytest.mark.parametrize("wanted", [*SAMPLE, *SHARDED], ids=str)
 def test_a_seeded_run_with_faults_ends_like_the_one_without(runs, wanted):
-    assert runs.wrong(wanted) is None
+    assert (wrong := runs.wrong(wanted)) is None, wrong
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_a_seeded_run_with_faults_ends_like_the_one_without(runs, wanted):
 )
 def test_a_fault_in_a_restore_costs_no_state_but_that_of_who_was_receiving(runs, wanted):
     """With two ranks the source is the only holder: what befalls the restore must not make it doubt itself."""
-    assert runs.wrong(wanted) is None
+    assert (wrong := runs.wrong(wanted)) is None, wrong
     assert runs.ended(wanted).stderr.count("fault ") == len(wanted.faults)
     states = [row["state"] for row in runs.ended(wanted).recoveries if row.get("state")]
     assert states == ["memory"] * len(wanted.faults)
@@ -44,14 +44,14 @@ def test_a_fault_in_a_restore_costs_no_state_but_that_of_who_was_receiving(runs,
     "wanted", [exactness.Plan("exact.py", ("--checksum", "--damaged=0"), ("kill:3:6:forward",))], ids=str
 )
 def test_a_rank_that_sends_wrong_bytes_is_not_used_again(runs, wanted):
-    assert runs.wrong(wanted) is None
+    assert (wrong := runs.wrong(wanted)) is None, wrong
     assert "from rank 0 has a wrong checksum" in runs.ended(wanted).stderr
 
 
 @pytest.mark.parametrize("wanted", [exactness.Plan("exact.py", ("--rollback",), ("kill:1:6:after",), 2)], ids=str)
 def test_a_step_that_cannot_be_completed_everywhere_is_rolled_back(runs, wanted):
     """Everybody is behind the update and none at the end of its step: what changes there must not be lost."""
-    assert runs.wrong(wanted) is None
+    assert (wrong := runs.wrong(wanted)) is None, wrong
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_step_that_cannot_be_completed_everywhere_is_rolled_back(runs, wanted)
 )
 def test_a_lost_rank_has_its_own_buffers_again_when_only_the_device_has_seen_them(runs, wanted):
     """Batch norm's statistics differ from rank to rank. Here the device is the CPU; tests/gpu has the same on a GPU."""
-    assert runs.wrong(wanted) is None
+    assert (wrong := runs.wrong(wanted)) is None, wrong
 
 
 def test_all_moments_and_kinds_are_among_the_seeds_of_the_sample():

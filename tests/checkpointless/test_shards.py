@@ -49,7 +49,7 @@ def with_faults(*faults: str, optimizer: str = "") -> Plan:
     ids=str,
 )
 def test_a_lost_rank_has_its_shard_from_its_replica(runs, wanted):
-    assert runs.wrong(wanted) is None
+    assert (wrong := runs.wrong(wanted)) is None, wrong
     assert {row["state"] for row in runs.ended(wanted).recoveries} == {"memory"}
 
 

@@ -308,6 +308,7 @@ class LocalNode:
     def _restart_processes(self, command: cmd.RestartProcesses) -> None:
         assert self.report is not None
         self._console.log("restart", number=command.number, limit=command.limit, cause=command.cause.summary)
+        self._tell(self.report.overtaken())
         self._tell(self.report.restarted(command.cause, self.workers.pids))
 
     # ---- what happens here ---------------------------------------------------------------------------------------

@@ -117,6 +117,12 @@ class RecoveryReport:
         current.last_store_write_ns = max(current.last_store_write_ns, last_store_write_ns or 0)
         return self._close(completed=True) if len(current.steps) == self._world_size else None
 
+    def overtaken(self) -> Recovery | None:
+        """Before `restarted`: the recovery of an earlier fault, if not every rank has told its first step yet."""
+        if self._open is None or self._open.epoch is None:  # no epoch: it is the fault that `restarted` tells of
+            return None
+        return self._close(completed=False)
+
     def finished(self) -> Recovery | None:
         """The wrapped function returned everywhere, or the job ended."""
         return self._close(completed=self._open is not None and self._open.epoch is not None)

@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 import harness
-from hyperpodrun.control.leading import Leading
+from hyperpodrun.control.membership.leader import Leader
 from hyperpodrun.simulation.schedule import Schedule
 from hyperpodrun.simulation.world import World
 
@@ -34,7 +34,7 @@ def measure(agents: int) -> dict[str, object]:
     victim = next(iter(world.agents[agents // 2].workers.values()))
     victim.fault("RuntimeError: injected")
     world.run(began + 60.0, lambda: _stepped(world, agents))
-    leader = next(agent for agent in world.agents if isinstance(agent.node.role, Leading))
+    leader = next(agent for agent in world.agents if isinstance(agent.node.role, Leader))
     if not _stepped(world, agents):
         raise SystemExit(f"the recovery of {agents} agents did not end")
     return {
@@ -55,7 +55,7 @@ def _founder(world: World) -> str:
 def _stepped(world: World, agents: int) -> bool:
     role = world.agents[0].node.role
     done = world.stepped[_founder(world), 1]
-    return isinstance(role, Leading) and done == agents
+    return isinstance(role, Leader) and done == agents
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
-from ..control import commands as cmd
-from ..control import events as ev
+from ..control.job import commands as cmd
+from ..control.job import events as ev
 from . import processes
 from .config import LaunchConfig
 from .environment import OMP_NOTICE
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import asyncio
     from pathlib import Path
 
-    from ..control.commands import Cause
+    from ..control.job.commands import Cause
     from .node.cluster import ClusterHead
     from .output.failures import ProcessFailure
 

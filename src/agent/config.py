@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..control.identity import Identity
+from ..control.membership.identity import Identity
 
 
 @dataclass(frozen=True)

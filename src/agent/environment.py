@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from string import Template
 
-from ..control.commands import Layout, Seat
+from ..control.job.commands import Layout, LocalSlot
 from ..protocol import names
 from .config import LaunchConfig
 
@@ -25,13 +25,13 @@ OMP_NOTICE = (
 )
 
 
-def epoch_environment(config: LaunchConfig, seat: Seat, layout: Layout, epoch: int) -> dict[str, str]:
+def epoch_environment(config: LaunchConfig, slot: LocalSlot, layout: Layout, epoch: int) -> dict[str, str]:
     """What changes from epoch to epoch, or could: set at the start of a process and again with every epoch."""
     return {
-        "RANK": str(seat.rank),
-        "LOCAL_RANK": "0" if config.virtual_local_rank else str(seat.local_rank),
+        "RANK": str(slot.rank),
+        "LOCAL_RANK": "0" if config.virtual_local_rank else str(slot.local_rank),
         "GROUP_RANK": str(layout.node_rank),
-        "ROLE_RANK": str(layout.role_rank + seat.local_rank),
+        "ROLE_RANK": str(layout.role_rank + slot.local_rank),
         "WORLD_SIZE": str(layout.world_size),
         "LOCAL_WORLD_SIZE": str(layout.local_world_size),
         "GROUP_WORLD_SIZE": str(layout.nodes),
@@ -44,7 +44,7 @@ def epoch_environment(config: LaunchConfig, seat: Seat, layout: Layout, epoch: i
 def worker_environment(
     config: LaunchConfig,
     *,
-    seat: Seat,
+    slot: LocalSlot,
     layout: Layout,
     epoch: int,
     store_address: tuple[str, int],
@@ -73,7 +73,7 @@ def worker_environment(
     environment.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     if config.nproc_per_node > 1:  # and OMP_NOTICE says so
         environment.setdefault("OMP_NUM_THREADS", "1")
-    environment.update(epoch_environment(config, seat, layout, epoch))
+    environment.update(epoch_environment(config, slot, layout, epoch))
     host, port = store_address
     environment.update(
         {
@@ -86,11 +86,11 @@ def worker_environment(
             "TORCHELASTIC_ERROR_FILE": error_file,
             "TORCHELASTIC_SIGNALS_TO_HANDLE": ",".join(signal.Signals(number).name for number in config.signals),
             names.JOB_TOKEN: job_token,
-            names.WORKER_IDENTITY: names.format_identity(seat.local_rank, seat.incarnation),
+            names.WORKER_IDENTITY: names.format_identity(slot.local_rank, slot.incarnation),
         }
     )
     if config.virtual_local_rank:
-        environment["CUDA_VISIBLE_DEVICES"] = _own_device(seat.local_rank)
+        environment["CUDA_VISIBLE_DEVICES"] = _own_device(slot.local_rank)
     environment.pop(names.AGENT_ENDPOINT, None)
     environment.pop(names.STATE_DIRECTORY, None)
     if state_directory is not None:

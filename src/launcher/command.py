@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 from ..agent.agent import Agent
 from ..agent.config import LaunchConfig
-from ..control.commands import EXIT_SIGNAL_BASE, End
+from ..control.job.commands import EXIT_SIGNAL_BASE, End
 from .arguments import Arguments
 from .completion import NAME
 from .errors import LaunchError, UsageError, child_failed, stopped_by_signal

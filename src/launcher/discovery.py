@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from ..agent.config import Cluster
-from ..control.identity import Identity
+from ..control.membership.identity import Identity
 from ..protocol.names import JOB_SECRET, JOB_SECRET_FILE
 from ..rendezvous.addresses import (
     format_address,

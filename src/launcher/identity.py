@@ -11,7 +11,7 @@ import xxhash
 
 from ..agent.reading import read_regular
 from ..agent.workers.imports import source_of
-from ..control.identity import MEANT, OF_A_ROLE, Identity
+from ..control.membership.identity import MEANT, OF_A_ROLE, Identity
 
 _OF_THE_JOB = ("inprocess_restart", "max_restarts", "max_inprocess_restarts", "inprocess_timeout", "min_nodes")
 """Options that whoever leads acts by, and anybody may come to lead."""

@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..protocol.seldom import Seldom
-from .epochs import Answer
 from .keyspace import Keyspace
 from .namespace import Session
 from .room import Room
+from .waits import Answer
 from .wire import Limits, RequestParser, WireError
 
 if TYPE_CHECKING:
-    from .owning import Receiver
-    from .sharing import Sharing
+    from .shard_owner import Receiver
+    from .shards import Shards
 
 REQUESTS_PER_SLICE = 256
 WRITE_CHUNK = 256 << 10
@@ -44,7 +44,7 @@ class Hub:
     connections: dict[Session, Connection] = field(default_factory=dict)
     receivers: dict[Session, Receiver] = field(default_factory=dict)
     """The connections, and the asks of other nodes."""
-    sharing: Sharing | None = None
+    sharing: Shards | None = None
     """Where the store is one of many."""
     requests: int = 0
     accepted: int = 0

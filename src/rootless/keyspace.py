@@ -34,9 +34,9 @@ from typing import Any
 from ..protocol.names import epoch_prefix
 from . import requests as rq
 from . import wire
-from .epochs import Answer, Epochs
-from .namespace import Namespace, Place, Session
+from .namespace import EpochKey, Namespace, Session
 from .room import Room
+from .waits import Answer, Epochs
 
 _MARKS = (b"/hyperpodrun-epoch-", b"hyperpodrun-epoch-")
 _EPOCH_KEY = re.compile(rb"(/?)hyperpodrun-epoch-(0|[1-9][0-9]{0,17})/")
@@ -156,7 +156,7 @@ class Keyspace:
         prefix = epoch_prefix(epoch).encode()
         return b"/" + prefix + key if key.startswith(b"/") else prefix + b"/" + key
 
-    def place(self, session: Session, key: bytes) -> Place:
+    def place(self, session: Session, key: bytes) -> EpochKey:
         """Which epoch a key belongs to, and its name there."""
         if key.startswith(_MARKS):
             match = _EPOCH_KEY.match(key)

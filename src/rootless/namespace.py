@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from .room import OVERHEAD, Room
 
-Place = tuple[int, bytes]
+EpochKey = tuple[int, bytes]
 """An epoch and a key inside it."""
 
 _OF_AN_EPOCH = 1 << 10
@@ -29,8 +29,8 @@ class Session:
     named: int | None = None  # the epoch it named last, if its keys name epochs
     waiter: Waiter | None = None
     cancel_unasked: bool = False  # the last answer was a cancel that the client had not asked for
-    granted: tuple[Place, ...] = ()  # what its last WAIT promised
-    kept: dict[Place, bytes | bytearray] = field(default_factory=dict)  # promised, of an epoch that has gone
+    granted: tuple[EpochKey, ...] = ()  # what its last WAIT promised
+    kept: dict[EpochKey, bytes | bytearray] = field(default_factory=dict)  # promised, of an epoch that has gone
 
 
 @dataclass(eq=False, slots=True)
@@ -38,8 +38,8 @@ class Waiter:
     """One WAIT or BARRIER that has no answer yet."""
 
     session: Session
-    places: tuple[Place, ...]
-    missing: set[Place]
+    places: tuple[EpochKey, ...]
+    missing: set[EpochKey]
     barrier: bool = False
     cost: int = 0  # what the store's room has been told of
 

@@ -1,6 +1,6 @@
 """How much memory a store may hold: keys, values, waits and requests that are not complete, all together.
 
-Called by: `namespace.py` and `epochs.py` for what is kept, `connection.py` for what is on its way.
+Called by: `namespace.py` and `waits.py` for what is kept, `connection.py` for what is on its way.
 """
 
 from __future__ import annotations

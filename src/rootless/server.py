@@ -22,8 +22,8 @@ from .room import Room
 from .wire import Limits
 
 if TYPE_CHECKING:
-    from .peer_messages import StoreMessage
-    from .sharing import Sharing
+    from .shard_messages import StoreMessage
+    from .shards import Shards
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,11 @@ class StoreServer:
         """
         self._hub.deliver(self._keyspace.advance(epoch))
 
-    def share(self, send: Callable[[int, StoreMessage], None], own: Callable[[], int]) -> Sharing:
+    def share(self, send: Callable[[int, StoreMessage], None], own: Callable[[], int]) -> Shards:
         """From now on this store is one of many: `send(node, message)` reaches the others, `own` is this node."""
-        from .sharing import Sharing
+        from .shards import Shards
 
-        self._hub.sharing = Sharing(self._keyspace, self._hub.receivers, send, own)
+        self._hub.sharing = Shards(self._keyspace, self._hub.receivers, send, own)
         return self._hub.sharing
 
     def cancel(self, epoch: int) -> int:

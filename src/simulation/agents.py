@@ -1,16 +1,16 @@
-"""A simulated agent: the real `control.node.Node`, whose actions are carried out by the simulated world."""
+"""A simulated agent: the real `control.membership.node.Node`, whose actions are carried out by the simulated world."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..control import commands as cmd
-from ..control import events as ev
-from ..control import messages as msg
-from ..control.following import Following
-from ..control.leading import Leading
-from ..control.node import Node
-from ..control.roles import NodeConfig
+from ..control.job import commands as cmd
+from ..control.job import events as ev
+from ..control.membership import messages as msg
+from ..control.membership.follower import Follower
+from ..control.membership.leader import Leader
+from ..control.membership.node import Node
+from ..control.membership.roles import NodeConfig
 from .workers import SimulatedWorker
 
 if TYPE_CHECKING:
@@ -67,15 +67,15 @@ class SimulatedAgent:
     @property
     def founder(self) -> str:
         """Which job this agent is in."""
-        return self.node.context.views.proposed.founder
+        return self.node.context.configurations.proposed.founder
 
     @property
     def leader(self) -> tuple[int, str] | None:
         """The term and the controller that this agent obeys."""
         role = self.node.role
-        if isinstance(role, Following):
+        if isinstance(role, Follower):
             return role.term, role.leader_key
-        return (role.term, self.key) if isinstance(role, Leading) else None
+        return (role.term, self.key) if isinstance(role, Leader) else None
 
     def _set_timer(self) -> None:
         due = self.node.next_deadline()
@@ -125,9 +125,9 @@ class SimulatedAgent:
             case cmd.StartEpoch():
                 self.layout = command.layout
                 self.started_epoch = command.epoch
-                for seat in command.seats:
-                    if seat.incarnation in self.workers:
-                        self.workers[seat.incarnation].start(command, seat.rank)
+                for slot in command.slots:
+                    if slot.incarnation in self.workers:
+                        self.workers[slot.incarnation].start(command, slot.rank)
             case cmd.FinishEpoch():
                 for worker in list(self.workers.values()):
                     worker.finish(command.epoch)

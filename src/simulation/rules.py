@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from ..control import commands as cmd
-from ..control.leading import Leading
+from ..control.job import commands as cmd
+from ..control.membership.leader import Leader
 
 if TYPE_CHECKING:
     from .agents import SimulatedAgent
@@ -53,7 +53,7 @@ class Rules:
         if command.epoch <= max(agent.started_epoch, agent.failed_epoch):
             raise Violation(f"{agent.address} starts epoch {command.epoch} after {agent.started_epoch}")
         size = self.worlds.setdefault(attempt, command.layout.world_size)
-        ranks = [seat.rank for seat in command.seats]
+        ranks = [slot.rank for slot in command.slots]
         if size != command.layout.world_size or any(not 0 <= rank < size for rank in ranks):
             raise Violation(f"epoch {command.epoch}: ranks {ranks} of {command.layout.world_size}, others have {size}")
 
@@ -83,8 +83,8 @@ class Rules:
     def check(self, agent: SimulatedAgent) -> None:
         """Of who has just heard something."""
         role = agent.node.role
-        self._before[agent.founder] = agent.node.context.views.proposed.succeeds
-        if agent.alive and isinstance(role, Leading):
+        self._before[agent.founder] = agent.node.context.configurations.proposed.succeeds
+        if agent.alive and isinstance(role, Leader):
             other = self._controllers.setdefault((agent.founder, role.term), agent.key)
             if other != agent.key:
                 raise Violation(f"two controllers in term {role.term}")
@@ -111,10 +111,12 @@ class Rules:
         if time_is_up or failed or len(live) < (schedule.min_nodes or schedule.nodes):
             return False
         addresses = {agent.address for agent in live}
-        known = [agent.node.context.views for agent in live if agent.founder]
+        known = [agent.node.context.configurations for agent in live if agent.founder]
         if not known:
             return self._world.by_address["n0:17000"] in live
         return all(
-            views.has_quorum({n for n, member in views.everybody().items() if member.address in addresses}, None)
-            for views in known
+            configurations.has_quorum(
+                {n for n, member in configurations.everybody().items() if member.address in addresses}, None
+            )
+            for configurations in known
         )

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..control import commands as cmd
-from ..control import events as ev
+from ..control.job import commands as cmd
+from ..control.job import events as ev
 
 if TYPE_CHECKING:
     from .agents import SimulatedAgent

@@ -9,13 +9,13 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 
-from ..control import commands as cmd
-from ..control import messages as msg
-from ..control.events import Begin, StopRequested
-from ..control.leading import Leading
-from ..control.node import Node
-from ..control.roles import NodeConfig
-from ..control.state import JobConfig
+from ..control.job import commands as cmd
+from ..control.job.events import Begin, StopRequested
+from ..control.job.state import JobConfig
+from ..control.membership import messages as msg
+from ..control.membership.leader import Leader
+from ..control.membership.node import Node
+from ..control.membership.roles import NodeConfig
 from .agents import SimulatedAgent
 from .rules import Rules, Violation
 from .schedule import COMES_LATER_S, Fault, Schedule
@@ -210,7 +210,7 @@ class World:
             case "kill-agent" | "restart-agent":
                 self._kill(agent, fault)
             case "kill-leader":
-                for leader in [a for a in self.live() if isinstance(a.node.role, Leading)]:
+                for leader in [a for a in self.live() if isinstance(a.node.role, Leader)]:
                     self._kill(leader, fault)
             case "cut":
                 self._cut.add(agent.address)

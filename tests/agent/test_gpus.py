@@ -7,8 +7,8 @@ from hyperpodrun.agent.node.gpus import GpuWatch, concerned
 from hyperpodrun.agent.output.console import Console
 from hyperpodrun.agent.output.logs import Outputs
 from hyperpodrun.agent.workers.workers import Worker
-from hyperpodrun.control import events as ev
-from hyperpodrun.control.gpu_errors import judge_rows
+from hyperpodrun.control.job import events as ev
+from hyperpodrun.control.job.gpu_errors import judge_rows
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from hyperpodrun.agent.node.cluster import ClusterHead
 from hyperpodrun.agent.node.sole import SoleHead
 from hyperpodrun.agent.output.banner import failure_banner
 from hyperpodrun.agent.output.failures import read_failure
-from hyperpodrun.control import events as ev
-from hyperpodrun.control import messages as msg
+from hyperpodrun.control.job import events as ev
+from hyperpodrun.control.membership import messages as msg
 
 
 def _message(**extra: Any) -> bytes:

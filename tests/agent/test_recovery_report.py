@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hyperpodrun.agent.output.recovery_report import Recovery, RecoveryReport, line, table
-from hyperpodrun.control.commands import Cause
+from hyperpodrun.control.job.commands import Cause
 from hyperpodrun.protocol.messages import Arrive, Stepped
 from hyperpodrun.protocol.plan import RestorePlan
 

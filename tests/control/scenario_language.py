@@ -47,11 +47,11 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from hyperpodrun.control import causes
-from hyperpodrun.control import commands as cmd
-from hyperpodrun.control import events as ev
-from hyperpodrun.control.job import Job
-from hyperpodrun.control.state import JobConfig, NodeState
+from hyperpodrun.control.job import causes
+from hyperpodrun.control.job import commands as cmd
+from hyperpodrun.control.job import events as ev
+from hyperpodrun.control.job.job import Job
+from hyperpodrun.control.job.state import JobConfig, NodeState
 from hyperpodrun.protocol.plan import Holding, Origin, RestorePlan
 
 INDENT = "    "

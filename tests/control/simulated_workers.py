@@ -13,10 +13,10 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import msgspec
-from hyperpodrun.control import commands as cmd
-from hyperpodrun.control import events as ev
-from hyperpodrun.control.job import Job
-from hyperpodrun.control.state import JobConfig, JobState, Phase, SlotState
+from hyperpodrun.control.job import commands as cmd
+from hyperpodrun.control.job import events as ev
+from hyperpodrun.control.job.job import Job
+from hyperpodrun.control.job.state import JobConfig, JobState, Phase, SlotState
 from hyperpodrun.protocol.plan import NO_EPOCH
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hyperpodrun.control import events as ev
-from hyperpodrun.control import messages as msg
-from hyperpodrun.control.identity import Identity, why_another_job
-from hyperpodrun.control.node import Node
-from hyperpodrun.control.roles import NodeConfig
-from hyperpodrun.control.state import JobConfig
+from hyperpodrun.control.job import events as ev
+from hyperpodrun.control.job.state import JobConfig
+from hyperpodrun.control.membership import messages as msg
+from hyperpodrun.control.membership.identity import Identity, why_another_job
+from hyperpodrun.control.membership.node import Node
+from hyperpodrun.control.membership.roles import NodeConfig
 from msgspec.structs import replace
 
 OURS = Identity(script="a.py", text="1", arguments="2", options=(("--nnodes", "2:2"), ("--nproc-per-node", "2")))
@@ -47,8 +47,8 @@ def test_another_job_is_refused_before_and_after_the_job_has_begun(other: Identi
         assert "an endpoint of its own" in refusal.reason
         assert "may_differ" in refusal.reason
         answers(node, join("friend", OURS))
-    assert type(node.role).__name__ == "Leading"
-    assert [member.key for member in node.context.views.proposed.members] == ["own", "friend"]
+    assert type(node.role).__name__ == "Leader"
+    assert [member.key for member in node.context.configurations.proposed.members] == ["own", "friend"]
 
 
 def test_the_same_script_elsewhere_is_the_same_job() -> None:

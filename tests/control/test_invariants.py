@@ -10,9 +10,9 @@ import random
 from typing import Any
 
 import pytest
-from hyperpodrun.control import events as ev
-from hyperpodrun.control.state import JobConfig
-from hyperpodrun.control.state import Phase as JobPhase
+from hyperpodrun.control.job import events as ev
+from hyperpodrun.control.job.state import JobConfig
+from hyperpodrun.control.job.state import Phase as JobPhase
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hyperpodrun.control.link import Link
+from hyperpodrun.control.membership.link import Link
 
 
 def link() -> Link[str, str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import signal
 
-from hyperpodrun.control import commands as cmd
-from hyperpodrun.control import events as ev
-from hyperpodrun.control.messages import Action, Ended, Execute
-from hyperpodrun.control.node import Node
-from hyperpodrun.control.roles import NodeConfig
-from hyperpodrun.control.state import JobConfig
+from hyperpodrun.control.job import commands as cmd
+from hyperpodrun.control.job import events as ev
+from hyperpodrun.control.job.state import JobConfig
+from hyperpodrun.control.membership.messages import Action, Ended, Execute
+from hyperpodrun.control.membership.node import Node
+from hyperpodrun.control.membership.roles import NodeConfig
 
 
 def running_node() -> tuple[Node, float, list[cmd.Spawn]]:

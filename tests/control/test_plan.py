@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hyperpodrun.control.plan import Impossible, Report, make_plan
+from hyperpodrun.control.job.plan import Impossible, Report, make_plan
 from hyperpodrun.protocol.plan import Holding, Origin, RestorePlan, Transfer
 from hypothesis import given, settings
 from hypothesis import strategies as st

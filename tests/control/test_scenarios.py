@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hyperpodrun.control.commands import Command
-from hyperpodrun.control.events import Event
-from hyperpodrun.control.state import JobState, Phase
-from hyperpodrun.control.transitions import TRANSITIONS, Transition
+from hyperpodrun.control.job.commands import Command
+from hyperpodrun.control.job.events import Event
+from hyperpodrun.control.job.state import JobState, Phase
+from hyperpodrun.control.job.transitions import TRANSITIONS, Transition
 from scenario_language import ScenarioError, play
 
 SCENARIOS = sorted((Path(__file__).parent.parent / "scenarios").glob("*.txt"))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from hyperpodrun.control import events as ev
-from hyperpodrun.control import messages as msg
-from hyperpodrun.control.node import Node
-from hyperpodrun.control.roles import NodeConfig
-from hyperpodrun.control.state import JobConfig
+from hyperpodrun.control.job import events as ev
+from hyperpodrun.control.job.state import JobConfig
+from hyperpodrun.control.membership import messages as msg
+from hyperpodrun.control.membership.node import Node
+from hyperpodrun.control.membership.roles import NodeConfig
 
 
 @pytest.mark.parametrize("founder", [True, False])

@@ -19,10 +19,10 @@ SRC = ROOT / "src"
 NEXT_ROLE = "a role of an agent makes the role that follows it, and roles follow each other in circles"
 WHOLE = "for types only: a part of the simulation is made by the whole and reports to it"
 CLOSES_A_CIRCLE = {
-    ("control.seeking", "control.following"): NEXT_ROLE,
-    ("control.seeking", "control.leading"): NEXT_ROLE,
-    ("control.leaderless", "control.following"): NEXT_ROLE,
-    ("control.leaderless", "control.leading"): NEXT_ROLE,
+    ("control.membership.joining", "control.membership.follower"): NEXT_ROLE,
+    ("control.membership.joining", "control.membership.leader"): NEXT_ROLE,
+    ("control.membership.candidate", "control.membership.follower"): NEXT_ROLE,
+    ("control.membership.candidate", "control.membership.leader"): NEXT_ROLE,
     ("simulation.workers", "simulation.agents"): WHOLE,
     ("simulation.agents", "simulation.world"): WHOLE,
     ("simulation.rules", "simulation.world"): WHOLE,
@@ -139,7 +139,7 @@ def test_imports_are_read_off_the_text_as_python_reads_them():
     assert "agent.config" in AT_IMPORT["launcher.rendezvous"]
     assert "launcher.command" in EVER["launcher"] - AT_IMPORT["launcher"]
     assert "checkpointless.manager" in EVER[""] - AT_IMPORT[""], "for types only"
-    assert "control.commands" in AT_IMPORT["control.job"], "from . import commands"
+    assert "control.job.commands" in AT_IMPORT["control.job.job"], "from . import commands"
     unknown = {(name, other) for name, others in EVER.items() for other in others if other not in FILES}
     assert not unknown
 

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import zmq
-from hyperpodrun.control import commands as cmd
-from hyperpodrun.control import events as ev
-from hyperpodrun.control import messages as msg
-from hyperpodrun.control.members import Member, View, ViewChange, Views
+from hyperpodrun.control.job import commands as cmd
+from hyperpodrun.control.job import events as ev
+from hyperpodrun.control.membership import messages as msg
+from hyperpodrun.control.membership.members import Configuration, ConfigurationChange, Configurations, Member
 from hyperpodrun.protocol import messages as worker_messages
 from hyperpodrun.rendezvous.addresses import format_address
 from hyperpodrun.rendezvous.sockets import CONTROL, STORE
-from hyperpodrun.rootless import peer_messages
 from hyperpodrun.rootless import requests as rq
+from hyperpodrun.rootless import shard_messages
 
 SCRIPT = """
 from __future__ import annotations
@@ -40,29 +40,29 @@ def main(caller: HPCallWrapper | None = None):
 
 main()
 """
-VIEWS = Views(View(3, 1, (Member(0, "key", "host", "127.0.0.1:1", 2),), 1), View(3, 2))
+VIEWS = Configurations(Configuration(3, 1, (Member(0, "key", "host", "127.0.0.1:1", 2),), 1), Configuration(3, 2))
 CONTROL_SAMPLES = [
     msg.Join("another job", "key", "host", "127.0.0.1:1", 2),
     msg.Hold(),
     msg.Redirect("127.0.0.1:1"),
     msg.Refuse("no"),
-    msg.Claim(9, (9, 9), real=True),
-    msg.Claim(9, (9, 9), real=False),
+    msg.RequestVote(9, (9, 9), real=True),
+    msg.RequestVote(9, (9, 9), real=False),
     msg.Vote(9, real=True, granted=True),
-    msg.Lead(9, ViewChange((0, 0), (9, 9), (), VIEWS.agreed.members, 1), VIEWS, msg.JobMemory((9, 9))),
+    msg.Lead(9, ConfigurationChange((0, 0), (9, 9), (), VIEWS.agreed.members, 1), VIEWS, msg.JobMemory((9, 9))),
     msg.Release(9, 0, "because", removed=True),
-    msg.Beat(1, 0, 99, 99),
+    msg.Heartbeat(1, 0, 99, 99),
     msg.Order(9, 0, 1, 0, cmd.FailEpoch(0, cmd.Cause("signal", None, "x"), 1)),
     msg.Order(9, 0, 1, 0, cmd.End(0, "over")),
     msg.Tell(9, 0, 1, 0, msg.Report((1, 1))),
     msg.Tell(9, 0, 1, 0, ev.Exited(0, 0, 1)),
 ]
 STORE_SAMPLES = [
-    peer_messages.Ask(1, 0, 0, rq.Set(b"key", b"value")),
-    peer_messages.Ask(2, 0, 0, rq.Wait((b"a", b"b"))),
-    peer_messages.Ask(3, 0, 0, rq.Barrier(b"a", 3)),
-    peer_messages.Answer(1, b"reply", (b"value", None)),
-    peer_messages.Forget(1),
+    shard_messages.Ask(1, 0, 0, rq.Set(b"key", b"value")),
+    shard_messages.Ask(2, 0, 0, rq.Wait((b"a", b"b"))),
+    shard_messages.Ask(3, 0, 0, rq.Barrier(b"a", 3)),
+    shard_messages.Answer(1, b"reply", (b"value", None)),
+    shard_messages.Forget(1),
 ]
 
 
@@ -77,7 +77,7 @@ def mutated(dice: random.Random, data: bytes) -> bytes:
 def strangers_speak(dice: random.Random, address: str) -> None:
     """Connections that say all that agents say to each other, whole and mutated, without being members."""
     control = [msg.encode(sample) for sample in CONTROL_SAMPLES]
-    store = [peer_messages.encode(sample) for sample in STORE_SAMPLES]
+    store = [shard_messages.encode(sample) for sample in STORE_SAMPLES]
     context = zmq.Context()
     try:
         for number in range(40):

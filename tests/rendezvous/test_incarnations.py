@@ -5,19 +5,19 @@ from __future__ import annotations
 import zlib
 
 from hyperpodrun.agent.node.cluster import ClusterHead
-from hyperpodrun.control import messages as msg
-from hyperpodrun.control.members import Member, View, Views
-from hyperpodrun.rootless import peer_messages
+from hyperpodrun.control.membership import messages as msg
+from hyperpodrun.control.membership.members import Configuration, Configurations, Member
 from hyperpodrun.rootless import requests as rq
+from hyperpodrun.rootless import shard_messages
 
 
 class Heard:
     """In the place of the store."""
 
     def __init__(self) -> None:
-        self.messages: list[peer_messages.StoreMessage] = []
+        self.messages: list[shard_messages.StoreMessage] = []
 
-    def receive(self, node: int, asker: str, message: peer_messages.StoreMessage, now_ns: int) -> None:
+    def receive(self, node: int, asker: str, message: shard_messages.StoreMessage, now_ns: int) -> None:
         self.messages.append(message)
 
 
@@ -25,34 +25,34 @@ class Sent:
     """In the place of the network."""
 
     def __init__(self) -> None:
-        self.messages: list[peer_messages.StoreMessage] = []
+        self.messages: list[shard_messages.StoreMessage] = []
 
     def send(self, address: str, channel: bytes, data: bytes) -> None:
-        self.messages.append(peer_messages.decode(data))
+        self.messages.append(shard_messages.decode(data))
 
 
 def head_of(founder: str) -> tuple[ClusterHead, Heard, Sent]:
     head, heard, sent = ClusterHead.__new__(ClusterHead), Heard(), Sent()
     head._sharing, head._transport = heard, sent  # type: ignore[assignment]
     member = Member(4, "key", "host", "host:1", 1)
-    view = View(1, 1, (member,), 5, founder)
-    head._do(msg.Members(Views(view, view), 4))
+    configuration = Configuration(1, 1, (member,), 5, founder)
+    head._do(msg.Members(Configurations(configuration, configuration), 4))
     return head, heard, sent
 
 
 def test_a_store_hears_only_the_incarnation_that_it_is_in() -> None:
     head, heard, sent = head_of("one.1")
     other, other_heard, _ = head_of("other.1")
-    head._send_store(4, peer_messages.Ask(1, 0, 1, rq.Add(b"key", 1)))
+    head._send_store(4, shard_messages.Ask(1, 0, 1, rq.Add(b"key", 1)))
     (message,) = sent.messages
     assert message.job == zlib.crc32(b"one.1")
     for receiver in (head, other):
-        receiver._on_store_message("key", "host:1", peer_messages.encode(message))
+        receiver._on_store_message("key", "host:1", shard_messages.encode(message))
     assert (heard.messages, other_heard.messages) == ([message], [])
 
 
 def test_who_has_left_a_job_asks_its_stores_nothing_more() -> None:
     head, _, sent = head_of("one.1")
-    head._do(msg.Members(Views(), None))
-    head._send_store(4, peer_messages.Ask(1, 0, 1, rq.Add(b"key", 1)))
+    head._do(msg.Members(Configurations(), None))
+    head._send_store(4, shard_messages.Ask(1, 0, 1, rq.Add(b"key", 1)))
     assert sent.messages == []

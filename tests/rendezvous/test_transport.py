@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import zmq
-from hyperpodrun.control import messages as msg
+from hyperpodrun.control.membership import messages as msg
 from hyperpodrun.protocol.messages import MessageError
 from hyperpodrun.rendezvous.keys import derive_keys
 from hyperpodrun.rendezvous.sockets import CONTROL
 from hyperpodrun.rendezvous.transport import Transport
-from hyperpodrun.rootless import peer_messages
+from hyperpodrun.rootless import shard_messages
 
 KEYS = derive_keys(b"a secret that is long enough", "job")
 OTHER_KEYS = derive_keys(b"another secret, as long as it", "job")
@@ -231,16 +231,16 @@ def test_every_kind_of_message_survives_mutation() -> None:
     dice = random.Random(3)
     samples = [
         msg.encode(msg.Join("job", "key", "host", "host:1", 2)),
-        msg.encode(msg.Claim(3, (2, 1), real=True)),
-        msg.encode(msg.Beat(1, 0, 2, 3)),
+        msg.encode(msg.RequestVote(3, (2, 1), real=True)),
+        msg.encode(msg.Heartbeat(1, 0, 2, 3)),
         msg.encode(msg.Tell(1, 0, 1, 0, msg.Report((1, 1)))),
-        peer_messages.encode(peer_messages.Answer(4, b"reply", (b"value", None))),
+        shard_messages.encode(shard_messages.Answer(4, b"reply", (b"value", None))),
     ]
     for _ in range(4000):
         data = bytearray(dice.choice(samples))
         for _ in range(dice.randrange(1, 4)):
             data[dice.randrange(len(data))] = dice.randrange(256)
-        for decode in (msg.decode, peer_messages.decode):
+        for decode in (msg.decode, shard_messages.decode):
             with contextlib.suppress(MessageError):
                 decode(bytes(data[: dice.randrange(len(data) + 1)]))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from hyperpodrun.rootless import requests as rq
-from hyperpodrun.rootless.epochs import Answer
 from hyperpodrun.rootless.keyspace import Keyspace
 from hyperpodrun.rootless.namespace import Session
+from hyperpodrun.rootless.waits import Answer
 
 
 class Desk:

@@ -12,12 +12,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hyperpodrun.rootless import peer_messages
 from hyperpodrun.rootless import requests as rq
+from hyperpodrun.rootless import shard_messages
 from hyperpodrun.rootless.keyspace import Keyspace
-from hyperpodrun.rootless.peer_messages import MAX_SHARED_BYTES, Answer, Ask, StoreMessage
 from hyperpodrun.rootless.server import StoreServer
-from hyperpodrun.rootless.sharing import Sharing
+from hyperpodrun.rootless.shard_messages import MAX_SHARED_BYTES, Answer, Ask, StoreMessage
+from hyperpodrun.rootless.shards import Shards
 from hyperpodrun.rootless.wire import STOP_WAITING, WireError
 from msgspec import structs
 from wire_client import RawClient, blob
@@ -33,7 +33,7 @@ class Stores:
     def __init__(self, count: int) -> None:
         self.loop = asyncio.new_event_loop()
         self.servers = [StoreServer(log=lambda line: self.lines.append(line)) for _ in range(count)]
-        self.sharings: list[Sharing] = []
+        self.sharings: list[Shards] = []
         self.cut: set[int] = set()
         self.lines: list[str] = []
         self.blamed: list[tuple[int, str]] = []
@@ -47,18 +47,18 @@ class Stores:
             self.do(lambda node=node, server=server: self.sharings.append(self._share(node, server)))
         self.open(0)
 
-    def _share(self, node: int, server: StoreServer) -> Sharing:
+    def _share(self, node: int, server: StoreServer) -> Shards:
         return server.share(lambda other, message: self._carry(node, other, message), lambda: node)
 
     def _carry(self, node: int, other: int, message: StoreMessage) -> None:
         self.messages += 1
-        data = peer_messages.encode(message)
+        data = shard_messages.encode(message)
         if not self.cut & {node, other}:
             self.loop.call_later(0.0005 * self._dice.random(), self._deliver, node, other, data)
 
     def _deliver(self, node: int, other: int, data: bytes) -> None:
         try:
-            self.sharings[other].receive(node, f"agent-{node}", peer_messages.decode(data), 1)
+            self.sharings[other].receive(node, f"agent-{node}", shard_messages.decode(data), 1)
         except WireError as error:
             self.blamed.append((node, str(error)))
 
@@ -297,7 +297,7 @@ class Asking:
         self.asked: list[tuple[int, Any]] = []
         self.heard: list[bytes] = []
         self.session = keyspace.open()
-        self.sharing = Sharing(keyspace, {self.session: self}, lambda *ask: self.asked.append(ask), lambda: 0)
+        self.sharing = Shards(keyspace, {self.session: self}, lambda *ask: self.asked.append(ask), lambda: 0)
         self.sharing.open(0, (0, 1, 2))
         self.keys = [b"k%d" % n for n in range(40) if self.sharing._owner_of((0, b"k%d" % n)) == 1]
 

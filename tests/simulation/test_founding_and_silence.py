@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hyperpodrun.control.leading import Leading
+from hyperpodrun.control.membership.leader import Leader
 from hyperpodrun.simulation.schedule import Schedule, parse
 from hyperpodrun.simulation.world import World
 
@@ -53,6 +53,6 @@ def test_silence_is_noticed_when_the_limit_is_over(node: int) -> None:
         event = "controller-lost" if node == 0 else "node-lost"
         first = min(at for at, agent, _ in notes(world, event) if agent != node)
         assert cut_at + 4.0 <= first <= cut_at + 5.01
-        leaders = [agent for agent in world.live() if isinstance(agent.node.role, Leading)]
+        leaders = [agent for agent in world.live() if isinstance(agent.node.role, Leader)]
         numbers = [agent.node.context.number for agent in world.agents if agent.index != node]
         assert [leader.node.context.number for leader in leaders] == [min(n for n in numbers if n is not None)]

@@ -6,8 +6,8 @@ from collections import Counter
 from functools import partial
 
 import pytest
-from hyperpodrun.control import messages as msg
-from hyperpodrun.control.leading import Leading
+from hyperpodrun.control.membership import messages as msg
+from hyperpodrun.control.membership.leader import Leader
 from hyperpodrun.simulation.agents import SimulatedAgent
 from hyperpodrun.simulation.schedule import Fault, Schedule, parse
 from hyperpodrun.simulation.world import World
@@ -17,7 +17,7 @@ ENDLESS = 10**6
 
 def leaders(world: World) -> list[SimulatedAgent]:
     """Who leads a job, and is not one that the others have left."""
-    return [a for a in world.live() if isinstance(a.node.role, Leading) and a.node.role.has_job]
+    return [a for a in world.live() if isinstance(a.node.role, Leader) and a.node.role.has_job]
 
 
 def started(world: World) -> list[tuple[str, int]]:
@@ -118,5 +118,5 @@ def test_members_that_fall_silent_together_are_one_change_of_the_membership() ->
     world.send = watch  # type: ignore[method-assign]
     world.run(10.0)
     (leader,) = leaders(world)
-    assert len(leader.node.context.views.agreed.members) == 25
+    assert len(leader.node.context.configurations.agreed.members) == 25
     assert sent["Propose"] <= 3 * 25

@@ -1,4 +1,4 @@
-"""Who decides for a job on many nodes: `control.node.Node`, which talks to its like on the other nodes.
+"""Who decides for a job on many nodes: `control.membership.node.Node`, which talks to its like on the other nodes.
 
 Owns the connection with them. A shell: it decodes what they say, carries out the node's actions in order, and decides
 nothing. Called by: `agent.py`.
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from ...control import commands as cmd
-from ...control import events as ev
-from ...control import messages as msg
-from ...control.node import Node
-from ...control.roles import NodeConfig
-from ...control.seeking import WAITS
+from ...control.job import commands as cmd
+from ...control.job import events as ev
+from ...control.membership import messages as msg
+from ...control.membership.joining import WAITS
+from ...control.membership.node import Node
+from ...control.membership.roles import NodeConfig
 from ...protocol.messages import MessageError
 from ...rendezvous.addresses import PORTS, format_address, parse_address, port_warning
 from ..config import Cluster, LaunchConfig
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     import asyncio
 
     from ...rendezvous.transport import Transport
-    from ...rootless.peer_messages import StoreMessage
-    from ...rootless.sharing import Sharing
+    from ...rootless.shard_messages import StoreMessage
+    from ...rootless.shards import Shards
 
 
 _HINT = "a job of its own needs an endpoint of its own"
@@ -62,7 +62,7 @@ class ClusterHead:
         self._transport: Transport | None = None
         self._node: Node | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._sharing: Sharing | None = None
+        self._sharing: Shards | None = None
         self._addresses: dict[int, str] = {}
         self._numbers: dict[str, int] = {}
         self._number = -1
@@ -174,11 +174,11 @@ class ClusterHead:
             case msg.Note():
                 self._console.log(action.event, **action.fields, **(self._explain() if action.event == WAITS else {}))
             case msg.Members():
-                members = sorted(action.views.everybody().items())
+                members = sorted(action.configurations.everybody().items())
                 self._addresses = {number: member.address for number, member in members}
                 self._numbers = {member.address: number for number, member in members}
                 self._number = -1 if action.own is None else action.own
-                self._job = zlib.crc32(action.views.proposed.founder.encode())
+                self._job = zlib.crc32(action.configurations.proposed.founder.encode())
             case msg.Ended():
                 if action.end.exit_code == 0 and not self._local.has_run:
                     self._console.log("spare", end="the job has succeeded, and nothing of it ran here", hint=_HINT)
@@ -194,22 +194,22 @@ class ClusterHead:
 
     def _send_store(self, node: int, message: StoreMessage) -> None:
         from ...rendezvous.sockets import STORE
-        from ...rootless import peer_messages
+        from ...rootless import shard_messages
 
         assert self._transport is not None
         address = self._addresses.get(node)
         if address is not None:  # else the epoch is about to fail
-            self._transport.send(address, STORE, peer_messages.encode(replace(message, job=self._job)))
+            self._transport.send(address, STORE, shard_messages.encode(replace(message, job=self._job)))
 
     def _on_store_message(self, key: str, address: str, data: bytes) -> None:
-        from ...rootless import peer_messages
+        from ...rootless import shard_messages
         from ...rootless.wire import WireError
 
         assert self._sharing is not None
         node = self._numbers.get(address)
         if node is None:  # no member, or none any more
             return
-        message = peer_messages.decode(data)
+        message = shard_messages.decode(data)
         if message.job != self._job:  # it was in the job before it was begun again
             return
         try:

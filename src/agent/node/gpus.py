@@ -1,6 +1,6 @@
 """The node's GPUs, as NVML sees them: errors when they are reported, and the state of their memory at the start.
 
-A thread waits for NVML's events; what they mean is judged by `control/gpu_errors.py`. Owns nothing of the workers:
+A thread waits for NVML's events; what they mean is judged by `control/job/gpu_errors.py`. Owns nothing of the workers:
 whom an error concerns goes to the job as an event. Never imports torch, and nothing at all on a node without a GPU.
 Called by: `agent.py`.
 """
@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...control import events as ev
-from ...control.gpu_errors import Verdict, judge, judge_rows
+from ...control.job import events as ev
+from ...control.job.gpu_errors import Verdict, judge, judge_rows
 from ..output.console import Console
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ...control import commands as cmd
-from ...control import events as ev
+from ...control.job import commands as cmd
+from ...control.job import events as ev
 from ...protocol.plan import NO_EPOCH
 from ...rootless.listening import listen
 from .. import processes
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     import asyncio
 
     from ...protocol import messages
-    from ...rootless.peer_messages import StoreMessage
     from ...rootless.server import StoreServer
-    from ...rootless.sharing import Sharing
+    from ...rootless.shard_messages import StoreMessage
+    from ...rootless.shards import Shards
     from ..output.recovery_report import Recovery, RecoveryReport
     from .channel import WorkerChannel
     from .health_check import HealthCheck
@@ -91,7 +91,7 @@ class LocalNode:
         self._fault_seen_ns: dict[int, int] = {}
         """When somebody first felt the fault of an epoch."""
         self._store: StoreServer | None = None
-        self._sharing: Sharing | None = None
+        self._sharing: Shards | None = None
         self._channel: WorkerChannel | None = None
         self._health_check: HealthCheck | None = None
         self.report: RecoveryReport | None = None
@@ -130,7 +130,7 @@ class LocalNode:
         """Before anything else: the standby source imports while the rest comes up."""
         if self._timer_pipe is not None:
             self._timers = FileTimers(self._timer_pipe, self._token, self._console, self.workers.rank_of)
-        self.workers.prepare(self._environment(cmd.Seat(0, 0, 0), self._alone, 0, Outputs()))
+        self.workers.prepare(self._environment(cmd.LocalSlot(0, 0, 0), self._alone, 0, Outputs()))
 
     async def serve(self, loop: asyncio.AbstractEventLoop) -> None:
         """The event loop runs: what has happened since `prepare` is seen now."""
@@ -153,7 +153,7 @@ class LocalNode:
 
             self._channel = WorkerChannel(self._endpoint, self._console, self._on_message)
         self.logs.attach(loop)
-        self._data.attach(loop, self._environment(cmd.Seat(0, 0, 0), self._alone, 0, Outputs()))
+        self._data.attach(loop, self._environment(cmd.LocalSlot(0, 0, 0), self._alone, 0, Outputs()))
         self.workers.attach(loop)
         threading.Thread(target=self._remove_orphaned, name="hyperpodrun-orphans", daemon=True).start()
 
@@ -163,7 +163,7 @@ class LocalNode:
         for path in remove_orphaned(iter(places), (_RUNTIME, _STATE)):
             self._console.log("orphan-removed", path=path, reason="its job was killed together with its keeper")
 
-    def share_store(self, send: Callable[[int, StoreMessage], None], own: Callable[[], int]) -> Sharing:
+    def share_store(self, send: Callable[[int, StoreMessage], None], own: Callable[[], int]) -> Shards:
         """The store is one of many: `send(node, message)`."""
         assert self._store is not None
         self._sharing = self._store.share(send, own)
@@ -208,23 +208,23 @@ class LocalNode:
         self._executors[type(command)](command)
 
     def _spawn(self, command: cmd.Spawn) -> None:
-        seat = cmd.Seat(command.rank, command.local_rank, command.incarnation)
-        worker = Worker(seat.rank, seat.local_rank, seat.incarnation, Outputs())
+        slot = cmd.LocalSlot(command.rank, command.local_rank, command.incarnation)
+        worker = Worker(slot.rank, slot.local_rank, slot.incarnation, Outputs())
         self.workers.expect(worker)
 
         def start(outputs: Outputs) -> None:
             worker.outputs = outputs
-            self.workers.spawn(worker, self._environment(seat, command.layout, command.epoch, outputs))
+            self.workers.spawn(worker, self._environment(slot, command.layout, command.epoch, outputs))
             self.has_run = True
 
-        self.logs.open(f"attempt_{command.epoch}", seat.local_rank, seat.rank, start)
+        self.logs.open(f"attempt_{command.epoch}", slot.local_rank, slot.rank, start)
 
     def _environment(
-        self, seat: cmd.Seat, layout: cmd.Layout, epoch: int, outputs: Outputs, *, hook: bool = False
+        self, slot: cmd.LocalSlot, layout: cmd.Layout, epoch: int, outputs: Outputs, *, hook: bool = False
     ) -> dict[str, str]:
         environment = worker_environment(
             self._config,
-            seat=seat,
+            slot=slot,
             layout=layout,
             epoch=epoch,
             store_address=self._store_address,
@@ -242,7 +242,7 @@ class LocalNode:
         script = self._config.pre_train if command.name == "pre" else self._config.post_train
 
         def start(outputs: Outputs) -> None:
-            environment = self._environment(cmd.Seat(0, 0, 0), command.layout, command.epoch, outputs, hook=True)
+            environment = self._environment(cmd.LocalSlot(0, 0, 0), command.layout, command.epoch, outputs, hook=True)
             self.workers.run_hook(script, environment, outputs)
 
         self.logs.open(f"{command.name}_train", 0, None, start)
@@ -282,12 +282,12 @@ class LocalNode:
         assert self.report is not None
         assembled_ns = time.monotonic_ns()
         self._epoch = command.epoch
-        for seat in command.seats:
-            worker = self.workers.find(seat.local_rank, seat.incarnation)
+        for slot in command.slots:
+            worker = self.workers.find(slot.local_rank, slot.incarnation)
             if worker is None:  # it has died, which the job is about to hear
                 continue
-            self.workers.take_rank(worker, seat.rank)
-            environ = epoch_environment(self._config, seat, command.layout, command.epoch)
+            self.workers.take_rank(worker, slot.rank)
+            environ = epoch_environment(self._config, slot, command.layout, command.epoch)
             self._send(worker, messages.Start(command.epoch, environ, command.plan))
         self.report.started(command.epoch, command.cause, command.plan, assembled_ns, time.monotonic_ns())
         self.workers.failures.forget()

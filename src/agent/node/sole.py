@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ...control import commands as cmd
-from ...control import events as ev
-from ...control.addressing import deliver
-from ...control.job import Job
-from ...control.state import JobConfig
+from ...control.job import commands as cmd
+from ...control.job import events as ev
+from ...control.job.addressing import deliver
+from ...control.job.job import Job
+from ...control.job.state import JobConfig
 from ..config import DEFAULT_BARRIER_TIMEOUT, DEFAULT_START_TIMEOUT, LaunchConfig
 from .local import LocalNode
 

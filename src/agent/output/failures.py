@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ...control.commands import Cause
+from ...control.job.commands import Cause
 
 NOT_AVAILABLE = "<N/A>"
 _LARGEST_FILE = 16 << 20

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ...control.commands import Cause
+from ...control.job.commands import Cause
 from ...protocol.messages import Arrive, Stepped
 from ...protocol.plan import RestorePlan
 from ...protocol.text import printable

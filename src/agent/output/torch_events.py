@@ -13,7 +13,7 @@ from ..config import LaunchConfig
 from .console import Console
 
 if TYPE_CHECKING:
-    from ...control.commands import End
+    from ...control.job.commands import End
 
 
 class TorchEvents:

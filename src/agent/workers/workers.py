@@ -29,7 +29,7 @@ from .standby import Launch, Standbys
 if TYPE_CHECKING:
     import asyncio
 
-    from ...control.commands import End
+    from ...control.job.commands import End
 
 
 class Worker:

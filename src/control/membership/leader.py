@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from . import commands as cmd
-from . import events as ev
-from .directing import Directing, Follower
-from .following import follow
-from .job import Job
-from .leaderless import Leaderless
-from .members import Member, View, ViewChange, Views
+from ..job import commands as cmd
+from ..job import events as ev
+from ..job.job import Job
+from ..job.state import NodeState
+from .candidate import Candidate
+from .directing import Directing, Progress
+from .follower import follow
+from .joining import Founding, tell_difference, why_refused
+from .members import Configuration, ConfigurationChange, Configurations, Member
 from .messages import (
     Acknowledge,
-    Beat,
-    Claim,
+    Heartbeat,
     Hold,
     Join,
     Lead,
@@ -28,13 +29,12 @@ from .messages import (
     Refuse,
     Release,
     Report,
+    RequestVote,
     Settled,
     Tell,
     Vote,
 )
 from .roles import Context, Role
-from .seeking import Forming, tell_difference, why_refused
-from .state import NodeState
 from .takeover import rebuild, was_begun
 
 _NEARLY = 0.9
@@ -42,14 +42,14 @@ _CALLED_BACK = 64
 """Of so many lost members it is tried whether they are there again, also where no seed is left to send them here."""
 
 
-class Leading(Directing):
-    """One term. `views`: what this agent knew when it was elected."""
+class Leader(Directing):
+    """One term. `configurations`: what this agent knew when it was elected."""
 
     def __init__(
         self,
         context: Context,
         term: int,
-        views: Views,
+        configurations: Configurations,
         *,
         lost: Member | None = None,
         reason: str = "",
@@ -61,24 +61,24 @@ class Leading(Directing):
         super().__init__(context, term)
         self._voters = voters
         self._new = founding if founding is not None else restarted
-        self._views = views
+        self._configurations = configurations
         self._founding = founding
         self._reason = reason
         self._lost = lost
-        self._elected: Views | None = None if founding is not None else views
+        self._elected: Configurations | None = None if founding is not None else configurations
         """Until something is agreed on in this term, its voters count as they did at the election, too."""
-        self._wanted = {member.number: member for member in views.proposed.members if member != lost}
+        self._wanted = {member.number: member for member in configurations.proposed.members if member != lost}
         keys = {member.key for member in self._wanted.values()}
-        back = [member for member in views.agreed.members if member.key in voters and member.key not in keys]
+        back = [member for member in configurations.agreed.members if member.key in voters and member.key not in keys]
         self._wanted.update({member.number: member for member in back})
         """Who was given up before that was agreed on, and is there."""
-        self._next_number = views.proposed.next_number
+        self._next_number = configurations.proposed.next_number
         self._epochs: dict[int, int] = {}
         """The highest epoch numbers that joining nodes have seen."""
-        self._by_key: dict[str, Follower] = {}
+        self._by_key: dict[str, Progress] = {}
         self._acknowledged: set[int] = set()
         self._serial = 0
-        self._next_beat = context.now + context.config.heartbeat_interval
+        self._next_heartbeat = context.now + context.config.heartbeat_interval
         self._silent_due = context.now + context.config.heartbeat_limit
         """No follower has been silent for too long before that."""
         self._enough = False
@@ -91,11 +91,11 @@ class Leading(Directing):
 
     def begin(self) -> Role | None:
         context = self.context
-        for member in self._views.everybody().values():
+        for member in self._configurations.everybody().values():
             if member.key != context.config.key:
                 join = (self._new or {}).get(member.key)
-                follower = Follower(member, context.now, join.attempt if join else 0)
-                follower.needs_views = self._new is not None
+                follower = Progress(member, context.now, join.attempt if join else 0)
+                follower.needs_configurations = self._new is not None
                 if member.number in self._wanted:
                     self._followers[member.number] = follower
                     self._by_key[member.key] = follower
@@ -109,7 +109,7 @@ class Leading(Directing):
         match message:
             case Join():
                 return self._join(key, address, message)
-            case Claim():
+            case RequestVote():
                 leader = context.config.address
                 context.send(address, Vote(message.term, message.real, granted=False, leader=leader))
                 return None
@@ -117,13 +117,13 @@ class Leading(Directing):
                 return follow(context, key, address, message)
         follower = self._by_key.get(key)
         if follower is None:
-            if isinstance(message, Tell | Beat) and message.term <= self.term:
+            if isinstance(message, Tell | Heartbeat) and message.term <= self.term:
                 reason = "it is no member any more"
                 context.send(address, Release(message.term, message.link, reason, removed=True))
             return None
         match message:
             case Hold():
-                follower.needs_views = True
+                follower.needs_configurations = True
                 self._send_lead(follower)
             case Tell() if (message.term, message.link) == (self.term, follower.member.number):
                 follower.heard = context.now
@@ -132,13 +132,13 @@ class Leading(Directing):
                     role = self._told(follower, event)
                     if role is not None:
                         return role
-            case Beat() if (message.term, message.link) == (self.term, follower.member.number):
+            case Heartbeat() if (message.term, message.link) == (self.term, follower.member.number):
                 follower.heard = context.now
                 follower.link.confirm(message.received)
                 self._resend(follower)
                 if follower.link.must_ask(message.sent, context.now):
                     link = follower.link
-                    context.send(address, Beat(self.term, message.link, link.sent, link.received))
+                    context.send(address, Heartbeat(self.term, message.link, link.sent, link.received))
         return self._finish_ending()
 
     def closed(self, address: str, key: str) -> Role | None:
@@ -170,14 +170,14 @@ class Leading(Directing):
             reason = f"too few nodes came within {config.join_timeout:g} s (--rdzv-conf join_timeout)"
             self._end_without_job(cmd.End(cmd.EXIT_FAILED, reason))
             return self._finish_ending()
-        if context.now >= self._next_beat:
-            self._beat()
+        if context.now >= self._next_heartbeat:
+            self._heartbeat()
         if self._job_due is not None and context.now >= self._job_due:
             return self._run(ev.TimePassed())
         return None
 
     def next_deadline(self) -> float | None:
-        dues = [self._next_beat, self._silent_due]
+        dues = [self._next_heartbeat, self._silent_due]
         if self._job is None and self._end is None:
             dues.append(self._deadline)
             limits = self._limits()
@@ -209,7 +209,7 @@ class Leading(Directing):
         self._silent_due = heard + config.heartbeat_limit
         return None
 
-    def _limits(self) -> Callable[[Follower], float]:
+    def _limits(self) -> Callable[[Progress], float]:
         """How long a follower may be silent. Until the job is taken over, who may not be there has less time.
 
         Who has voted is there, and so may be who is needed for a majority.
@@ -221,7 +221,7 @@ class Leading(Directing):
             reported = [f.member.key for f in self._followers.values() if f.report is not None]
             self._enough = self._has_quorum([*reported, config.key])
 
-        def limit(follower: Follower) -> float:
+        def limit(follower: Progress) -> float:
             hurry = self._enough and follower.report is None and follower.member.key not in self._voters
             return config.takeover_grace if hurry else config.heartbeat_limit
 
@@ -230,10 +230,10 @@ class Leading(Directing):
     def _has_quorum(self, keys: Collection[str]) -> bool:
         """Whether these agents may act for the membership."""
         quorum = self.context.config.min_quorum
-        if len(keys) < self._views.proposed.quorum(quorum):
+        if len(keys) < self._configurations.proposed.quorum(quorum):
             return False  # which saves counting all members
-        asked = [self._views] if self._elected is None else [self._views, self._elected]
-        return all(views.has_quorum(views.numbers_of(keys), quorum) for views in asked)
+        asked = [self._configurations] if self._elected is None else [self._configurations, self._elected]
+        return all(configurations.has_quorum(configurations.numbers_of(keys), quorum) for configurations in asked)
 
     def _end_without_job(self, end: cmd.End) -> None:
         """There is none to take over; nobody else need wait for it as long again."""
@@ -264,8 +264,8 @@ class Leading(Directing):
                 return role
         number, self._next_number = self._next_number, self._next_number + 1
         member = Member(number, key, join.host, address, join.workers, join.role)
-        follower = Follower(member, context.now, join.attempt)
-        follower.needs_views = True
+        follower = Progress(member, context.now, join.attempt)
+        follower.needs_configurations = True
         self._followers[number] = self._by_key[key] = follower
         self._wanted[number] = member
         self._epochs[number] = join.epoch
@@ -276,7 +276,7 @@ class Leading(Directing):
 
     def _is_promised(self, join: Join) -> bool:
         """To a candidate of a later term, who was not elected."""
-        if join.job != self._views.proposed.founder:
+        if join.job != self._configurations.proposed.founder:
             return False
         another = join.voted not in ("", self.context.config.key)
         return join.term > self.term or (join.term == self.term and another)
@@ -288,9 +288,9 @@ class Leading(Directing):
         reason = f"a node that comes back has voted in term {join.term}: there is an election"
         for number, follower in self._followers.items():
             context.send(follower.member.address, Release(self.term, number, reason))
-        return Leaderless(context, context.config.key, reason)
+        return Candidate(context, context.config.key, reason)
 
-    def _drop(self, follower: Follower, reason: str, *, is_back: bool = False, silent: bool = False) -> Role | None:
+    def _drop(self, follower: Progress, reason: str, *, is_back: bool = False, silent: bool = False) -> Role | None:
         """A member is lost. `is_back`: with its place and workers, but the agent is there and asks to be another.
 
         `silent`: it may be cut off and alive. Others may be lost with it, and what follows is dealt with once.
@@ -309,7 +309,7 @@ class Leading(Directing):
             return self._form_again()
         keys = {context.config.key, *self._by_key, *([member.key] if is_back else [])}
         if not self._has_quorum(keys):
-            return self._step_down(self._views.numbers_of(keys), at_once=silent)
+            return self._step_down(self._configurations.numbers_of(keys), at_once=silent)
         if self._job is not None:
             self._run(ev.NodeLost(member.number, f"node {member.number} ({member.host}) {reason}"))
         return None if silent else self._propose()
@@ -318,38 +318,38 @@ class Leading(Directing):
         """The members that should be, unless that is what was proposed last."""
         context = self.context
         members = tuple(self._wanted[number] for number in sorted(self._wanted))
-        if self._serial == 0 or members != self._views.proposed.members:
+        if self._serial == 0 or members != self._configurations.proposed.members:
             self._serial += 1
-            base = self._views.agreed
-            proposed = View(self.term, self._serial, members, self._next_number, base.founder, base.succeeds)
-            self._views = Views(base, proposed)
-            context.change_views(self._views)
+            base = self._configurations.agreed
+            proposed = Configuration(self.term, self._serial, members, self._next_number, base.founder, base.succeeds)
+            self._configurations = Configurations(base, proposed)
+            context.change_configurations(self._configurations)
             self._acknowledged = set()
             for follower in self._followers.values():
                 if follower.report is None:
                     self._send_lead(follower)
                 else:
-                    self._order(follower, Propose(ViewChange.between(base, proposed)), self._memory())
+                    self._order(follower, Propose(ConfigurationChange.between(base, proposed)), self._memory())
         return self._settle()
 
-    def _send_lead(self, follower: Follower) -> None:
-        change = ViewChange.between(self._views.agreed, self._views.proposed)
-        views = self._views if follower.needs_views else None
-        job = self._views.proposed.founder
-        self.context.send(follower.member.address, Lead(self.term, change, views, self._memory(), job))
+    def _send_lead(self, follower: Progress) -> None:
+        change = ConfigurationChange.between(self._configurations.agreed, self._configurations.proposed)
+        configurations = self._configurations if follower.needs_configurations else None
+        job = self._configurations.proposed.founder
+        self.context.send(follower.member.address, Lead(self.term, change, configurations, self._memory(), job))
 
     def _settle(self) -> Role | None:
         """Has a quorum of both memberships acknowledged the proposal?"""
-        context, proposed = self.context, self._views.proposed
-        if self._views.agreed.id == proposed.id:
+        context, proposed = self.context, self._configurations.proposed
+        if self._configurations.agreed.id == proposed.id:
             return self._take_over()
         if len(self._acknowledged) + 1 < proposed.quorum(context.config.min_quorum):
             return None  # which saves counting all members for every one that answers
         keys = {context.config.key, *(self._followers[number].member.key for number in self._acknowledged)}
         if self._has_quorum(keys):
             self._elected = None
-            before = {member.number for member in self._views.agreed.members}
-            self._views = context.views = Views(proposed, proposed)
+            before = {member.number for member in self._configurations.agreed.members}
+            self._configurations = context.configurations = Configurations(proposed, proposed)
             for follower in self._followers.values():
                 if follower.report is not None:
                     self._order(follower, Settled(proposed.id), None)
@@ -368,7 +368,7 @@ class Leading(Directing):
         Where an agent has died, it can be started again; what the workers here hold is kept for that, a short time.
         """
         context = self.context
-        agreed = self._views.agreed
+        agreed = self._configurations.agreed
         present = sum(member.number in live for member in agreed.members)
         needed = agreed.quorum(context.config.min_quorum)
         hint = " (--min-nodes 1 would let one go on alone)" if len(agreed.members) == 2 else ""
@@ -378,29 +378,29 @@ class Leading(Directing):
             context.send(follower.member.address, Release(self.term, number, f"had {reason}"))
         if at_once:
             context.kill_workers(reason)
-        return Leaderless(context, context.config.key, f"had {reason}", stranded=at_once)
+        return Candidate(context, context.config.key, f"had {reason}", stranded=at_once)
 
     def _form_again(self) -> Role:
         """Somebody was lost before the job had begun."""
         for number, follower in self._followers.items():
             self.context.send(follower.member.address, Release(self.term, number, "nodes are missing", removed=True))
-        self.context.views = Views()
-        return Forming(self.context)
+        self.context.configurations = Configurations()
+        return Founding(self.context)
 
     # ---- the job -------------------------------------------------------------------------------------------------
 
     def _take_over(self) -> Role | None:
         """Once all have reported, or those who have not are given up."""
         context = self.context
-        if self._job is not None or self._views.agreed.term != self.term or context.number is None:
+        if self._job is not None or self._configurations.agreed.term != self.term or context.number is None:
             return None
         if any(follower.report is None for follower in self._followers.values()):
             return None
         reports = {number: f.report for number, f in self._followers.items() if f.report is not None}
-        reports[context.number] = context.local.report(self._views.proposed.id)
+        reports[context.number] = context.local.report(self._configurations.proposed.id)
         members = [self._wanted[number] for number in sorted(self._wanted)]
         nodes = {member.number: NodeState(member.workers, member.role) for member in members}
-        quorum = ev.NodesAgreed(self._views.proposed.quorum(context.config.min_quorum))
+        quorum = ev.NodesAgreed(self._configurations.proposed.quorum(context.config.min_quorum))
         if self._founding is not None or not was_begun(reports):
             if len(nodes) < context.config.job.min_nodes:
                 return None  # the founder was lost before the job began; others may come
@@ -429,7 +429,7 @@ class Leading(Directing):
                 role = self._told(follower, tell)
         return role
 
-    def _told(self, follower: Follower, tell: Tell) -> Role | None:
+    def _told(self, follower: Progress, tell: Tell) -> Role | None:
         event, number = tell.event, follower.member.number
         if self._job is None and not isinstance(event, Report | Acknowledge | Leave):
             self._early.append((number, tell))
@@ -439,11 +439,11 @@ class Leading(Directing):
                 if follower.report is None:
                     follower.report = event
                     self.context.local.learn(event)
-                    if event.view == self._views.agreed.id == self._views.proposed.id:
-                        self._order(follower, Settled(event.view), None)  # the others were told before
-                    return self._acknowledge(number, event.view)
+                    if event.configuration == self._configurations.agreed.id == self._configurations.proposed.id:
+                        self._order(follower, Settled(event.configuration), None)  # the others were told before
+                    return self._acknowledge(number, event.configuration)
             case Acknowledge():
-                return self._acknowledge(number, event.view)
+                return self._acknowledge(number, event.configuration)
             case Leave():
                 return self._drop(follower, f"left: {event.reason}")
             case ev.HookEnded():
@@ -455,23 +455,27 @@ class Leading(Directing):
                     return self._run(event)
         return None
 
-    def _acknowledge(self, number: int, view: tuple[int, int]) -> Role | None:
+    def _acknowledge(self, number: int, configuration: tuple[int, int]) -> Role | None:
         follower = self._followers[number]
-        if view == self._views.proposed.id:
+        if configuration == self._configurations.proposed.id:
             self._acknowledged.add(number)
-        elif follower.report is not None and follower.report.view == view:
+        elif follower.report is not None and follower.report.configuration == configuration:
             # It followed an earlier proposal, which it can only have been sent as a Lead.
-            self._order(follower, Propose(ViewChange.between(self._views.agreed, self._views.proposed)), self._memory())
+            self._order(
+                follower,
+                Propose(ConfigurationChange.between(self._configurations.agreed, self._configurations.proposed)),
+                self._memory(),
+            )
         return self._settle()
 
-    def _beat(self) -> None:
+    def _heartbeat(self) -> None:
         context = self.context
-        self._next_beat = context.now + context.config.heartbeat_interval
+        self._next_heartbeat = context.now + context.config.heartbeat_interval
         memory = self._news()
         for number, follower in self._followers.items():
             if follower.report is None:
                 self._send_lead(follower)
-            beat = Beat(self.term, number, follower.link.sent, follower.link.received, memory)
+            beat = Heartbeat(self.term, number, follower.link.sent, follower.link.received, memory)
             context.send(follower.member.address, beat)
         held = {member.address for member in self._wanted.values()}
         absent = [address for address in context.met if address not in held]

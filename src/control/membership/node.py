@@ -2,9 +2,9 @@
 
 Theory of operation. An agent is, one after the other and again when it must:
 
-    Seeking ──► Following ◄──► Leaderless ──► Leading
+    Joining ──► Follower ◄──► Candidate ──► Leader
        ▲            │  lost its controller │      │
-       └────────────┴──── removed ─────────┴──────┘        (Forming founds a job at the rendezvous endpoint)
+       └────────────┴──── removed ─────────┴──────┘        (Founding founds a job at the rendezvous endpoint)
 
 **Membership** is a list of agents that a majority of the last such list agrees on (`members.py`). **Leadership**: a
 member that a majority votes for leads a *term*, the lowest if it is there; a voter that still hears its controller does
@@ -19,13 +19,13 @@ is started again knows nothing, and is another member; where a majority needs it
 
 from __future__ import annotations
 
-from . import commands as cmd
-from . import events as ev
-from .causes import describe, of_signal
+from ..job import commands as cmd
+from ..job import events as ev
+from ..job.causes import describe, of_signal
+from ..job.stopping import is_asked_again
+from .joining import Founding, Joining
 from .messages import Action, Closed, Ended, Execute, NodeEvent, Received
 from .roles import Context, NodeConfig, Role
-from .seeking import Forming, Seeking
-from .stopping import is_asked_again
 
 
 class Node:
@@ -67,7 +67,7 @@ class Node:
         context, role = self.context, self._role
         match event:
             case ev.Begin():
-                self._become(Forming(context) if context.config.founder else Seeking(context))
+                self._become(Founding(context) if context.config.founder else Joining(context))
             case ev.StopRequested():
                 self._stop(event.signum)
             case ev.WorkerEvent() | ev.HookEnded():

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
 
-from .members import Member, View, Views
+from .joining import why_refused
+from .members import Configuration, Configurations, Member
 from .messages import Join
 from .roles import Context
-from .seeking import why_refused
 
 
 class Restarted:
@@ -35,10 +35,10 @@ class Restarted:
 
     def note(self, join: Join) -> bool:
         """Whether this agent can take a member's place."""
-        views = self._context.views
-        if why_refused(self._context, join) or views.find(join.key) is not None:
+        configurations = self._context.configurations
+        if why_refused(self._context, join) or configurations.find(join.key) is not None:
             return False  # a member says itself what it knows
-        if not views.seats(join.key, join.host, join.address):
+        if not configurations.replaced_by(join.key, join.host, join.address):
             return False
         self._joins = {key: other for key, other in self._joins.items() if other.address != join.address}
         self._joins[join.key] = join
@@ -51,16 +51,16 @@ class Restarted:
 
     def _agent(self, key: str) -> Join | Member | None:
         """Also a member by now, if not yet in the membership that was agreed on last."""
-        return self._joins.get(key) or self._context.views.find(key)
+        return self._joins.get(key) or self._context.configurations.find(key)
 
     def places(self, votes: Iterable[str], voters: Set[int]) -> dict[str, set[int]]:
         """By key of those who have voted: the places that they take, of members who do not vote themselves."""
         taken: dict[str, set[int]] = {}
-        left = set(self._context.views.everybody()) - voters
+        left = set(self._context.configurations.everybody()) - voters
         for key in sorted(votes):
             agent = self._agent(key)
             if agent is not None:
-                places = self._context.views.seats(key, agent.host, agent.address) & left
+                places = self._context.configurations.replaced_by(key, agent.host, agent.address) & left
                 if places:
                     taken[key] = places
                     left -= places
@@ -68,27 +68,29 @@ class Restarted:
 
     def no_others_can_come(self, places: Mapping[str, Set[int]]) -> bool:
         """Too many members are certainly gone, since another agent is at their address."""
-        views = self._context.views
+        configurations = self._context.configurations
         at = {agent.address: key for key in places if (agent := self._agent(key)) is not None}
-        left = {n for n, member in views.everybody().items() if at.get(member.address, member.key) == member.key}
-        return not views.has_quorum(left, self._context.config.min_quorum)
+        left = {
+            n for n, member in configurations.everybody().items() if at.get(member.address, member.key) == member.key
+        }
+        return not configurations.has_quorum(left, self._context.config.min_quorum)
 
-    def next_incarnation(self, places: Mapping[str, Set[int]], term: int) -> Views:
+    def next_incarnation(self, places: Mapping[str, Set[int]], term: int) -> Configurations:
         """The same membership with these agents in their places; who is not there is still a member, to be missed."""
-        context, views = self._context, self._context.views
+        context, configurations = self._context, self._context.configurations
         name = f"{context.config.key}.{context.attempt}.{term}"
-        number = max(view.next_number for view in (views.agreed, views.proposed))
+        number = max(configuration.next_number for configuration in (configurations.agreed, configurations.proposed))
         new: dict[int, Member] = {}
         for key in sorted(places, key=lambda key: min(places[key])):
-            member = views.find(key)
+            member = configurations.find(key)
             if member is None:
                 join = self._joins[key]
                 member = Member(number, key, join.host, join.address, join.workers, join.role)
                 number += 1
             new.update(dict.fromkeys(places[key], member))
 
-        def renamed(view: View) -> View:
-            members = dict.fromkeys(new.get(member.number, member) for member in view.members)
-            return View(term, 0, tuple(members), number, name, context.job)
+        def renamed(configuration: Configuration) -> Configuration:
+            members = dict.fromkeys(new.get(member.number, member) for member in configuration.members)
+            return Configuration(term, 0, tuple(members), number, name, context.job)
 
-        return Views(renamed(views.agreed), renamed(views.proposed))
+        return Configurations(renamed(configurations.agreed), renamed(configurations.proposed))

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from . import commands as cmd
-from . import events as ev
-from .addressing import deliver
-from .following import number_in
-from .job import Job
+from ..job import commands as cmd
+from ..job import events as ev
+from ..job.addressing import deliver
+from ..job.job import Job
+from .follower import number_in
 from .link import Link
 from .members import Member
 from .messages import Ended, JobMemory, Order, Ordered, Report, Tell
@@ -21,7 +21,7 @@ from .takeover import remember
 _Outgoing = tuple[Ordered, JobMemory | None]
 
 
-class Follower:
+class Progress:
     """A member as its controller sees it."""
 
     def __init__(self, member: Member, now: float, attempt: int) -> None:
@@ -30,7 +30,7 @@ class Follower:
         self.heard = now
         self.attempt = attempt
         self.report: Report | None = None
-        self.needs_views = False
+        self.needs_configurations = False
 
 
 class Directing(Role):
@@ -39,7 +39,7 @@ class Directing(Role):
     def __init__(self, context: Context, term: int) -> None:
         super().__init__(context)
         self.term = term
-        self._followers: dict[int, Follower] = {}
+        self._followers: dict[int, Progress] = {}
         self._job: Job | None = None
         self._job_due: float | None = None
         self._pending: list[ev.Event] = []
@@ -133,12 +133,12 @@ class Directing(Role):
         slot = self._job.state.find(event.rank, event.incarnation)
         return slot is not None and slot.node == number
 
-    def _order(self, follower: Follower, command: Ordered, memory: JobMemory | None) -> None:
+    def _order(self, follower: Progress, command: Ordered, memory: JobMemory | None) -> None:
         serial = follower.link.send((command, memory), self.context.now)
         received, number = follower.link.received, follower.member.number
         self.context.send(follower.member.address, Order(self.term, number, serial, received, command, memory))
 
-    def _resend(self, follower: Follower) -> None:
+    def _resend(self, follower: Progress) -> None:
         for serial, (command, memory) in follower.link.overdue(self.context.now):
             number, received = follower.member.number, follower.link.received
             order = Order(self.term, number, serial, received, command, memory)

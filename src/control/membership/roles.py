@@ -7,13 +7,13 @@ from abc import ABC, abstractmethod
 
 import msgspec
 
-from . import commands as cmd
-from . import events as ev
+from ..job import commands as cmd
+from ..job import events as ev
+from ..job.state import JobConfig
 from .identity import Identity
 from .local_state import LocalState
-from .members import Views
+from .members import Configurations
 from .messages import Action, Execute, Members, Note, PeerMessage, Send
-from .state import JobConfig
 
 
 class NodeConfig(msgspec.Struct, frozen=True):
@@ -58,7 +58,7 @@ class Context:
     def __init__(self, config: NodeConfig) -> None:
         self.config = config
         self.local = LocalState()
-        self.views = Views()
+        self.configurations = Configurations()
         self.number: int | None = None
         """This agent's, once it is a member."""
         self.term = 0
@@ -80,7 +80,7 @@ class Context:
     @property
     def job(self) -> str:
         """The incarnation of the job that it is in, or was; empty if none."""
-        return self.views.proposed.founder
+        return self.configurations.proposed.founder
 
     def pledge(self, term: int, key: str, *, another_job: bool = False) -> None:
         """To follow a controller, or to vote for one. What was promised for later terms of the same job holds."""
@@ -100,12 +100,12 @@ class Context:
         self.local.ordered(command, at)
         self.actions.append(Execute(command))
 
-    def change_views(self, views: Views) -> None:
-        self.views = views
-        own = views.find(self.config.key)
-        self.met.update(dict.fromkeys(member.address for member in views.everybody().values()))
+    def change_configurations(self, configurations: Configurations) -> None:
+        self.configurations = configurations
+        own = configurations.find(self.config.key)
+        self.met.update(dict.fromkeys(member.address for member in configurations.everybody().values()))
         self.number = None if own is None else own.number
-        self.actions.append(Members(views, self.number))
+        self.actions.append(Members(configurations, self.number))
 
     def kill_workers(self, reason: str) -> None:
         """They belong to an epoch that goes on without them."""

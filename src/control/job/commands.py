@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from ..protocol.plan import RestorePlan
+from ...protocol.plan import RestorePlan
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -32,7 +32,7 @@ class Cause(msgspec.Struct, frozen=True):
     """Most likely not the cause itself but a broken connection; another rank's own news will tell more."""
 
 
-class Seat(msgspec.Struct, frozen=True):
+class LocalSlot(msgspec.Struct, frozen=True):
     """The process that holds a rank, as its node knows it."""
 
     rank: int
@@ -129,13 +129,13 @@ class FailEpoch(msgspec.Struct, frozen=True, tag=True):
 class StartEpoch(msgspec.Struct, frozen=True, tag=True):
     """Release every worker from the barrier into `epoch`. `cause`: of the recovery that this ends, if any.
 
-    `seats` and `layout` are those of the node that it is addressed to: ranks can differ from the last epoch's.
+    `slots` and `layout` are those of the node that it is addressed to: ranks can differ from the last epoch's.
     """
 
     epoch: int
     plan: RestorePlan | None
     cause: Cause | None = None
-    seats: tuple[Seat, ...] = ()
+    slots: tuple[LocalSlot, ...] = ()
     layout: Layout = Layout()
 
 

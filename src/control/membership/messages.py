@@ -12,11 +12,11 @@ from typing import TypeAlias
 
 import msgspec
 
-from ..protocol.messages import MessageError
-from . import commands as cmd
-from . import events as ev
+from ...protocol.messages import MessageError
+from ..job import commands as cmd
+from ..job import events as ev
 from .identity import Identity
-from .members import ViewChange, Views
+from .members import ConfigurationChange, Configurations
 
 MAX_PEER_MESSAGE_BYTES = 8 << 20
 VERSION = 3
@@ -64,14 +64,14 @@ class Refuse(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-class Claim(msgspec.Struct, frozen=True, tag=True):
+class RequestVote(msgspec.Struct, frozen=True, tag=True):
     """A member without a controller asks for votes. `real` False: it only asks whether it would get them.
 
-    `job`: the incarnation of the job that it is a member of (`View.founder`).
+    `job`: the incarnation of the job that it is a member of (`Configuration.founder`).
     """
 
     term: int
-    view: tuple[int, int]
+    configuration: tuple[int, int]
     real: bool
     job: str = ""
 
@@ -110,12 +110,12 @@ class JobMemory(msgspec.Struct, frozen=True):
 class Lead(msgspec.Struct, frozen=True, tag=True):
     """The sender is the controller of `term`: members follow and report.
 
-    `views` are its own, for who does not know the base of `change`, and says so with `Hold`.
+    `configurations` are its own, for who does not know the base of `change`, and says so with `Hold`.
     """
 
     term: int
-    change: ViewChange
-    views: Views | None = None
+    change: ConfigurationChange
+    configurations: Configurations | None = None
     memory: JobMemory | None = None
     """Who confirms a membership also knows what was decided under the one before."""
     job: str = ""
@@ -132,7 +132,7 @@ class Release(msgspec.Struct, frozen=True, tag=True):
     """The receiver is no member; otherwise there is no controller."""
 
 
-class Beat(msgspec.Struct, frozen=True, tag=True):
+class Heartbeat(msgspec.Struct, frozen=True, tag=True):
     """A sign of life of a link: how many messages this end has sent and received."""
 
     term: int
@@ -146,19 +146,19 @@ class Beat(msgspec.Struct, frozen=True, tag=True):
 class Propose(msgspec.Struct, frozen=True, tag=True):
     """In a link: the next membership, on the base of an agreed one."""
 
-    change: ViewChange
+    change: ConfigurationChange
 
 
 class Settled(msgspec.Struct, frozen=True, tag=True):
     """In a link: the proposed membership has been agreed on."""
 
-    view: tuple[int, int]
+    configuration: tuple[int, int]
 
 
 class Acknowledge(msgspec.Struct, frozen=True, tag=True):
     """In a link: the proposed membership is known here."""
 
-    view: tuple[int, int]
+    configuration: tuple[int, int]
 
 
 class Leave(msgspec.Struct, frozen=True, tag=True):
@@ -188,7 +188,7 @@ class LocalWorker(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True, tag=True):
     """The first thing that a follower tells a new controller: all that it knows of the job."""
 
-    view: tuple[int, int]
+    configuration: tuple[int, int]
     epoch: int = -1
     """The highest epoch number seen here."""
     layout: cmd.Layout | None = None
@@ -230,7 +230,9 @@ class Tell(msgspec.Struct, frozen=True, tag=True):
     event: Told
 
 
-PeerMessage: TypeAlias = Join | Hold | Redirect | Refuse | Claim | Vote | Lead | Release | Beat | Order | Tell
+PeerMessage: TypeAlias = (
+    Join | Hold | Redirect | Refuse | RequestVote | Vote | Lead | Release | Heartbeat | Order | Tell
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[PeerMessage] = msgspec.msgpack.Decoder(PeerMessage)
@@ -298,7 +300,7 @@ class Note(msgspec.Struct, frozen=True):
 class Members(msgspec.Struct, frozen=True):
     """Who is in the job, and the number of this agent: the store asks for the others' addresses."""
 
-    views: Views
+    configurations: Configurations
     own: int | None
 
 

@@ -23,8 +23,8 @@ class Member(msgspec.Struct, frozen=True):
     """Of its workers."""
 
 
-class View(msgspec.Struct, frozen=True, dict=True):
-    """The members as one controller proposed them; `(term, serial)` orders all views that there ever are."""
+class Configuration(msgspec.Struct, frozen=True, dict=True):
+    """The members as one controller proposed them; `(term, serial)` orders all configurations that there ever are."""
 
     term: int = 0
     serial: int = 0
@@ -54,12 +54,12 @@ class View(msgspec.Struct, frozen=True, dict=True):
         return majority if min_nodes is None else min(majority, min_nodes)
 
     def has_quorum(self, numbers: Collection[int], min_nodes: int | None) -> bool:
-        """Whether these nodes may act for this view."""
+        """Whether these nodes may act for this configuration."""
         return sum(member.number in numbers for member in self.members) >= self.quorum(min_nodes)
 
 
-class ViewChange(msgspec.Struct, frozen=True):
-    """The next view as the difference to an agreed one: what a change costs does not grow with the membership."""
+class ConfigurationChange(msgspec.Struct, frozen=True):
+    """The next configuration as the difference to an agreed one: its cost does not grow with the membership."""
 
     base: tuple[int, int]
     id: tuple[int, int]
@@ -68,43 +68,47 @@ class ViewChange(msgspec.Struct, frozen=True):
     next_number: int
 
     @classmethod
-    def between(cls, base: View, new: View) -> ViewChange:
-        before, after = ({member.number for member in view.members} for view in (base, new))
+    def between(cls, base: Configuration, new: Configuration) -> ConfigurationChange:
+        before, after = ({member.number for member in configuration.members} for configuration in (base, new))
         added = tuple(member for member in new.members if member.number not in before)
         return cls(base.id, new.id, tuple(sorted(before - after)), added, new.next_number)
 
-    def apply(self, base: View) -> View:
+    def apply(self, base: Configuration) -> Configuration:
         kept = tuple(member for member in base.members if member.number not in self.removed)
-        return View(*self.id, (*kept, *self.added), self.next_number, base.founder, base.succeeds)
+        return Configuration(*self.id, (*kept, *self.added), self.next_number, base.founder, base.succeeds)
 
 
-class Views(msgspec.Struct, frozen=True):
+class Configurations(msgspec.Struct, frozen=True):
     """What one agent knows of the membership: the last that was agreed on, and the last that was proposed.
 
     As long as they differ, both must be asked: a leader needs a quorum of each. That keeps two groups from leading
     at once while the membership changes (Raft's joint consensus, with a log of one entry).
     """
 
-    agreed: View = View()
-    proposed: View = View()
+    agreed: Configuration = Configuration()
+    proposed: Configuration = Configuration()
 
     def has_quorum(self, numbers: Collection[int], min_nodes: int | None) -> bool:
-        return all(view.has_quorum(numbers, min_nodes) for view in (self.agreed, self.proposed))
+        return all(configuration.has_quorum(numbers, min_nodes) for configuration in (self.agreed, self.proposed))
 
     def find(self, key: str) -> Member | None:
         """In either, the newest."""
-        found = [member for view in (self.agreed, self.proposed) if (member := view.find(key)) is not None]
+        found = [
+            member for configuration in (self.agreed, self.proposed) if (member := configuration.find(key)) is not None
+        ]
         return max(found, key=lambda member: member.number, default=None)
 
     def everybody(self) -> dict[int, Member]:
         """All members of either, by number."""
-        return {member.number: member for view in (self.agreed, self.proposed) for member in view.members}
+        return {
+            member.number: member for configuration in (self.agreed, self.proposed) for member in configuration.members
+        }
 
     def numbers_of(self, keys: Collection[str]) -> set[int]:
         """All numbers that these agents have. One that was removed and came back has two, and speaks for both."""
         return {number for number, member in self.everybody().items() if member.key in keys}
 
-    def seats(self, key: str, host: str, address: str) -> set[int]:
+    def replaced_by(self, key: str, host: str, address: str) -> set[int]:
         """The numbers of the members in whose place this agent is, which is none of them: they are no more.
 
         At their address, or, where no other is there, on their host: a pod that was made anew has another address.
@@ -117,13 +121,13 @@ class Views(msgspec.Struct, frozen=True):
             return set()
         return {member.number for member in others if member.host == host}
 
-    def changed(self, change: ViewChange) -> Views | None:
-        """With a proposal that is based on a view known here; None if that is not so."""
+    def changed(self, change: ConfigurationChange) -> Configurations | None:
+        """With a proposal that is based on a configuration known here; None if that is not so."""
         for base in (self.agreed, self.proposed):
             if base.id == change.base:
-                return Views(base, change.apply(base))
+                return Configurations(base, change.apply(base))
         return None
 
-    def settled(self, id: tuple[int, int]) -> Views:
+    def settled(self, id: tuple[int, int]) -> Configurations:
         """The proposal has been agreed on."""
-        return Views(self.proposed, self.proposed) if self.proposed.id == id else self
+        return Configurations(self.proposed, self.proposed) if self.proposed.id == id else self

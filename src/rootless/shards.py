@@ -26,10 +26,10 @@ from . import requests as rq
 from . import wire
 from .gloo_addresses import listeners_in
 from .keyspace import Keyspace
-from .namespace import Place, Session
-from .owning import Owner, Receiver
-from .peer_answers import check_answer
-from .peer_messages import MAX_SHARED_BYTES, Answer, Ask, Forget, Shared, StoreMessage
+from .namespace import EpochKey, Session
+from .shard_answers import check_answer
+from .shard_messages import MAX_SHARED_BYTES, Answer, Ask, Forget, Shared, StoreMessage
+from .shard_owner import Receiver, ShardOwner
 
 _MANY = rq.MultiGet | rq.MultiSet | rq.Check | rq.Wait
 _ALL = rq.NumKeys | rq.ListKeys
@@ -53,11 +53,11 @@ class _Pending:
     session: Session
     request: rq.Request
     epoch: int
-    places: tuple[Place, ...]
+    places: tuple[EpochKey, ...]
     parts: dict[int, _Part] = field(default_factory=dict)
 
 
-class Sharing:
+class Shards:
     """The asking side of one node's store. `send(node, message)` may lose messages; `lost` tells when."""
 
     def __init__(
@@ -71,14 +71,14 @@ class Sharing:
         self._receivers = receivers
         self._send = send
         self._own = own
-        self.owner = Owner(keyspace, receivers)
+        self.owner = ShardOwner(keyspace, receivers)
         self._owners: dict[int, tuple[int, ...]] = {}
         self._failed: set[int] = set()
         self._serial = 0
         self._pending: dict[int, _Pending] = {}
         """By the serial of each part."""
         self._of_session: dict[Session, _Pending] = {}
-        self._kept: dict[Session, dict[Place, bytes]] = {}
+        self._kept: dict[Session, dict[EpochKey, bytes]] = {}
         """What the last WAIT of a client has brought along."""
         self._listeners: dict[int, dict[tuple[str, int], None]] = {}
         self._last_write_ns: dict[int, int] = {}
@@ -192,7 +192,7 @@ class Sharing:
 
     # ---- inside ----------------------------------------------------------------------------------------------------
 
-    def _owner_of(self, place: Place) -> int:
+    def _owner_of(self, place: EpochKey) -> int:
         owners = self._owners[place[0]]
         return owners[zlib.crc32(place[1]) % len(owners)]
 
@@ -290,7 +290,7 @@ class Sharing:
         if receiver is not None:
             receiver.send(reply)
 
-    def _answer_kept(self, session: Session, request: rq.Request, places: Sequence[Place]) -> bool:
+    def _answer_kept(self, session: Session, request: rq.Request, places: Sequence[EpochKey]) -> bool:
         kept = self._kept.get(session, {})
         if not kept or any(place not in kept for place in places):
             return False
@@ -338,7 +338,7 @@ def _size_of(request: rq.Request) -> int:
     return sum(len(key) + 16 for key in _keys_of(request))
 
 
-def _part_of(request: rq.Request, places: Sequence[Place], indices: Sequence[int]) -> Shared:
+def _part_of(request: rq.Request, places: Sequence[EpochKey], indices: Sequence[int]) -> Shared:
     """The request for one owner's keys, without the prefix of their epoch."""
     from msgspec.structs import replace
 

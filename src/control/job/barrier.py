@@ -6,7 +6,7 @@ deadline.
 
 from __future__ import annotations
 
-from ..protocol.plan import Holding, RestorePlan
+from ...protocol.plan import Holding, RestorePlan
 from . import causes
 from . import events as ev
 from .commands import Command, FinishEpoch, Kill, StartEpoch

@@ -22,11 +22,11 @@ def deliver(job: JobState, command: cmd.Command, members: Sequence[int]) -> Iter
         case cmd.StartEpoch():
             first = 0
             for index, place in enumerate(job.places):
-                slots = job.slots[first : first + place.workers]
+                own = job.slots[first : first + place.workers]
                 first += place.workers
                 if place.node is not None:
-                    seats = tuple(cmd.Seat(slot.rank, slot.local_rank, slot.incarnation) for slot in slots)
-                    yield place.node, replace(command, seats=seats, layout=layout_of(job, index))
+                    slots = tuple(cmd.LocalSlot(slot.rank, slot.local_rank, slot.incarnation) for slot in own)
+                    yield place.node, replace(command, slots=slots, layout=layout_of(job, index))
         case cmd.RunHook():
             for index, place in enumerate(job.places):
                 if place.node is not None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from . import wire
-from .namespace import Namespace, Place, Session, Waiter
+from .namespace import EpochKey, Namespace, Session, Waiter
 from .room import OVERHEAD, Room
 
 Answer = tuple[Session, list[bytes]]
@@ -49,9 +49,9 @@ class Epochs:
             space.free()
         return gone
 
-    def wait(self, session: Session, places: tuple[Place, ...]) -> list[Answer]:
+    def wait(self, session: Session, places: tuple[EpochKey, ...]) -> list[Answer]:
         """Wait for keys: answered now if all are there, or if one of them cannot come any more."""
-        missing: set[Place] = set()
+        missing: set[EpochKey] = set()
         hopeless = False
         for place in places:
             space = self.open(place[0])

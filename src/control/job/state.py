@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from ..protocol.plan import NO_EPOCH, Holding
+from ...protocol.plan import NO_EPOCH, Holding
 from .commands import Cause, End
 
 

@@ -1,13 +1,13 @@
 """Whether another node's answer fits what it was asked. Nothing is trusted: torch's clients read answers as they are.
 
-Called by: `sharing.py`. No I/O.
+Called by: `shards.py`. No I/O.
 """
 
 from __future__ import annotations
 
 from . import requests as rq
 from . import wire
-from .peer_messages import Answer, Shared
+from .shard_messages import Answer, Shared
 
 
 def check_answer(request: Shared, answer: Answer) -> None:

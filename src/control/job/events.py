@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from ..protocol.plan import Holding
+from ...protocol.plan import Holding
 
 
 class Begin(msgspec.Struct, frozen=True):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from . import commands as cmd
-from .messages import Claim, Ended, Hold, Join, Lead, PeerMessage, Redirect, Vote
+from ..job import commands as cmd
+from .joining import Joining
+from .messages import Ended, Hold, Join, Lead, PeerMessage, Redirect, RequestVote, Vote
 from .restarted import Restarted
 from .roles import Context, Role
-from .seeking import Seeking
 from .voting import answer_as_member
 
 _STAND_AGAIN_S = 0.1
@@ -20,7 +20,7 @@ _CLAIMS_PER_S = 500
 """Of one candidate: in a large membership it asks less often."""
 
 
-class Leaderless(Role):
+class Candidate(Role):
     """The controller is lost: the lowest member that a quorum votes for is the next.
 
     Who finds no majority for as long as the others may take to do without it stops its workers, and goes on trying.
@@ -38,7 +38,7 @@ class Leaderless(Role):
         self._strand_due = context.now + limit
         self._deadline = context.now + context.config.join_timeout
         self._seek: tuple[float, str] | None = None
-        self._claim: Claim | None = None
+        self._claim: RequestVote | None = None
         self._votes: dict[str, float] = {}
         """Who has voted for the claim, by key, and when; also those in no job. Slow ones answer an earlier question."""
         self._opposed = False
@@ -47,7 +47,7 @@ class Leaderless(Role):
         self._stand_at = context.now + self._patience()
 
     def begin(self) -> Role | None:
-        members = self.context.views.everybody().values()
+        members = self.context.configurations.everybody().values()
         lost = next((member.host for member in members if member.key == self._lost), self._lost)
         if not self._stranded and self._lost != self.context.config.key:
             self.context.note("controller-lost", node=lost, reason=self._reason)
@@ -57,10 +57,10 @@ class Leaderless(Role):
         context = self.context
         match message:
             case Lead():
-                from .following import follow
+                from .follower import follow
 
                 return follow(context, key, address, message)
-            case Claim():
+            case RequestVote():
                 self._answer(key, address, message)
             case Vote() if self._claim is not None and message.term == self._claim.term:
                 return self._count(key, message)
@@ -84,7 +84,7 @@ class Leaderless(Role):
         context = self.context
         if context.now >= self._deadline:
             limit = f"{context.config.join_timeout:g} s"
-            reason = f"no majority of the {len(context.views.agreed.members)} nodes was there for {limit}"
+            reason = f"no majority of the {len(context.configurations.agreed.members)} nodes was there for {limit}"
             context.actions.append(Ended(cmd.End(cmd.EXIT_FAILED, reason)))
             return None
         if self._seek is not None and context.now >= self._seek[0]:
@@ -111,7 +111,7 @@ class Leaderless(Role):
         context = self.context
         lower = [
             member
-            for member in context.views.proposed.members
+            for member in context.configurations.proposed.members
             if context.number is not None
             and member.number < context.number
             and member.key != self._lost
@@ -127,7 +127,7 @@ class Leaderless(Role):
         context, claim = self.context, self._claim
         own_term = claim is not None and claim.term == context.term and context.voted == context.config.key
         if claim is None or not claim.real or self._opposed or not own_term:
-            asked = Claim(context.term + 1, context.views.proposed.id, real=False, job=context.job)
+            asked = RequestVote(context.term + 1, context.configurations.proposed.id, real=False, job=context.job)
             recent = context.now - context.config.heartbeat_limit / 2
             same = asked == claim
             self._votes = {key: at for key, at in self._votes.items() if same and at >= recent}
@@ -140,7 +140,7 @@ class Leaderless(Role):
         assert self._claim is not None
         self._votes[context.config.key] = context.now
         self._asked = context.now
-        addresses = [member.address for member in context.views.everybody().values()]
+        addresses = [member.address for member in context.configurations.everybody().values()]
         addresses += self._restarted.addresses
         wait = max(_STAND_AGAIN_S, len(addresses) / _CLAIMS_PER_S)
         again = _ANSWER_S if self._stranded or self._claim.real else wait
@@ -160,7 +160,7 @@ class Leaderless(Role):
         if not vote.granted:
             self._opposed |= vote.real
             if vote.leader and vote.leader != context.config.address:
-                old = next((m.address for m in context.views.everybody().values() if m.key == self._lost), "")
+                old = next((m.address for m in context.configurations.everybody().values() if m.key == self._lost), "")
                 wait = self._strand_due - context.now if vote.leader == old else _ANSWER_S
                 if self._seek is None:
                     self._seek = (context.now + max(_ANSWER_S, wait), vote.leader)
@@ -171,41 +171,48 @@ class Leaderless(Role):
     def _decide(self) -> Role | None:
         context = self.context
         assert self._claim is not None
-        voters = context.views.numbers_of(self._votes)
+        voters = context.configurations.numbers_of(self._votes)
         places = self._restarted.places(self._votes, voters)
         again = bool(places) and (self._stranded or self._restarted.no_others_can_come(places))
-        if not context.views.has_quorum(voters.union(*places.values()) if again else voters, context.config.min_quorum):
+        if not context.configurations.has_quorum(
+            voters.union(*places.values()) if again else voters, context.config.min_quorum
+        ):
             return None
         if not self._claim.real:
             context.pledge(self._claim.term, context.config.key)
-            self._claim = Claim(self._claim.term, self._claim.view, real=True, job=context.job)
+            self._claim = RequestVote(self._claim.term, self._claim.configuration, real=True, job=context.job)
             self._votes = {}
             return self._ask()
-        from .leading import Leading
+        from .leader import Leader
 
         lost = None
-        for member in context.views.everybody().values():
+        for member in context.configurations.everybody().values():
             if member.key == self._lost and member.number not in voters:
                 lost = member
-        if context.views.has_quorum(voters, context.config.min_quorum):
-            return Leading(
-                context, self._claim.term, context.views, lost=lost, reason=self._reason, voters=frozenset(self._votes)
+        if context.configurations.has_quorum(voters, context.config.min_quorum):
+            return Leader(
+                context,
+                self._claim.term,
+                context.configurations,
+                lost=lost,
+                reason=self._reason,
+                voters=frozenset(self._votes),
             )
-        views = self._restarted.next_incarnation(places, self._claim.term)
+        configurations = self._restarted.next_incarnation(places, self._claim.term)
         joins = self._restarted.joins(places)
-        hosts = ",".join(sorted(member.host for member in views.everybody().values() if member.key in places))
+        hosts = ",".join(sorted(member.host for member in configurations.everybody().values() if member.key in places))
         context.note("began-again", nodes=hosts, reason="started again; the job goes on in its next incarnation")
-        return Leading(
+        return Leader(
             context,
             self._claim.term,
-            views,
-            lost=lost if lost in views.proposed.members else None,
+            configurations,
+            lost=lost if lost in configurations.proposed.members else None,
             reason=self._reason,
             voters=frozenset(self._votes),
             restarted=joins,
         )
 
-    def _answer(self, key: str, address: str, claim: Claim) -> None:
+    def _answer(self, key: str, address: str, claim: RequestVote) -> None:
         context = self.context
         granted = answer_as_member(context, key, claim)
         if granted and claim.real:
@@ -217,7 +224,7 @@ class Leaderless(Role):
         context.send(address, Vote(claim.term, claim.real, granted))
 
     def _is_before(self, key: str) -> bool:
-        numbers = self.context.views.numbers_of({key})
+        numbers = self.context.configurations.numbers_of({key})
         return self.context.number is None or max(numbers, default=self.context.number) < self.context.number
 
     def _meet(self, join: Join) -> Role | None:
@@ -231,7 +238,7 @@ class Leaderless(Role):
     def _strand(self) -> None:
         context = self.context
         self._stranded = True
-        agreed = context.views.agreed
+        agreed = context.configurations.agreed
         needed = agreed.quorum(context.config.min_quorum)
         found = f"{max(1, len(self._votes))} of {len(agreed.members)} nodes, {needed} are needed"
         hint = " (--min-nodes 1 would let one go on alone)" if len(agreed.members) == 2 else ""
@@ -244,4 +251,4 @@ class Leaderless(Role):
         reason = "the job goes on without this node"
         self.context.note("removed", leader=leader, reason=reason)
         self.context.kill_workers(reason)
-        return Seeking(self.context, (leader,))
+        return Joining(self.context, (leader,))

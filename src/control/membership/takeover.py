@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import causes
-from .barrier import expect_the_others, start_if_complete
-from .commands import Cause, Command, End, FailEpoch, FinishEpoch, Layout
-from .launch import conclude, start_processes
+from ..job import causes
+from ..job.barrier import expect_the_others, start_if_complete
+from ..job.commands import Cause, Command, End, FailEpoch, FinishEpoch, Layout
+from ..job.launch import conclude, start_processes
+from ..job.recovery import begin_again_elsewhere, replace_all, replace_lost, replace_processes, start_recovery
+from ..job.returning import expect_the_rest
+from ..job.state import JobConfig, JobState, NodeState, Phase, Place, Slot, SlotState
+from ..job.stopping import stop_again
 from .messages import JobMemory, LocalWorker, Report
-from .recovery import begin_again_elsewhere, replace_all, replace_lost, replace_processes, start_recovery
-from .returning import expect_the_rest
-from .state import JobConfig, JobState, NodeState, Phase, Place, Slot, SlotState
-from .stopping import stop_again
 
 _STATES = {
     "starting": SlotState.STARTING,

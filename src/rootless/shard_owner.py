@@ -14,7 +14,7 @@ from . import requests as rq
 from . import wire
 from .keyspace import Keyspace
 from .namespace import Session
-from .peer_messages import MAX_SHARED_BYTES, Answer, Ask
+from .shard_messages import MAX_SHARED_BYTES, Answer, Ask
 
 Reply = Callable[[Answer], None]
 
@@ -33,7 +33,7 @@ class Receiver(Protocol):
 class _Asked:
     """One ask of one node."""
 
-    def __init__(self, owner: Owner, asker: str, ask: Ask, reply: Reply) -> None:
+    def __init__(self, owner: ShardOwner, asker: str, ask: Ask, reply: Reply) -> None:
         self._owner = owner
         self.asker = asker
         self.ask = ask
@@ -70,7 +70,7 @@ class _Asked:
         """The store closes: the asking node will see that for itself."""
 
 
-class Owner:
+class ShardOwner:
     """Applies the asks of other nodes. `receivers` is the table by which the store delivers answers."""
 
     def __init__(self, keyspace: Keyspace, receivers: dict[Session, Receiver]) -> None:

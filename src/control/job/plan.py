@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from ..protocol.plan import Holding, Origin, RestorePlan, Transfer
+from ...protocol.plan import Holding, Origin, RestorePlan, Transfer
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .messages import Claim, Join, Vote
+from .messages import Join, RequestVote, Vote
 from .roles import Context
 
 
-def answer(context: Context, key: str, address: str, claim: Claim, join: Join) -> bool:
+def answer(context: Context, key: str, address: str, claim: RequestVote, join: Join) -> bool:
     """Of an agent in no job, to a candidate of one. Whether it votes for it.
 
     Who was in that very job still is, for its majority. Another can take a member's place, and votes once in a term.
@@ -23,10 +23,10 @@ def answer(context: Context, key: str, address: str, claim: Claim, join: Join) -
     return granted
 
 
-def answer_as_member(context: Context, key: str, claim: Claim) -> bool:
+def answer_as_member(context: Context, key: str, claim: RequestVote) -> bool:
     """Once in a term, and for nobody who knows of an older membership."""
-    known = any(member.key == key for member in context.views.everybody().values())
-    granted = known and claim.job == context.job and claim.view >= context.views.proposed.id
+    known = any(member.key == key for member in context.configurations.everybody().values())
+    granted = known and claim.job == context.job and claim.configuration >= context.configurations.proposed.id
     if not claim.real:
         return granted and claim.term > context.term
     granted = granted and (claim.term > context.term or (claim.term == context.term and context.voted == key))

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from . import commands as cmd
-from . import events as ev
+from ..job import commands as cmd
+from ..job import events as ev
 from .messages import JobMemory, LocalWorker, Report
 
 
@@ -24,9 +24,9 @@ class LocalState:
         self._layout_at = (0, 0)
         self._hook = False
 
-    def report(self, view: tuple[int, int]) -> Report:
+    def report(self, configuration: tuple[int, int]) -> Report:
         return Report(
-            view,
+            configuration,
             self.epoch,
             self._layout,
             self._layout_at,
@@ -114,10 +114,10 @@ class LocalState:
     def _start(self, command: cmd.StartEpoch, at: tuple[int, int]) -> None:
         self.epoch = max(self.epoch, command.epoch)
         self._take_layout(command.layout, at)
-        for seat in command.seats:
-            worker = self.workers.get(seat.incarnation)
+        for slot in command.slots:
+            worker = self.workers.get(slot.incarnation)
             if worker is not None:
-                self._put(worker, rank=seat.rank, doing="running", epoch=command.epoch, fault=None)
+                self._put(worker, rank=slot.rank, doing="running", epoch=command.epoch, fault=None)
 
     def _take_layout(self, layout: cmd.Layout, at: tuple[int, int]) -> None:
         self._layout, self._layout_at = layout, at

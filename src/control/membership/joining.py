@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from . import commands as cmd
+from ..job import commands as cmd
 from .identity import difference, why_another_job
-from .members import Member, View, Views
-from .messages import Claim, Ended, Hold, Join, Lead, Members, PeerMessage, Redirect, Refuse
+from .members import Configuration, Configurations, Member
+from .messages import Ended, Hold, Join, Lead, Members, PeerMessage, Redirect, Refuse, RequestVote
 from .roles import Context, Role
 from .voting import answer
 
@@ -36,14 +36,14 @@ class _Patience:
             self.due = context.now + self._every
 
 
-class Seeking(Role):
+class Joining(Role):
     """Asks at the seeds, and wherever they send it, until somebody leads it."""
 
     def __init__(self, context: Context, first: tuple[str, ...] = ()) -> None:
         super().__init__(context)
         context.attempt += 1
         context.number = None
-        known = [member.address for member in context.views.everybody().values()]
+        known = [member.address for member in context.configurations.everybody().values()]
         addresses = [*first, *context.config.seeds, *known]
         self._addresses = [a for a in dict.fromkeys(addresses) if a != context.config.address]
         self._asked: dict[str, float] = {}
@@ -60,12 +60,12 @@ class Seeking(Role):
 
     def begin(self) -> Role | None:
         self.context.local.forget()
-        self.context.actions.append(Members(Views(), None))  # nothing more is asked of the other stores
+        self.context.actions.append(Members(Configurations(), None))  # nothing more is asked of the other stores
         return self.tick()
 
     def received(self, key: str, address: str, message: PeerMessage) -> Role | None:
         context = self.context
-        if not isinstance(message, Join | Claim):
+        if not isinstance(message, Join | RequestVote):
             self._answered = context.now
         match message:
             case Lead():
@@ -80,7 +80,7 @@ class Seeking(Role):
             case Hold() if not self._held:
                 self._held = True
                 context.note("joined", at=address, waits="for the others")
-            case Claim():
+            case RequestVote():
                 answer(context, key, address, message, join_of(context))
         return None
 
@@ -99,7 +99,7 @@ class Seeking(Role):
             reason = f"no job could be joined at {where} within {waited} (--rdzv-conf join_timeout)"
             context.actions.append(Ended(cmd.End(cmd.EXIT_FAILED, reason)))
         elif self._founds_after is not None and context.now >= self._answered + self._founds_after:
-            return Forming(context)
+            return Founding(context)
         elif context.now >= self._next:
             for address in self._addresses[:_ASKED_AT_ONCE]:
                 self._ask(address)
@@ -122,7 +122,7 @@ class Seeking(Role):
             context.send(address, join_of(context))
 
 
-class Forming(Role):
+class Founding(Role):
     """At the endpoint: collects the nodes of a new job, unless it hears of one that exists already.
 
     A deputy goes on asking at the seeds before its own, and leaves the founding to who answers there.
@@ -150,7 +150,7 @@ class Forming(Role):
     def received(self, key: str, address: str, message: PeerMessage) -> Role | None:
         context = self.context
         match message:
-            case Claim():
+            case RequestVote():
                 if answer(context, key, address, message, join_of(context)) and message.real:
                     self._voted_until = context.now + _VOTED_S
             case Lead():
@@ -179,7 +179,7 @@ class Forming(Role):
         for join in self._joins.values():
             if join.key != self.context.config.key:
                 self.context.send(join.address, Redirect(address))
-        return Seeking(self.context, (address,))
+        return Joining(self.context, (address,))
 
     def closed(self, address: str, key: str) -> Role | None:
         there = self._at.get(address)
@@ -227,7 +227,7 @@ class Forming(Role):
             self._last_call = context.now + context.config.last_call_timeout
         if count < context.config.job.max_nodes and context.now < self._last_call:
             return None
-        from .leading import Leading
+        from .leader import Leader
 
         arrival = {key: number for number, key in enumerate(self._joins)}
         ordered = sorted(self._joins.values(), key=lambda join: (join.order < 0, join.order, arrival[join.key]))
@@ -237,8 +237,8 @@ class Forming(Role):
         )
         term = max(context.term, *(join.term for join in ordered))
         context.pledge(term + 1, context.config.key)
-        view = View(context.term, 0, members, len(members), f"{context.config.key}.{context.attempt}")
-        return Leading(context, context.term, Views(view, view), founding=dict(self._joins))
+        configuration = Configuration(context.term, 0, members, len(members), f"{context.config.key}.{context.attempt}")
+        return Leader(context, context.term, Configurations(configuration, configuration), founding=dict(self._joins))
 
     def _may_found(self) -> bool:
         """Not while a vote of this agent may count, nor, for one that was in a job, against a majority of that."""
@@ -247,30 +247,30 @@ class Forming(Role):
             return False
         if not context.job:
             return True
-        views, there = context.views, set(context.views.numbers_of(self._joins))
+        configurations, there = context.configurations, set(context.configurations.numbers_of(self._joins))
         for join in self._joins.values():
-            there |= views.seats(join.key, join.host, join.address)
-        return views.has_quorum(there, context.config.min_quorum)
+            there |= configurations.replaced_by(join.key, join.host, join.address)
+        return configurations.has_quorum(there, context.config.min_quorum)
 
 
 def follow_anew(context: Context, key: str, address: str, lead: Lead) -> Role | None:
     """A controller counts on an agent that is in no job."""
-    if lead.views is None:
+    if lead.configurations is None:
         voted = (context.job, context.term, context.voted)
         if (lead.job, lead.term, key) in (voted, context.promise):
             context.send(address, Hold())  # the base of its change is not known here
         return None
     if not _names(lead, context.config.key):
         return None
-    from .following import Following
+    from .follower import Follower
 
-    another_job = lead.views.proposed.founder != context.job
+    another_job = lead.configurations.proposed.founder != context.job
     other_voted = lead.term == context.pledged == context.term and context.voted != key
     if not another_job and (lead.term < context.pledged or other_voted):
         return None  # a controller that does not know yet that it is none any more
     context.pledge(lead.term, key, another_job=another_job)
     context.local.remember(lead.memory)
-    return Following(context, key, address, lead.term, lead.views)
+    return Follower(context, key, address, lead.term, lead.configurations)
 
 
 def join_of(context: Context) -> Join:
@@ -316,5 +316,5 @@ def tell_difference(context: Context, join: Join) -> None:
 
 def _names(lead: Lead, key: str) -> bool:
     return any(member.key == key for member in lead.change.added) or (
-        lead.views is not None and lead.views.proposed.find(key) is not None
+        lead.configurations is not None and lead.configurations.proposed.find(key) is not None
     )

@@ -3,7 +3,7 @@
 import os
 import torch, torch.distributed as dist
 from torch import nn
-from training_harness import FAULT, Case, batch, boom, manager, run
+from training_harness import Case, batch, boom, manager, run
 
 
 class gan(Case):  # the generator every third pass
@@ -241,7 +241,7 @@ class scaler(Case):  # unscale_, clip, fault: the registered GradScaler's stage 
     def step(self, step, rank, caller):
         self.opt.zero_grad(); self.scaler.scale(self.ddp(batch(step, rank)).pow(2).mean()).backward()
         self.scaler.unscale_(self.opt); nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        if step == 9 and FAULT and caller.epoch == 0: raise RuntimeError("injected")  # on every rank
+        if step == 9: boom(caller, rank, who=rank)  # on every rank
         self.scaler.step(self.opt); self.scaler.update()
 
 

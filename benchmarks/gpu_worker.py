@@ -20,10 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "gpt")
 import torch
 import torch.distributed as dist
 from data import batch
+from device import init_process_group, pick_device
 from model import GPT
 from recovery_worker import Journal, break_down
 from torch.nn import functional as F
-from train import be_deterministic, init_process_group, pick_device
+from train import be_deterministic
 
 if TYPE_CHECKING:
     from hyperpodrun import CheckpointManager, HPCallWrapper

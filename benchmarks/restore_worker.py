@@ -16,7 +16,7 @@ import torch.distributed as dist
 from hyperpodrun import CheckpointManager, HPCallWrapper, HPWrapper
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "gpt"))
-from train import init_process_group, pick_device
+from device import init_process_group, pick_device
 
 LAYER_BYTES = 4 << 20
 

@@ -12,7 +12,6 @@ import argparse
 import functools
 import os
 from collections.abc import Iterator
-from datetime import timedelta
 from typing import NamedTuple
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matmul; read when CUDA starts
@@ -20,6 +19,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mat
 import torch
 import torch.distributed as dist
 from data import Batches, loader
+from device import init_process_group, pick_device
 from digest import digest
 from faults import FaultInjector, injected
 from hyperpodrun import CacheResumeMMAPConfig, CheckpointManager, HPCallWrapper, HPWrapper, MMAPDataLoader
@@ -75,29 +75,6 @@ def batches(args: argparse.Namespace, rank: int, first: int) -> Iterator[tuple[t
     cached = MMAPDataLoader(functools.partial(loader, *arguments), CacheResumeMMAPConfig(cache_dir=args.mmap_cache))
     cached.seek(first)
     return iter(cached)
-
-
-def init_process_group(device: torch.device, timeout: float) -> None:
-    """Join the job; plain `python` is a job of one rank."""
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-
-
-def pick_device() -> torch.device:
-    """This process's GPU, or the CPU."""
-    if not torch.cuda.is_available():
-        torch.set_num_threads(1)  # a sum split over threads rounds differently
-        return torch.device("cpu")
-    ranks, count = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-    if ranks > count:  # several ranks on one GPU: NCCL refuses unless it takes them for different hosts
-        os.environ.setdefault("NCCL_HOSTID", f"rank-{os.environ['RANK']}")
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % count)
-    torch.cuda.set_device(device)
-    return device
 
 
 def be_deterministic() -> None:

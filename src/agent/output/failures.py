@@ -23,7 +23,10 @@ NOT_AVAILABLE = "<N/A>"
 _LARGEST_FILE = 16 << 20
 _LATEST = 1 << 33
 """Seconds since 1970 that a calendar still has a date for."""
-_NO_TRACEBACK = "none recorded; with @record of torch.distributed.elastic.multiprocessing.errors on main() it is here"
+_NO_TRACEBACK = (
+    "none recorded; with @record of torch.distributed.elastic.multiprocessing.errors on main() it is here, unless "
+    "main() catches the exception and exits"
+)
 
 
 @dataclass

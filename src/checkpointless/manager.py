@@ -88,6 +88,11 @@ class CheckpointManager:
         self._caller: Caller = NoCaller()
         self._call = 0
         self._registry: Registry | None = None
+        self._outside: dict[str, Any] = {}
+        """Registered before the function was entered: registered in each of its entries."""
+        self._named: dict[str, Any] = {}
+        """Registered up to now in this entry, those included."""
+        self._inside = self._returned = False
         self._structure: tuple[Any, ...] = ()
         self._shard: str | None = None
         self._history = History()
@@ -123,10 +128,12 @@ class CheckpointManager:
         generators of torch, CUDA, numpy and Python are always carried. Objects may be kept alive over restarts or built
         anew each time; the names must stay the same. Call it when the model has its final shape (after `fully_shard`).
 
-        Again after a change of shape (a parameter group more, other layers), with the same names.
+        A further call adds to what was registered before it; the same name stands for the object of the last call. To
+        be called again after a change of shape (a parameter group more, other layers), with the same names.
 
         Raises UnsupportedStateError, a TypeError, for an object of which something would not be carried.
         """
+        objects = self._with_earlier(objects)
         if self._registry is not None and _same_objects(objects, self._registry.objects):
             if self._registry.structure() == self._structure:
                 return
@@ -134,6 +141,9 @@ class CheckpointManager:
         else:
             ready = False
         registry = Registry(objects)
+        self._named = objects
+        if not self._inside:
+            self._outside = objects
         if self._registry is not None:
             self._update.release()
             if not ready:
@@ -308,6 +318,8 @@ class CheckpointManager:
             self._prologue.again()
             if self._holds_whole():
                 self._update.writes.entered()
+        self._named = self._outside
+        self._inside, self._returned = True, False
         self._caller = caller
         self._update.caller = caller
         self._ready = False
@@ -315,6 +327,7 @@ class CheckpointManager:
 
     def left(self) -> str:
         """How the function that has returned left its loop before the end; empty where it did not."""
+        self._returned = True
         return "" if self._stop is None else f"it left manager.steps({self._stop}) at step {self._tracker.index}"
 
     def on_restart(self, caller: Any) -> None:
@@ -344,6 +357,13 @@ class CheckpointManager:
         )
 
     # ---- inside ----------------------------------------------------------------------------------------------------
+
+    def _with_earlier(self, objects: dict[str, Any]) -> dict[str, Any]:
+        """What is registered when these are, too."""
+        if self._returned:  # between two functions: what the first one has trained is not the second one's
+            self._outside = self._named = {}
+            self._inside = self._returned = False
+        return {**self._named, **objects}
 
     def _holds_whole(self) -> bool:
         return self._whole and not self._tracker.opened and self._tracker.point in self._history

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 from hyperpodrun.agent.node.cluster import ClusterHead
 from hyperpodrun.agent.node.sole import SoleHead
 from hyperpodrun.agent.output.banner import failure_banner
-from hyperpodrun.agent.output.failures import read_failure
+from hyperpodrun.agent.output.failures import Failures, read_failure
 from hyperpodrun.control.job import events as ev
+from hyperpodrun.control.job.commands import Cause
 from hyperpodrun.control.membership import messages as msg
+from hyperpodrun.launcher.errors import ChildFailedError
 
 
 def _message(**extra: Any) -> bytes:
@@ -95,3 +98,21 @@ def test_a_message_that_the_decisions_cannot_take_costs_its_agent():
     assert head._local.blamed == []
     with pytest.raises(KeyError):
         head.handle(ev.TimePassed())
+
+
+def test_a_process_that_failed_on_another_node_is_the_root_cause_and_is_said_to_be_there():
+    """What died of it here was seen first here, but the job knows its cause."""
+    failures = Failures()
+    failures.stopping(15)
+    failures.ended(0, 0, 4711, 1, Path())()
+    ended = Cause("death", 1, "exited with code 1", exit_code=1)
+    by_rank = failures.of_job(ended, {0: 4711})
+    error = ChildFailedError("train.py", by_rank)
+    assert error.get_first_failure()[0] == 1
+    root, others = str(error).split("Failures:")
+    assert "host      : another node" in root
+    assert "rank      : 1\n" in root
+    assert "pid" not in root
+    assert "exited with code 1; the output and the error file are on the node where it ran" in root
+    assert "rank      : 0 (local_rank: 0)" in others
+    assert "(pid: 4711)" in others

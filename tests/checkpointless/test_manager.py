@@ -7,6 +7,7 @@ import io
 
 import pytest
 import torch
+from hyperpodrun.checkpointless.caller import NoCaller
 from hyperpodrun.checkpointless.manager import CheckpointManager
 
 
@@ -36,6 +37,34 @@ def test_an_object_that_equals_the_registered_one_is_another_one_all_the_same():
     assert manager.restore() == 0
     assert manager._registry is not None
     assert manager._registry.objects["counter"] is second
+
+
+def test_a_further_registration_adds_to_what_was_registered_before_it():
+    """In every entry to what was registered outside of the function; what another function has registered is gone."""
+    manager = CheckpointManager()
+    model, counter = torch.nn.Linear(1, 1), Counter()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def names() -> set[str]:
+        assert manager._registry is not None
+        return set(manager._registry.objects)
+
+    manager.register(model=model, optimizer=optimizer)
+    for _ in range(2):  # the function is entered, and after a fault entered again
+        manager.attach(NoCaller(), 1)
+        manager.register(counter=counter)
+        assert names() == {"model", "optimizer", "counter"}
+        manager.register(counter=Counter())
+        assert names() == {"model", "optimizer", "counter"}
+        assert manager.restore() == 0
+        manager.left()
+    other = torch.nn.Linear(1, 1)
+    manager.register(other=other)
+    assert names() == {"other"}
+    manager.begins_call(2)
+    manager.attach(NoCaller(), 2)
+    manager.register(counter=counter)
+    assert names() == {"other", "counter"}
 
 
 def test_an_update_before_the_first_step_is_nothing_to_be_carried():

@@ -22,14 +22,18 @@ def failure_banner(name: str, failures: dict[int, ProcessFailure], root_rank: in
 
 def _describe(number: int, rank: int, failure: ProcessFailure) -> str:
     signal_name = failure.signal_name()
+    elsewhere = failure.pid == 0
+    host = "another node" if elsewhere else socket.gethostname()
+    place = "" if elsewhere else f" (local_rank: {failure.local_rank})"
+    process = "" if elsewhere else f" (pid: {failure.pid})"
     suffix = "" if signal_name == NOT_AVAILABLE else f" ({signal_name})"
     return "\n".join(
         [
             f"[{number}]:",
             f"  time      : {failure.timestamp_isoformat()}",
-            f"  host      : {socket.gethostname()}",
-            f"  rank      : {rank} (local_rank: {failure.local_rank})",
-            f"  exitcode  : {failure.exitcode} (pid: {failure.pid}){suffix}",
+            f"  host      : {host}",
+            f"  rank      : {rank}{place}",
+            f"  exitcode  : {failure.exitcode}{process}{suffix}",
             f"  error_file: {failure.error_file}",
             f"  traceback : {_traceback(failure)}",
         ]

@@ -23,7 +23,10 @@ NOT_AVAILABLE = "<N/A>"
 _LARGEST_FILE = 16 << 20
 _LATEST = 1 << 33
 """Seconds since 1970 that a calendar still has a date for."""
-_NO_TRACEBACK = "none recorded; with @record of torch.distributed.elastic.multiprocessing.errors on main() it is here"
+_NO_TRACEBACK = (
+    "none recorded; with @record of torch.distributed.elastic.multiprocessing.errors on main() it is here, unless "
+    "main() catches the exception and exits"
+)
 
 
 @dataclass
@@ -31,7 +34,9 @@ class ProcessFailure:
     """One failed process; the fields of torchelastic's class of the same name."""
 
     local_rank: int
+    """-1 for a process of another node."""
     pid: int
+    """0 for a process of another node."""
     exitcode: int
     """Negative for the signal that killed it."""
     error_file: str = NOT_AVAILABLE
@@ -94,10 +99,15 @@ class Failures:
         failures = dict(self._by_rank)
         if cause is not None and cause.rank is not None:
             rank = cause.rank
-            if rank not in failures:
+            elsewhere = rank not in failures and rank not in pids
+            if elsewhere:
                 code = 1 if cause.exit_code is None else cause.exit_code
-                failures[rank] = ProcessFailure(rank, pids.get(rank, 0), code, message=cause.traceback or cause.summary)
-            if cause.kind != "death":  # the agent knows more than the order in which processes died
+                text = cause.traceback or f"{cause.summary}; the output and the error file are on the node where it ran"
+                failures[rank] = ProcessFailure(-1, 0, code, message=text)
+            elif rank not in failures:
+                code = 1 if cause.exit_code is None else cause.exit_code
+                failures[rank] = ProcessFailure(rank, pids[rank], code, message=cause.traceback or cause.summary)
+            if elsewhere or cause.kind != "death":  # more is known than the order in which processes died here
                 earliest = min(failure.timestamp for failure in failures.values())
                 failures[rank].timestamp = earliest
                 failures = {rank: failures.pop(rank), **failures}

@@ -117,3 +117,41 @@ def test_a_rank_that_waits_for_another_to_connect_is_released(run, script, tmp_p
     assert row["respawned"] == [], finished.output
     assert row["pids_before"] == row["pids_after"]
     assert "gloo-stuck" not in finished.stderr
+
+
+BUSY = """
+import sys, threading, time
+import torch
+import torch.distributed as dist
+from hyperpodrun.inprocess.aborts.gloo import GlooWait
+
+dist.init_process_group("gloo")
+dist.all_reduce(torch.ones(1))
+if dist.get_rank() == 0:
+    lost = dist.all_reduce(torch.ones(1), async_op=True)  # a thread of gloo's waits for the other rank
+    found = []
+    wait = GlooWait()
+
+    def look():
+        for _ in range(100):
+            found.append(wait.is_endless())
+            time.sleep(0.01)
+
+    looks = threading.Thread(target=look)
+    looks.start()
+    while looks.is_alive():  # the main thread has something else to do
+        sum(range(1000))
+    assert not any(found), found
+    print("on its way", flush=True)
+    go = dist.TCPStore("127.0.0.1", int(sys.argv[1]), is_master=True, wait_for_workers=False)
+    lost.wait()
+else:
+    dist.TCPStore("127.0.0.1", int(sys.argv[1]), is_master=False)
+    dist.all_reduce(torch.ones(1))
+"""
+
+
+def test_a_main_thread_that_computes_does_not_wait_whatever_gloos_threads_do(run, script, free_port):
+    finished = run("--nproc-per-node=2", script(BUSY), str(free_port()))
+    assert finished.returncode == 0, finished.output
+    assert finished.stdout == "on its way\n"

@@ -33,6 +33,10 @@ _LOOP, _RUNNER = "gloo_tcp_loop", "pt_gloo_runloo"
 """Names of gloo's threads: of its event loops, and of those in which torch runs the collectives."""
 _TURNS = 25
 """Looks of an event loop, a quarter of a second if the machine has nothing else to do."""
+_A_SIGNAL_NS = 2_000_000
+"""More than it takes to be woken by a signal and to go to sleep again."""
+_BETWEEN_SIGNALS_S = 0.02
+"""Less than passes between two of them."""
 _FUTEX = {"x86_64": "202", "aarch64": "98"}.get(platform.machine(), "")
 
 _held: dict[int, socket.socket] = {}
@@ -74,19 +78,41 @@ class GlooWait:
 
     Time does not tell: on a busy machine whoever is to be woken may not have run yet. But gloo's event loops look for
     news every 10 ms; when they have looked that often and the wait goes on, nothing is to come.
+
+    A thread that runs collectives can wait for a lost message of which the main thread does not want to know any more:
+    it counts only while that sleeps, too. Whoever computes, or waits for the interpreter's lock, is on its way.
     """
 
     def __init__(self) -> None:
         self._turns = _switches(_LOOP)
         self._waits = _switches(_RUNNER)
+        self._main = _Moment()
 
     def is_endless(self) -> bool:
         """To be asked again and again, while the main thread does not follow its signals."""
-        turns, waits = _switches(_LOOP), _switches(_RUNNER)
-        if waits != self._waits:  # something has gone on
+        turns, waits, main = _switches(_LOOP), _switches(_RUNNER), _Moment()
+        if waits != self._waits or main.has_moved_since(self._main):  # something has gone on
             self._turns, self._waits = turns, waits
+        self._main = main
         turned = [count - self._turns.get(thread, count) for thread, count in turns.items()]
         return bool(turned) and min(turned) >= _TURNS and _waits_with_a_deadline(waits)
+
+
+class _Moment:
+    """What the main thread had done by now."""
+
+    def __init__(self) -> None:
+        self._at = time.monotonic()
+        task = Path(f"/proc/self/task/{os.getpid()}")
+        self._slept = int((task / "status").read_text().split("\nvoluntary_ctxt_switches:")[1].split()[0])
+        self._ran_ns = 0
+        with contextlib.suppress(OSError, ValueError):  # a kernel without statistics of its scheduler
+            self._ran_ns = int((task / "schedstat").read_text().split()[0])
+
+    def has_moved_since(self, before: _Moment) -> bool:
+        """Signals that it does not follow wake it now and then; for the interpreter's lock it wakes every 5 ms."""
+        naps = self._slept - before._slept
+        return self._ran_ns - before._ran_ns > _A_SIGNAL_NS or naps > 1 + (self._at - before._at) / _BETWEEN_SIGNALS_S
 
 
 def answer_calls(listeners: frozenset[tuple[str, int]], world_size: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 from hyperpodrun.agent.node.cluster import ClusterHead
 from hyperpodrun.agent.node.sole import SoleHead
 from hyperpodrun.agent.output.banner import failure_banner
+from hyperpodrun.agent.output.error_files import publish
 from hyperpodrun.agent.output.failures import read_failure
 from hyperpodrun.control import events as ev
 from hyperpodrun.control import messages as msg
@@ -95,3 +97,14 @@ def test_a_message_that_the_decisions_cannot_take_costs_its_agent():
     assert head._local.blamed == []
     with pytest.raises(KeyError):
         head.handle(ev.TimePassed())
+
+
+def test_an_error_file_of_many_levels_is_published_or_refused(tmp_path):
+    source, target = tmp_path / "error.json", tmp_path / "launcher.json"
+    for depth in range(100, 1000, 50):
+        source.write_text(
+            f'{{"message": {{"message": {"[" * depth}{"]" * depth}, "extraInfo": {{"timestamp": "1"}}}}}}'
+        )
+        with contextlib.suppress(OSError):
+            publish(read_failure(0, 1, 3, source), target)
+    assert '"errorCode": 3' in target.read_text()

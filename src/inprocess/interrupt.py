@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -46,6 +47,7 @@ def is_on_stack(wanted: FrameType, top: FrameType | None) -> bool:
 
 
 _JOINS = (("threading.py", "_shutdown"), ("multiprocessing/util.py", "_exit_function"))
+_JOINED = ("threading.py", "multiprocessing/process.py")
 
 
 def joins_at_the_end(frame: FrameType | None) -> bool:
@@ -55,6 +57,17 @@ def joins_at_the_end(frame: FrameType | None) -> bool:
     return frame is not None and any(
         frame.f_code.co_name == name and frame.f_code.co_filename.endswith(file) for file, name in _JOINS
     )
+
+
+def joined_in_a_handler(frame: FrameType | None) -> list[object]:
+    """The threads and children whose end is waited for on the main thread's stack when its script is over: by what the
+    script has registered with atexit."""
+    joined: list[object] = []
+    while frame is not None and not threading.main_thread().is_alive():
+        if frame.f_code.co_name == "join" and frame.f_code.co_filename.endswith(_JOINED):
+            joined.append(frame.f_locals.get("self"))
+        frame = frame.f_back
+    return joined
 
 
 class Interrupted(BaseException):
@@ -87,8 +100,8 @@ class InterruptGate:
         self._watching_section = False
         self._main_ident = threading.main_thread().ident
         self._raised: weakref.ref[Interrupted] | None = None
-        self._over = False
-        """The script is over."""
+        self._waits: Callable[[FrameType | None], bool] = lambda frame: False
+        """Whether the main thread is to be taken out of what it does at its end."""
 
     # ---- main thread ---------------------------------------------------------------------------------------------
 
@@ -216,10 +229,10 @@ class InterruptGate:
             self._where = _Where.INSIDE
         self._signal_main()
 
-    def end_wait(self) -> None:
-        """The script is over, and the main thread is to wait no longer for what is left of it. The exception is shown
-        to nobody: Python goes on with the next thing that the end of a process consists of."""
-        self._over = True
+    def end_wait(self, waits: Callable[[FrameType | None], bool]) -> None:
+        """The script is over, and the main thread, of which `waits` holds, is to wait no longer for what is left of it.
+        Python goes on with the next thing that the end of a process consists of."""
+        self._waits = waits
         if self._main_ident is not None:
             signal.pthread_kill(self._main_ident, INTERRUPT_SIGNAL)
 
@@ -230,7 +243,7 @@ class InterruptGate:
             signal.pthread_kill(self._main_ident, INTERRUPT_SIGNAL)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        if self._over and joins_at_the_end(frame):
+        if self._waits(frame):
             raise Interrupted("what an interrupted attempt has left is not waited for")
         if self._wanted and self._owners:
             self._drop_left(frame)

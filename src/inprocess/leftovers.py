@@ -16,9 +16,10 @@ import sys
 import threading
 import time
 import traceback
+from types import FrameType
 from typing import Any
 
-from .interrupt import InterruptGate, joins_at_the_end
+from .interrupt import InterruptGate, joined_in_a_handler, joins_at_the_end
 from .log import log
 
 LEFTOVER_TIMEOUT_S = 10.0
@@ -59,7 +60,7 @@ class Leftovers:
         said = False
         while True:
             threads, children, others = self._left()
-            if others or not joins_at_the_end(sys._current_frames().get(main)):
+            if others or not self._waits(sys._current_frames().get(main)):
                 since = time.monotonic()
             elif (threads or children) and time.monotonic() - since >= LEFTOVER_TIMEOUT_S:
                 if not said:
@@ -68,8 +69,16 @@ class Leftovers:
                 for pid in children:
                     _kill(pid)
                 if threads:
-                    self._gate.end_wait()
+                    self._gate.end_wait(self._waits)
             time.sleep(_LOOK_EVERY_S)
+
+    def _waits(self, frame: FrameType | None) -> bool:
+        """Whether the main thread, with this frame, waits for the end of others as the last thing, by itself or in an
+        atexit handler of an interrupted attempt (`atexit.register(thread.join)`)."""
+        if joins_at_the_end(frame):
+            return True
+        joined = joined_in_a_handler(frame)
+        return any(one in self._threads or getattr(one, "pid", None) in self._children for one in joined)
 
     def _left(self) -> tuple[list[threading.Thread], dict[int, str], bool]:
         """Leftover threads, leftover children, and whether there is anything else that Python waits for."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -16,10 +17,11 @@ from typing import Any
 
 from ..protocol import messages
 from ..protocol.plan import Holding
+from ..protocol.text import printable
 from .aborts.groups import release_process_groups
 from .aborts.nccl import surviving_errors
 from .call import HPCallWrapper
-from .faults import describe, ends_job, format_traceback, is_consequence, reason_of_exit
+from .faults import describe, ends_job, format_traceback, is_consequence, name_of, parts_of, reason_of_exit, slot
 from .finalize import Finalize
 from .health import HealthCheck, HealthCheckError
 from .interrupt import Interrupted
@@ -33,6 +35,8 @@ _LATEST_NEWS_S = 1.0
 """How long a process that wants to end waits for the news that its epoch has failed, of which that is a consequence."""
 _LATEST_ANSWER_S = 5.0
 """How long a process that wants to end because of an error waits for the agent to say that the epoch has failed."""
+_LATEST_TEXT_S = 5.0
+"""How long the news of an exception waits for its text."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ class ReentryLoop:
                 return True, error.with_traceback(None)
             if not self._ends_epoch(error, reason):
                 raise
-            self._report(reason or error, caught_ns)
+            self._report(error if reason is None else reason, caught_ns)
             if reason is not None and not self._session.monitor.wait_faulted(self._epoch, _LATEST_ANSWER_S):
                 raise  # the job is being stopped: no epoch follows
             self._session.lock.force_release()
@@ -169,16 +173,25 @@ class ReentryLoop:
         """Tells the agent, unless it was the agent who told us."""
         if isinstance(error, Interrupted) or self._failed():
             return
-        self._session.monitor.send(
-            messages.Fault(
-                self._epoch,
-                messages.shorten(describe(error), 500),
-                messages.shorten(format_traceback(error)),
-                is_consequence(error),
-                caught_ns,
-                ends_job(error),
+        monitor, epoch = self._session.monitor, self._epoch
+
+        def fault(description: str, trace: str, consequence: bool, final: bool) -> messages.Fault:
+            return messages.Fault(epoch, messages.shorten(description, 500), trace, consequence, caught_ns, final)
+
+        # Its text is made by the user's code, which may never come to an end.
+        name = name_of(error)
+        nameless = fault(printable(f"{name}, whose text takes longer than {_LATEST_TEXT_S:.0f} s"), "", False, False)
+        anyway = threading.Timer(_LATEST_TEXT_S, monitor.send, [nameless])
+        anyway.daemon = True
+        anyway.start()
+        try:
+            told = fault(
+                describe(error), messages.shorten(format_traceback(error)), is_consequence(error), ends_job(error)
             )
-        )
+        finally:
+            anyway.cancel()
+        if not self._failed():
+            monitor.send(told)
 
     def _await_abort(self) -> None:
         timeout = self._hooks.policy.timeout
@@ -266,11 +279,11 @@ def _forget_frames(error: BaseException) -> None:
         if current is None or id(current) in seen:
             continue
         seen.add(id(current))
-        chain += [current.__cause__, current.__context__]
-        chain += getattr(current, "exceptions", ())  # of an ExceptionGroup
-        if current.__traceback__ is not None:
-            traceback.clear_frames(current.__traceback__)
-            current.__traceback__ = None
+        chain += [slot(current, "__cause__"), slot(current, "__context__"), *parts_of(current)]
+        trace = slot(current, "__traceback__")
+        if trace is not None:
+            traceback.clear_frames(trace)
+            BaseException.__dict__["__traceback__"].__set__(current, None)
 
 
 def _log_memory(epoch: int) -> None:

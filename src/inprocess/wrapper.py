@@ -52,7 +52,7 @@ class HPWrapper:
 
     def __init__(
         self,
-        *,
+        *unnamed: object,
         health_check: HealthCheck | None = None,
         hp_api_factory: Callable[[], AgentConnection | None] | None = None,
         abort_timeout: float | None = None,
@@ -65,6 +65,8 @@ class HPWrapper:
         early_abort_communicator: bool = False,
         check_memory_status: bool = False,
     ) -> None:
+        if unnamed:
+            raise TypeError("HPWrapper takes its arguments by name; without any the decorator is written @HPWrapper()")
         if abort_timeout is not None and abort_timeout <= 0:
             raise ValueError(f"HPWrapper: abort_timeout must be positive or None, not {abort_timeout}")
         self._enabled = enabled
@@ -87,12 +89,14 @@ class HPWrapper:
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         if not self._enabled:
             return function
+        _refuse_what_runs_later(function)
         parameter = _caller_parameter(function)
 
         @functools.wraps(function)
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
             def run(caller: HPCallWrapper) -> R:
-                return function(*args, **_inject(function, parameter, caller, args, kwargs))
+                positional, named = _inject(function, parameter, caller, args, kwargs)
+                return function(*positional, **named)
 
             connection = None if has_session() else self._factory()
             if connection is None and not has_session():
@@ -115,8 +119,26 @@ def _caller_parameter(function: Callable[..., Any]) -> str | None:
     annotation nor a default other than None; None when there is none."""
     try:
         hints = typing.get_type_hints(function)
-    except Exception:  # an annotation that cannot be resolved (a name only imported for type checking)
+    except Exception:  # an annotation that cannot be resolved (a name only imported for type checking), or no function
         hints = dict(getattr(function, "__annotations__", {}))
+    found = _annotated(hints)
+    if found is not None:
+        return found
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a callable without a signature
+        return None
+    found = _annotated({name: parameter.annotation for name, parameter in parameters.items()})  # of a partial, a class
+    if found is not None:
+        return found
+    caller = parameters.get("caller")
+    if caller is None or caller.kind not in (caller.POSITIONAL_OR_KEYWORD, caller.KEYWORD_ONLY):
+        return None
+    bare = caller.annotation is caller.empty and caller.default in (None, caller.empty)
+    return "caller" if bare else None
+
+
+def _annotated(hints: dict[str, Any]) -> str | None:
     for name, hint in hints.items():
         if name == "return":
             continue
@@ -124,14 +146,23 @@ def _caller_parameter(function: Callable[..., Any]) -> str | None:
             return name
         if isinstance(hint, str) and "HPCallWrapper" in hint:
             return name
-    try:
-        caller = inspect.signature(function).parameters.get("caller")
-    except (TypeError, ValueError):  # a callable without a signature
-        return None
-    if caller is None or caller.kind not in (caller.POSITIONAL_OR_KEYWORD, caller.KEYWORD_ONLY):
-        return None
-    bare = caller.annotation is caller.empty and caller.default in (None, caller.empty)
-    return "caller" if bare else None
+    return None
+
+
+def _refuse_what_runs_later(function: Callable[..., Any]) -> None:
+    """A call of such a function returns before its first line has run, and no fault would be seen."""
+    kinds = {
+        "a coroutine function": inspect.iscoroutinefunction,
+        "a generator function": inspect.isgeneratorfunction,
+        "an asynchronous generator function": inspect.isasyncgenfunction,
+    }
+    for kind, holds in kinds.items():
+        if holds(function):
+            name = getattr(function, "__qualname__", repr(function))
+            raise TypeError(
+                f"HPWrapper: {name} is {kind}, whose lines run after the wrapper has been left: wrap an ordinary "
+                "function that runs it to its end"
+            )
 
 
 def _inject(
@@ -140,11 +171,14 @@ def _inject(
     caller: HPCallWrapper,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> dict[str, Any]:
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if parameter is None:
-        return kwargs
-    given = inspect.signature(function).bind_partial(*args, **kwargs).arguments
-    return kwargs if given.get(parameter) is not None else {**kwargs, parameter: caller}
+        return args, kwargs
+    bound = inspect.signature(function).bind_partial(*args, **kwargs)
+    if bound.arguments.get(parameter) is not None:
+        return args, kwargs
+    bound.arguments[parameter] = caller  # also in place of a None that was given by position
+    return bound.args, bound.kwargs
 
 
 def _warn_once() -> None:

@@ -7,6 +7,7 @@ read when they were imported, a new process would compute something else than th
 
 from __future__ import annotations
 
+import ctypes
 import importlib.machinery
 import os
 import sys
@@ -16,7 +17,9 @@ from types import ModuleType
 from typing import Any
 
 _HIDDEN = ("torch", "numpy")
-_READ_BY_C = ("ATEN_", "GOMP_", "KINETO_", "MKL_", "OMP_", "OPENBLAS_", "PYTORCH_", "TORCH")
+_READ_BY_C = (
+    "ATEN_", "BLIS_", "GOMP_", "GOTO_", "KINETO_", "KMP_", "MKL_", "NPY_", "OMP_", "OPENBLAS_", "PYTORCH_", "TORCH",
+)  # fmt: skip
 """Beginnings of the names that C libraries read, which nobody sees."""
 _READ_LATER = ("KINETO_USE_DAEMON", "TORCHELASTIC_", "TORCH_NCCL_")
 _OF_THE_SYSTEM = frozenset({
@@ -51,8 +54,21 @@ def hide(names: set[str], more: Sequence[str]) -> None:
         if top in sys.modules:
             sys.meta_path.insert(0, _Hidden(top, _taken(top)))
     _Hidden.before = dict(os.environ)
+    _Hidden.before_in_c = _environment_in_c()
     _Hidden.names = frozenset(names - _OF_THE_SYSTEM)
     _Hidden.processors = os.sched_getaffinity(0)
+
+
+def _environment_in_c() -> dict[str, str]:
+    """What C libraries read: `os.putenv` and `setenv` change only that."""
+    start = ctypes.POINTER(ctypes.c_char_p).in_dll(ctypes.CDLL(None), "environ")
+    found: dict[str, str] = {}
+    entry = 0
+    while start and (text := start[entry]) is not None:
+        name, _, value = os.fsdecode(text).partition("=")
+        found.setdefault(name, value)
+        entry += 1
+    return found
 
 
 def _taken(top: str) -> dict[str, ModuleType]:
@@ -64,6 +80,7 @@ class _Hidden:
     """One package: finder and loader of what is in memory already."""
 
     before: dict[str, str]
+    before_in_c: dict[str, str]
     names: frozenset[str]
     processors: set[int]
 
@@ -105,10 +122,11 @@ class _Hidden:
 
     def _changed(self) -> str:
         after = dict(os.environ)
-        for name in sorted({*self.before, *after}):
-            is_read = name in self.names or name.startswith(_READ_BY_C)
-            if is_read and not name.startswith(_READ_LATER) and self.before.get(name) != after.get(name):
-                return f"{name} was changed"
+        for before, now in ((self.before, after), (self.before_in_c, _environment_in_c())):
+            for name in sorted({*before, *now}):
+                is_read = name in self.names or name.startswith(_READ_BY_C)
+                if is_read and not name.startswith(_READ_LATER) and before.get(name) != now.get(name):
+                    return f"{name} was changed"
         if "OMP_NUM_THREADS" not in after and os.sched_getaffinity(0) != self.processors:
             return "the set of processors it may use was changed"
         return self._elsewhere()

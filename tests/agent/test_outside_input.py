@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from hyperpodrun.agent.node.cluster import ClusterHead
 from hyperpodrun.agent.node.sole import SoleHead
 from hyperpodrun.agent.output.banner import failure_banner
+from hyperpodrun.agent.output.error_files import publish
 from hyperpodrun.agent.output.failures import Failures, read_failure
 from hyperpodrun.control.job import events as ev
 from hyperpodrun.control.job.commands import Cause
@@ -116,3 +118,14 @@ def test_a_process_that_failed_on_another_node_is_the_root_cause_and_is_said_to_
     assert "exited with code 1; the output and the error file are on the node where it ran" in root
     assert "rank      : 0 (local_rank: 0)" in others
     assert "(pid: 4711)" in others
+
+
+def test_an_error_file_of_many_levels_is_published_or_refused(tmp_path):
+    source, target = tmp_path / "error.json", tmp_path / "launcher.json"
+    for depth in range(100, 1000, 50):
+        source.write_text(
+            f'{{"message": {{"message": {"[" * depth}{"]" * depth}, "extraInfo": {{"timestamp": "1"}}}}}}'
+        )
+        with contextlib.suppress(OSError):
+            publish(read_failure(0, 1, 3, source), target)
+    assert '"errorCode": 3' in target.read_text()

@@ -29,6 +29,9 @@ CHANGES = {
     "os.sched_setaffinity(0, {1})": "the processors it may use",
     'sys.modules["triton"] = None': "sys.modules",
     "sys.setdlopenflags(flags)": "how libraries are loaded",
+    'patch.dict("sys.modules", {"numpy": None})': "sys.modules",
+    "sys.meta_path.insert(0, Finder())": "how modules are imported",
+    "logging.setLoggerClass(Ours)": "the class of loggers",
 }
 READS = [
     'rank = int(os.environ["RANK"])',

@@ -400,6 +400,22 @@ def test_one_that_no_text_shows_is_never_too_late_in_silence(run, script):
     assert "--start-method=spawn" in finished.stderr
 
 
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (
+            "getattr(os, 'put' + 'env')('OMP_NUM_THREADS', '2')",
+            "OMP_NUM_THREADS",
+        ),  # libraries see it, os.environ does not
+        ("vars(os)['env' + 'iron']['NPY_DISABLE_CPU_FEATURES'] = 'X86_V4'", "NPY_DISABLE_CPU_FEATURES"),
+    ],
+)
+def test_what_only_c_libraries_read_is_noticed(run, script, change: str, name: str):
+    finished = run(script(f"import os\n{change}\nimport numpy, torch\nprint('never')"))
+    assert (finished.returncode, finished.stdout) == (1, ""), finished.output
+    assert f"{name} was changed before `import numpy`" in finished.stderr
+
+
 def test_scripts_without_torch_have_no_source(run, script):
     finished = run(script("import os, json\nprint(1)"), LOGLEVEL="DEBUG")
     assert finished.returncode == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 SCRIPT = """
-import multiprocessing, os, queue, signal, sys, threading, time
+import atexit, multiprocessing, os, queue, signal, sys, threading, time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from hyperpodrun import HPCallWrapper, HPWrapper
 from hyperpodrun.inprocess import leftovers
@@ -20,13 +20,17 @@ def stubborn():
 
 def start_something():
     if RANK == 0:
-        threading.Thread(target=queue.Queue().get, name="writer").start()
+        writer = threading.Thread(target=queue.Queue().get, name="writer")
+        writer.start()
+        atexit.register(writer.join)
         both.acquire()
         threading.Thread(target=both.acquire, name="deadlocked").start()
     elif RANK == 1:
         ThreadPoolExecutor(2, "pool").submit(threading.Event().wait)
     elif RANK == 2:
-        multiprocessing.Process(target=threading.Event().wait, name="child").start()
+        child = multiprocessing.Process(target=threading.Event().wait, name="child")
+        child.start()
+        atexit.register(child.join)
         multiprocessing.Process(target=stubborn, name="daemon", daemon=True).start()
         multiprocessing.Queue().put(bytes(1 << 20))
     else:

@@ -25,7 +25,8 @@ _IN_PACKAGES = re.compile(
     r"environ(?:\[|\.setdefault\()\s*['\"](?P<name>(?:{})\w*)['\"](?:\]\s*=[^=]|\s*,)".format("|".join(_SURELY_READ))
 )
 _WORTH_PARSING = re.compile(
-    r"environ|putenv|unsetenv|setenv|dotenv|sched_setaffinity|cpu_affinity|setdlopenflags|RTLD_GLOBAL|sys\.modules"
+    r"environ|putenv|unsetenv|setenv|dotenv|sched_setaffinity|cpu_affinity|setdlopenflags|RTLD_GLOBAL|sys\.modules|"
+    r"meta_path|path_hooks|install_import_hook|setLoggerClass"
 )
 _READING = frozenset({"copy", "get", "items", "keys", "values", "__contains__", "__getitem__"})
 _HARMLESS_CALLS = frozenset({
@@ -37,6 +38,10 @@ _OTHERS = {
     "cpu_affinity": "the processors it may use",
     "setdlopenflags": "how libraries are loaded",
     "RTLD_GLOBAL": "how libraries are loaded",
+    "meta_path": "how modules are imported",
+    "path_hooks": "how modules are imported",
+    "install_import_hook": "how modules are imported",
+    "setLoggerClass": "the class of loggers",
 }
 _UNKNOWN = "the environment"
 _LONGEST = 200_000
@@ -87,6 +92,8 @@ def _changes(node: ast.AST, parents: Mapping[ast.AST, ast.AST]) -> Iterator[str]
     elif name == "modules" and isinstance(node, ast.Attribute) and _last_name(node.value) == "sys":
         if _is_changed(node, parents.get(node)):
             yield "sys.modules"
+    elif isinstance(node, ast.Constant) and node.value == "sys.modules":
+        yield "sys.modules"
     elif isinstance(node, ast.Constant) and node.value in ("environ", "environb"):
         call = parents.get(node)
         if isinstance(call, ast.Subscript) or (isinstance(call, ast.Call) and _last_name(call.func) in _BY_NAME):

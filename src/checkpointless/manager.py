@@ -27,12 +27,12 @@ from typing import Any
 
 import torch
 
-from ..protocol.names import STATE_DIRECTORY
 from ..protocol.plan import Holding, Origin
 from .caller import Caller, NoCaller
 from .ddp import ArrivalOrder, data_parallel
 from .errors import LocalStateLost, UnsupportedStateError
 from .state.fingerprint import digest
+from .state.names import Names, same_objects
 from .state.registry import Registry
 from .state.replicas import Replicas, shard_name
 from .step.history import History
@@ -41,9 +41,9 @@ from .step.prologue import Prologue
 from .step.rollback import Rollback
 from .step.tracker import Learned, StepTracker
 from .step.update import Update
+from .transfer.copies import Copies, state_directory
 from .transfer.disk import DiskCheckpoints
 from .transfer.handover import Handover
-from .transfer.header import describe
 from .transfer.restore import Restorer
 from .transfer.snapshots import Snapshots
 
@@ -88,21 +88,19 @@ class CheckpointManager:
         self._caller: Caller = NoCaller()
         self._call = 0
         self._registry: Registry | None = None
-        self._outside: dict[str, Any] = {}
-        """Registered before the function was entered: registered in each of its entries."""
-        self._named: dict[str, Any] = {}
-        """Registered up to now in this entry, those included."""
-        self._inside = self._returned = False
+        self._names = Names()
         self._structure: tuple[Any, ...] = ()
         self._shard: str | None = None
         self._history = History()
         self._tracker = StepTracker()
         self._order = ArrivalOrder()
         self._handover = Handover(offload=enable_offload)
-        self._snapshots = Snapshots(snapshot_every) if snapshot_every is not None else None
-        self._disk = DiskCheckpoints(Path(disk_path), disk_every) if disk_path is not None else None
+        self._copies = Copies(
+            Snapshots(snapshot_every) if snapshot_every is not None else None,
+            DiskCheckpoints(Path(disk_path), disk_every) if disk_path is not None else None,
+        )
         self._prologue = Prologue()
-        self._update = Update(self._tracker, self._history, Rollback(rollback), self._snapshots)
+        self._update = Update(self._tracker, self._history, Rollback(rollback), self._copies.snapshots)
         self._whole = False
         """Parameters and optimizer are those of one step: not before the first restore, nor where one was left while it
         changed them. (Who only gave, or kept what it had, can give in the next epoch.)"""
@@ -133,17 +131,15 @@ class CheckpointManager:
 
         Raises UnsupportedStateError, a TypeError, for an object of which something would not be carried.
         """
-        objects = self._with_earlier(objects)
-        if self._registry is not None and _same_objects(objects, self._registry.objects):
+        objects = self._names.with_earlier(objects)
+        if self._registry is not None and same_objects(objects, self._registry.objects):
             if self._registry.structure() == self._structure:
                 return
             ready = self._ready
         else:
             ready = False
         registry = Registry(objects)
-        self._named = objects
-        if not self._inside:
-            self._outside = objects
+        self._names.registered(objects)
         if self._registry is not None:
             self._update.release()
             if not ready:
@@ -166,9 +162,9 @@ class CheckpointManager:
         self._update.pause()
         self._shard = shard_name(self._caller.rank, registry.state, self._replicas)
         self._caller.registered(self._shard)
-        directory = _state_directory()
+        directory = state_directory()
         self._history.open(directory / f"rank-{self._caller.rank}" if directory is not None else None)
-        self._start_copies(directory)
+        self._copies.start(self._caller.rank)
         with self._caller.restoring():
             self._handover.hand_over(registry, whole=self._holds_whole())
             restorer = Restorer(
@@ -180,8 +176,8 @@ class CheckpointManager:
                 shard=self._shard,
                 checksum=self._checksum,
                 kept=self._update.kept,
-                snapshots=self._snapshots,
-                disk=self._disk,
+                snapshots=self._copies.snapshots,
+                disk=self._copies.disk,
                 on_change=self._begin_change,
             )
             try:
@@ -225,10 +221,7 @@ class CheckpointManager:
             yield self._tracker.index
             self.end_step()
         self._stop = None
-        if self._snapshots is not None:
-            self._snapshots.finish()
-        if self._disk is not None:
-            self._disk.finish()
+        self._copies.finish()
 
     def begin_step(self, step: int | None = None) -> None:
         """A step begins. `steps` calls it; it is for training loops that belong to somebody else.
@@ -275,7 +268,10 @@ class CheckpointManager:
         self._caller.step_completed(self._tracker.point)
         if not self._compared:
             self._compare()
-        self._copy_due()
+        if self._copies.due(self._tracker.point):
+            self._copies.make(
+                self._registered(), self._history, self._tracker, self._order, self._shard or "", self._caller.rank
+            )
 
     def begin_backward(self) -> None:
         """The gradients of this step are about to leave this process. Seen by itself where a registered module is
@@ -318,8 +314,7 @@ class CheckpointManager:
             self._prologue.again()
             if self._holds_whole():
                 self._update.writes.entered()
-        self._named = self._outside
-        self._inside, self._returned = True, False
+        self._names.entered()
         self._caller = caller
         self._update.caller = caller
         self._ready = False
@@ -327,16 +322,13 @@ class CheckpointManager:
 
     def left(self) -> str:
         """How the function that has returned left its loop before the end; empty where it did not."""
-        self._returned = True
+        self._names.returned()
         return "" if self._stop is None else f"it left manager.steps({self._stop}) at step {self._tracker.index}"
 
     def on_restart(self, caller: Any) -> None:
         """User code has been left after a fault."""
         self._update.abandon()
-        if self._snapshots is not None:
-            self._snapshots.stop()
-        if self._disk is not None:
-            self._disk.stop()
+        self._copies.stop()
         if self._registry is not None:
             self._handover.offload(self._registry, whole=self._holds_whole())
 
@@ -344,6 +336,7 @@ class CheckpointManager:
         """What this rank can give to others, for the barrier."""
         kept = self._kept_step()
         whole = self._holds_whole()
+        snapshots, disk = self._copies.snapshots, self._copies.disk
         return Holding(
             shard=self._shard,
             step=self._tracker.point if whole else None,
@@ -351,19 +344,12 @@ class CheckpointManager:
             torn=self._tracker.why_torn() if self._whole and self._tracker.opened else "",
             refused=tuple(sorted(self._refused)),
             kept=kept if kept in self._history else None,
-            snapshots=self._snapshots.inventory(_state_directory()) if self._snapshots is not None else (),
-            disk=self._disk.newest() if self._disk is not None else None,
+            snapshots=snapshots.inventory(state_directory()) if snapshots is not None else (),
+            disk=disk.newest() if disk is not None else None,
             distrusted=tuple(sorted(self._distrusted)),
         )
 
     # ---- inside ----------------------------------------------------------------------------------------------------
-
-    def _with_earlier(self, objects: dict[str, Any]) -> dict[str, Any]:
-        """What is registered when these are, too."""
-        if self._returned:  # between two functions: what the first one has trained is not the second one's
-            self._outside = self._named = {}
-            self._inside = self._returned = False
-        return {**self._named, **objects}
 
     def _holds_whole(self) -> bool:
         return self._whole and not self._tracker.opened and self._tracker.point in self._history
@@ -390,39 +376,7 @@ class CheckpointManager:
             groups.setdefault(parts.get(name, self._shard or ""), {})[name] = value
         self._caller.holds(self._tracker.point, {group: digest(part) for group, part in groups.items()})
 
-    def _start_copies(self, directory: Path | None) -> None:
-        if self._snapshots is not None:
-            self._snapshots.start(directory, self._caller.rank)
-        if self._disk is not None:
-            self._disk.start()
-
-    def _copy_due(self) -> None:
-        """A step is complete: begin the copies that are due."""
-        if self._snapshots is None and self._disk is None:
-            return
-        registry, step = self._registered(), self._tracker.point
-        to_memory = self._snapshots is not None and self._snapshots.due(step)
-        to_disk = self._disk is not None and self._disk.due(step)
-        if not (to_memory or to_disk):
-            return
-        header = describe(registry, self._history[step], self._tracker.learned, self._order.indices)
-        if to_memory and self._snapshots is not None:
-            self._snapshots.make(header, registry.state)
-        if to_disk and self._disk is not None:
-            self._disk.save(header, self._shard or "", self._caller.rank, registry.state)
-
     def _registered(self) -> Registry:
         if self._registry is None:
             raise RuntimeError("CheckpointManager: call register(model=..., optimizer=...) first")
         return self._registry
-
-
-def _same_objects(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether the same names stand for the same objects. Equal ones are not enough: only one of them is trained."""
-    return one.keys() == other.keys() and all(one[name] is other[name] for name in one)
-
-
-def _state_directory() -> Path | None:
-    """The job's directory in memory on this node; None under another launcher."""
-    path = os.environ.get(STATE_DIRECTORY)
-    return Path(path) if path else None

@@ -14,7 +14,7 @@ from typing import TypeAlias, TypeVar
 
 import msgspec
 
-from .plan import MAX_GROUPS, MAX_SHARD_NAME, MAX_SNAPSHOTS, MAX_TORN, NO_EPOCH, Holding, RestorePlan
+from .plan import MAX_GROUPS, MAX_SHARD_NAME, MAX_SNAPSHOTS, MAX_TORN, NO_EPOCH, Holding, RestorePlan, Transfer
 
 MAX_MESSAGE_BYTES = 1 << 20
 _LARGEST = (1 << 63) - 1
@@ -24,6 +24,14 @@ MAX_TEXT = 64 << 10
 
 MAX_LEFT = 300
 """Characters."""
+MAX_SUMMARY = 2000
+"""Characters of what a worker is told of a fault."""
+MAX_TRANSFERS = 8192
+"""In one message; a rank that has more to give than that gets several."""
+MAX_LISTENERS = 8192
+"""Of one node. With the longest address each they are less than half a message."""
+MAX_COLLECTIVES = 1024
+"""Groups in one message."""
 
 
 class MessageError(ValueError):
@@ -124,8 +132,16 @@ class Waits(_Message, frozen=True):
 # ---- agent to worker -------------------------------------------------------------------------------------------
 
 
+class Transfers(_Message, frozen=True):
+    """Before a `Start` whose plan has more of them than one message holds: the first, in order."""
+
+    epoch: int
+    transfers: tuple[Transfer, ...]
+
+
 class Start(_Message, frozen=True):
-    """Leave the barrier and run `epoch` with these environment variables. `plan` is None when nothing was lost."""
+    """Leave the barrier and run `epoch` with these environment variables. `plan` is None when nothing was lost; it has
+    what this rank has to do."""
 
     epoch: int
     environ: dict[str, str]
@@ -135,8 +151,9 @@ class Start(_Message, frozen=True):
 class FaultNotice(_Message, frozen=True):
     """`epoch` has failed: stop what you do and come to the barrier.
 
-    `gloo_listeners` are the (address, port) pairs on which the ranks of the epoch accept gloo connections; every
-    connected socket with one of them at either end belongs to a communicator of that epoch.
+    `gloo_listeners` are the (address, port) pairs on which the ranks of this node accept gloo connections; every
+    connected socket with one of them at either end, or watched together with one, belongs to a communicator of the
+    epoch.
     """
 
     epoch: int
@@ -160,13 +177,27 @@ class Returned(_Message, frozen=True):
 
 
 WorkerMessage: TypeAlias = Attach | Arrive | Registered | Fault | Stepped | Holds | Completed | Waits
-AgentMessage: TypeAlias = Start | FaultNotice | Finish | Returned
+AgentMessage: TypeAlias = Transfers | Start | FaultNotice | Finish | Returned
 
 _T = TypeVar("_T")
 
 _encoder = msgspec.msgpack.Encoder()
 _worker_decoder: msgspec.msgpack.Decoder[WorkerMessage] = msgspec.msgpack.Decoder(WorkerMessage)
 _agent_decoder: msgspec.msgpack.Decoder[AgentMessage] = msgspec.msgpack.Decoder(AgentMessage)
+
+
+def starting(epoch: int, environ: dict[str, str], plan: RestorePlan | None) -> list[Transfers | Start]:
+    """What a worker is sent to start an epoch. No message exceeds the limit, whatever the plan of its rank."""
+    parts: list[Transfers | Start] = []
+    while plan is not None and len(plan.transfers) > MAX_TRANSFERS:
+        parts.append(Transfers(epoch, plan.transfers[:MAX_TRANSFERS]))
+        plan = msgspec.structs.replace(plan, transfers=plan.transfers[MAX_TRANSFERS:])
+    return [*parts, Start(epoch, environ, plan)]
+
+
+def fault_notice(epoch: int, summary: str, listeners: tuple[tuple[str, int], ...]) -> FaultNotice:
+    """It never exceeds the limit."""
+    return FaultNotice(epoch, shorten(summary, MAX_SUMMARY), listeners[:MAX_LISTENERS])
 
 
 def encode(message: WorkerMessage | AgentMessage) -> bytes:

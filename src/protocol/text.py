@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+_NAMED = 16
+
 
 def printable(text: str, *, lines: bool = False) -> str:
     """`text` with an escape in place of each character that is not one to be shown: control characters, which a
@@ -16,3 +20,9 @@ def printable(text: str, *, lines: bool = False) -> str:
         character if character.isprintable() or character in kept else character.encode("unicode_escape").decode()
         for character in text
     )
+
+
+def some(items: Sequence[object]) -> str:
+    """`1, 2, 3`, and of many the first ones: a sentence must not grow with the world."""
+    named = ", ".join(map(str, items[:_NAMED]))
+    return named if len(items) <= _NAMED else f"{named} and {len(items) - _NAMED} more"

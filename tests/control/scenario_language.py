@@ -51,7 +51,8 @@ from hyperpodrun.control.job import causes
 from hyperpodrun.control.job import commands as cmd
 from hyperpodrun.control.job import events as ev
 from hyperpodrun.control.job.job import Job
-from hyperpodrun.control.job.state import JobConfig, NodeState
+from hyperpodrun.control.job.places import NodeState
+from hyperpodrun.control.job.state import JobConfig
 from hyperpodrun.protocol.plan import Holding, Origin, RestorePlan
 
 INDENT = "    "

@@ -16,7 +16,8 @@ import msgspec
 from hyperpodrun.control.job import commands as cmd
 from hyperpodrun.control.job import events as ev
 from hyperpodrun.control.job.job import Job
-from hyperpodrun.control.job.state import JobConfig, JobState, Phase, SlotState
+from hyperpodrun.control.job.slots import SlotState
+from hyperpodrun.control.job.state import JobConfig, JobState, Phase
 from hyperpodrun.protocol.plan import NO_EPOCH
 
 

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
+from ...protocol.text import some
 from . import events as ev
 from .commands import Cause
-from .state import JobState, Slot, SlotState
+from .slots import Slot, SlotState
+from .state import JobState
 
 
 def of_error(event: ev.Faulted) -> Cause:
@@ -119,7 +121,7 @@ def of_growth(job: JobState) -> Cause:
 
 def of_hole(job: JobState) -> Cause:
     """Nobody has come to take a lost node's place."""
-    left = sum(place.node is not None for place in job.places)
+    left = job.places.held
     waited = f"no node took the place of the lost one within {job.config.join_timeout:g} s"
     return Cause("node", None, f"{waited}, and {left} node(s) are fewer than the {job.config.min_nodes} allowed")
 
@@ -157,4 +159,4 @@ def describe_exit(exit_code: int) -> str:
 
 def name_ranks(ranks: Sequence[int]) -> str:
     """`rank 1` or `ranks 1, 2`."""
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+    return f"rank{'s' if len(ranks) > 1 else ''} {some(ranks)}"

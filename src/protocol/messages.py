@@ -10,6 +10,7 @@ Every message names the epoch it belongs to, so that a late one can be told from
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TypeAlias, TypeVar
 
 import msgspec
@@ -26,6 +27,8 @@ MAX_LEFT = 300
 """Characters."""
 MAX_SUMMARY = 2000
 """Characters of what a worker is told of a fault."""
+MAX_FRAMES = 1500
+"""Characters of a traceback that another node is told."""
 MAX_TRANSFERS = 8192
 """In one message; a rank that has more to give than that gets several."""
 MAX_LISTENERS = 8192
@@ -195,6 +198,15 @@ def starting(epoch: int, environ: dict[str, str], plan: RestorePlan | None) -> l
     return [*parts, Start(epoch, environ, plan)]
 
 
+def joined(parts: Iterable[Transfers], start: Start) -> Start:
+    """What `starting` has made several messages of."""
+    transfers = tuple(transfer for part in parts if part.epoch == start.epoch for transfer in part.transfers)
+    if start.plan is None or not transfers:
+        return start
+    plan = msgspec.structs.replace(start.plan, transfers=transfers + start.plan.transfers)
+    return msgspec.structs.replace(start, plan=plan)
+
+
 def fault_notice(epoch: int, summary: str, listeners: tuple[tuple[str, int], ...]) -> FaultNotice:
     """It never exceeds the limit."""
     return FaultNotice(epoch, shorten(summary, MAX_SUMMARY), listeners[:MAX_LISTENERS])
@@ -238,6 +250,17 @@ def shorten(text: str, limit: int = MAX_TEXT) -> str:
     half = limit // 2
     end = "\n" if "\n" in text else ""  # one line stays one
     return f"{text[:half]}{end}... {len(text) - 2 * half} characters left out ...{end}{text[-half:]}"
+
+
+def last_frames(traceback: str) -> str:
+    """What of a traceback travels to other nodes: its end, where the error is named."""
+    if len(traceback) <= MAX_FRAMES:
+        return traceback
+    tail = traceback[-(MAX_FRAMES - 100) :]
+    cut = tail.find("\n") + 1
+    tail = tail[cut if cut < len(tail) else 0 :]
+    left_out = len(traceback) - len(tail)
+    return f"... {left_out} characters left out, which are on the node of the rank ...\n{tail}"
 
 
 def _encodable(value: object) -> object:

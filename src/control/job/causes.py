@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
+from ...protocol.messages import MAX_SUMMARY, last_frames, shorten
 from ...protocol.text import some
 from . import events as ev
 from .commands import Cause
@@ -15,7 +16,8 @@ from .state import JobState
 
 def of_error(event: ev.Faulted) -> Cause:
     """User code raised."""
-    return Cause("exception", event.rank, event.summary, event.traceback, consequence=event.consequence)
+    summary, traceback = shorten(event.summary, MAX_SUMMARY), last_frames(event.traceback)  # they go to every node
+    return Cause("exception", event.rank, summary, traceback, consequence=event.consequence)
 
 
 def of_exit(slot: Slot, exit_code: int) -> Cause:
@@ -137,11 +139,6 @@ def of_signal(signum: int) -> Cause:
 def with_reason(cause: Cause, reason: str) -> Cause:
     """The same cause, and why it could not be dealt with."""
     return replace(cause, summary=f"{cause.summary}, {reason}")
-
-
-def shortened(cause: Cause) -> Cause:
-    """The same in a few hundred bytes, to travel with every command: the nodes have the traceback in their logs."""
-    return replace(cause, summary=cause.summary[:300], traceback=cause.traceback[-2000:])
 
 
 def describe(cause: Cause) -> str:

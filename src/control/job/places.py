@@ -6,7 +6,7 @@ Owns: `Place`, `NodeState` and the files kept of them. Must never: decide which 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, KeysView, Mapping
 
 import msgspec
 
@@ -111,6 +111,11 @@ class Places:
         """How many places somebody holds."""
         return len(self._held_by)
 
+    @property
+    def holding(self) -> KeysView[int]:
+        """The nodes that hold places."""
+        return self._held_by.keys()
+
     def held_by(self, node: int) -> int | None:
         """The index of the node's place."""
         return self._held_by.get(node)
@@ -184,6 +189,10 @@ class Nodes:
 
     def __repr__(self) -> str:
         return repr(self._nodes)
+
+    @property
+    def numbers(self) -> KeysView[int]:
+        return self._nodes.keys()
 
     def admit(self, node: int, state: NodeState) -> None:
         self.forget(node)

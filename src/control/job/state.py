@@ -183,7 +183,7 @@ class JobState(msgspec.Struct):
 
     def spares(self) -> list[int]:
         """The members that hold no ranks, in the order of their numbers."""
-        return sorted(node for node in self.nodes if self.places.held_by(node) is None) if self.has_spares else []
+        return sorted(self.nodes.numbers - self.places.holding) if self.has_spares else []
 
     def find(self, rank: int, incarnation: int) -> Slot | None:
         """The slot whose present process this is, under its present rank or one that it had before."""

@@ -20,6 +20,8 @@ from .state import JobState, Phase
 
 SAME_REQUEST_S = 5.0
 SAME_INTERRUPT_S = 1.0
+LEFT_BEHIND_NAMED = 1024
+"""Every node is told of so many ranks at most."""
 _NEVER_A_REQUEST = frozenset(
     {signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGKILL, signal.SIGSEGV}
 )
@@ -120,7 +122,7 @@ def overdue(job: JobState, event: ev.TimePassed, now: float) -> list[Command]:
     if job.outcome is None:
         cause = causes.of_left_behind(left)
         job.outcome = End(EXIT_FAILED, causes.describe(cause), cause)
-    return _end(job, replace(job.outcome, left_behind=left))
+    return _end(job, replace(job.outcome, left_behind=left[:LEFT_BEHIND_NAMED]))
 
 
 def _stop_all(job: JobState, signum: int | None, now: float) -> list[Command]:

@@ -57,3 +57,23 @@ def test_a_message_that_is_too_large_costs_one_worker() -> None:
     LocalNode._send(node, worker, messages.Finish(1))
     assert killed == [5]
     assert lines == [("message-too-large", 5)]
+
+
+def test_a_long_traceback_is_shown_whole_on_its_node(run: Any, script: Any) -> None:
+    functions = "\n".join(f"def function_number_{n}():\n    function_number_{n + 1}()" for n in range(40))
+    body = f"""
+from hyperpodrun import HPWrapper
+
+{functions}
+
+def function_number_40():
+    raise ValueError("boom")
+
+HPWrapper()(function_number_0)()
+"""
+    finished = run("--nproc-per-node=1", "--inprocess-restart", script(body))
+    assert finished.returncode == 93, finished.output
+    banner = finished.stderr[finished.stderr.index("Root Cause") :]
+    assert "in function_number_0\n" in banner
+    assert "in function_number_40\n" in banner
+    assert "left out" not in banner

@@ -207,13 +207,12 @@ def joined(parts: Iterable[Transfers], start: Start) -> Start:
     return msgspec.structs.replace(start, plan=plan)
 
 
-def fault_notice(epoch: int, summary: str, listeners: tuple[tuple[str, int], ...]) -> FaultNotice:
-    """It never exceeds the limit."""
-    return FaultNotice(epoch, shorten(summary, MAX_SUMMARY), listeners[:MAX_LISTENERS])
-
-
 def encode(message: WorkerMessage | AgentMessage) -> bytes:
-    """The message as bytes. Raises MessageError when it exceeds MAX_MESSAGE_BYTES."""
+    """The message as bytes, a notice of a fault never too large. Raises MessageError when it exceeds
+    MAX_MESSAGE_BYTES."""
+    if isinstance(message, FaultNotice):
+        summary, listeners = shorten(message.summary, MAX_SUMMARY), message.gloo_listeners[:MAX_LISTENERS]
+        message = FaultNotice(message.epoch, summary, listeners)
     try:
         data = _encoder.encode(message)
     except UnicodeEncodeError:  # a name of the user's with a lone surrogate in it, as file names can have

@@ -282,7 +282,7 @@ class LocalNode:
         listeners = of_this_node(self._store.published_listeners(command.epoch))
         if len(listeners) > messages.MAX_LISTENERS:
             self._console.log("gloo-listeners", told=messages.MAX_LISTENERS, left_out=len(listeners))
-        self._send_all(messages.fault_notice(command.epoch, command.cause.summary, listeners))
+        self._send_all(messages.FaultNotice(command.epoch, command.cause.summary, listeners))
         fault_ns = self._fault_seen_ns.get(command.epoch, now_ns)
         self._tell(self.report.failed(command.epoch, command.cause, fault_ns, now_ns, self.workers.pids))
 

@@ -27,8 +27,6 @@ MAX_LEFT = 300
 """Characters."""
 MAX_SUMMARY = 2000
 """Characters of what a worker is told of a fault."""
-MAX_FRAMES = 1500
-"""Characters of a traceback that another node is told."""
 MAX_TRANSFERS = 8192
 """In one message; a rank that has more to give than that gets several."""
 MAX_LISTENERS = 8192
@@ -249,17 +247,6 @@ def shorten(text: str, limit: int = MAX_TEXT) -> str:
     half = limit // 2
     end = "\n" if "\n" in text else ""  # one line stays one
     return f"{text[:half]}{end}... {len(text) - 2 * half} characters left out ...{end}{text[-half:]}"
-
-
-def last_frames(traceback: str) -> str:
-    """What of a traceback travels to other nodes: its end, where the error is named."""
-    if len(traceback) <= MAX_FRAMES:
-        return traceback
-    tail = traceback[-(MAX_FRAMES - 100) :]
-    cut = tail.find("\n") + 1
-    tail = tail[cut if cut < len(tail) else 0 :]
-    left_out = len(traceback) - len(tail)
-    return f"... {left_out} characters left out, which are on the node of the rank ...\n{tail}"
 
 
 def _encodable(value: object) -> object:

@@ -12,7 +12,7 @@ from hyperpodrun.agent.output.tracebacks import Tracebacks
 from hyperpodrun.control.job import causes
 from hyperpodrun.control.job import commands as cmd
 from hyperpodrun.control.job import events as ev
-from hyperpodrun.protocol import messages
+from hyperpodrun.protocol import messages, text
 
 LONG = "Traceback (most recent call last):\n" + "  frame\n" * 5000 + "ValueError: boom\n"
 
@@ -20,7 +20,7 @@ LONG = "Traceback (most recent call last):\n" + "  frame\n" * 5000 + "ValueError
 def test_a_traceback_is_whole_where_it_happened_and_short_elsewhere() -> None:
     here, elsewhere = Tracebacks(), Tracebacks()
     cause = causes.of_error(ev.Faulted(3, 0, 1, "ValueError: boom", here.keep(LONG)))
-    assert len(cause.traceback) <= messages.MAX_FRAMES
+    assert len(cause.traceback) <= text.MAX_FRAMES
     for command in (cmd.FailEpoch(1, cause), cmd.End(1, "boom", causes.with_reason(cause, "for the second time"))):
         told = here.in_full(command)
         assert told.cause is not None

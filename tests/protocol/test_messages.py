@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hyperpodrun.protocol import messages, names
+from hyperpodrun.protocol import messages, names, text
 from hyperpodrun.protocol.plan import Holding, RestorePlan, Transfer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,7 +74,7 @@ def test_unknown_fields_and_oversized_messages_are_refused():
     with pytest.raises(messages.MessageError, match="extra"):
         messages.decode_from_worker(msgspec.msgpack.encode({"type": "Completed", "epoch": 1, "extra": 1}))
     with pytest.raises(messages.MessageError, match="exceeds"):
-        messages.encode(messages.FaultNotice(1, "x" * (messages.MAX_MESSAGE_BYTES + 1), ()))
+        messages.encode(messages.Start(1, {"x": "x" * (messages.MAX_MESSAGE_BYTES + 1)}, None))
     with pytest.raises(messages.MessageError, match="exceeds"):
         messages.decode_from_worker(b"x" * (messages.MAX_MESSAGE_BYTES + 1))
 
@@ -145,15 +145,15 @@ def test_an_ordinary_start_is_one_message() -> None:
 
 
 def test_other_nodes_get_the_last_frames_of_a_traceback() -> None:
-    text = (
+    whole = (
         "Traceback (most recent call last):\n" + "".join(f"  frame {n}\n" for n in range(5000)) + "ValueError: boom\n"
     )
-    short = messages.last_frames(text)
-    assert len(short) <= messages.MAX_FRAMES
+    short = text.last_frames(whole)
+    assert len(short) <= text.MAX_FRAMES
     assert short.endswith("  frame 4999\nValueError: boom\n")
     first, second, *_ = short.splitlines()
     assert "characters left out" in first
     assert second.startswith("  frame ")
-    assert messages.last_frames(short) == short
-    assert len(messages.last_frames("x" * 70_000)) <= messages.MAX_FRAMES
-    assert messages.last_frames("ValueError: boom") == "ValueError: boom"
+    assert text.last_frames(short) == short
+    assert len(text.last_frames("x" * 70_000)) <= text.MAX_FRAMES
+    assert text.last_frames("ValueError: boom") == "ValueError: boom"

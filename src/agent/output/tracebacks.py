@@ -7,7 +7,7 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from ...control.job import commands as cmd
-from ...protocol.messages import last_frames
+from ...protocol.text import last_frames
 
 _KEPT = 64
 """The latest; each is 64 KB at most."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from ...protocol.messages import MAX_SUMMARY, last_frames, shorten
-from ...protocol.text import some
+from ...protocol.messages import MAX_SUMMARY, shorten
+from ...protocol.text import last_frames, some
 from . import events as ev
 from .commands import Cause
 from .slots import Slot, SlotState

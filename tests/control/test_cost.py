@@ -97,8 +97,8 @@ def nodes_come_and_go(nodes: int) -> ManyNodes:
     tell(ev.TimePassed(), "the world shrinks")
     assert many.job.phase is Phase.RUNNING
     many.core.joins(nodes)
-    tell(ev.NodeJoined(nodes, WORKERS), "node joins")
-    tell(ev.NodesAgreed(1), "the world grows")
+    tell(ev.NodeJoined(nodes, WORKERS), "node joins, and the world grows")
+    tell(ev.NodesAgreed(1), "agreement on the way")
     assert len(many.job.state.slots) == (nodes - 1) * WORKERS
     return many
 

@@ -135,7 +135,7 @@ def restore(state: State, caller: HPCallWrapper) -> None:
     assert caller.plan is not None
     if caller.plan.source is None:
         state.reset()
-    elif caller.plan.receivers:
+    elif caller.plan.moves:
         dist.broadcast(state.flat, src=caller.plan.source)
         state.step = caller.plan.target_step
 

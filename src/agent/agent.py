@@ -190,7 +190,7 @@ class Agent:
     # ---- the end -------------------------------------------------------------------------------------------------
 
     def _conclude(self, command: cmd.End) -> None:
-        self._end = command
+        self._end = command = self._node.in_full(command)
         self._node.workers.concluded(command)
         if self._ended is not None:
             self._ended.set()

@@ -24,7 +24,7 @@ class HPCallWrapper:
         self.epoch = epoch
         """The attempt of the whole job, counted from 0; also in JOB_RESTART_COUNT."""
         self.plan = plan
-        """Who holds the state to go on from, and who must receive it; None when nothing was lost."""
+        """The state to go on from, and what this rank has to give or to receive of it; None when nothing was lost."""
 
     @property
     def rank(self) -> int:

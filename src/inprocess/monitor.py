@@ -72,6 +72,8 @@ class Monitor:
         """What the agent has been told of it."""
         self._look_at: float | None = None
         self._closing = False
+        self._transfers: list[messages.Transfers] = []
+        """The beginning of a plan whose `Start` is about to come."""
         self.stale = 0
         """Messages of earlier epochs, which changed nothing."""
         self.notified_ns = 0
@@ -224,11 +226,15 @@ class Monitor:
 
     def _receive(self, message: messages.AgentMessage) -> None:
         match message:
+            case messages.Transfers():
+                self._transfers.append(message)
             case messages.Start():
+                parts, self._transfers = self._transfers, []
                 with self._changed:
                     if message.epoch <= self._epoch:
                         self.stale += 1
                         return
+                    message = messages.joined(parts, message)
                     self._epoch = message.epoch
                     self._notice = self._insist_at = self._look_at = None
                     self.notified_ns = self.aborted_ns = 0

@@ -10,11 +10,12 @@ Every message names the epoch it belongs to, so that a late one can be told from
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TypeAlias, TypeVar
 
 import msgspec
 
-from .plan import MAX_GROUPS, MAX_SHARD_NAME, MAX_SNAPSHOTS, MAX_TORN, NO_EPOCH, Holding, RestorePlan
+from .plan import MAX_GROUPS, MAX_SHARD_NAME, MAX_SNAPSHOTS, MAX_TORN, NO_EPOCH, Holding, RestorePlan, Transfer
 
 MAX_MESSAGE_BYTES = 1 << 20
 _LARGEST = (1 << 63) - 1
@@ -24,6 +25,14 @@ MAX_TEXT = 64 << 10
 
 MAX_LEFT = 300
 """Characters."""
+MAX_SUMMARY = 2000
+"""Characters of what a worker is told of a fault."""
+MAX_TRANSFERS = 8192
+"""In one message; a rank that has more to give than that gets several."""
+MAX_LISTENERS = 8192
+"""Of one node. With the longest address each they are less than half a message."""
+MAX_COLLECTIVES = 1024
+"""Groups in one message."""
 
 
 class MessageError(ValueError):
@@ -124,8 +133,16 @@ class Waits(_Message, frozen=True):
 # ---- agent to worker -------------------------------------------------------------------------------------------
 
 
+class Transfers(_Message, frozen=True):
+    """Before a `Start` whose plan has more of them than one message holds: the first, in order."""
+
+    epoch: int
+    transfers: tuple[Transfer, ...]
+
+
 class Start(_Message, frozen=True):
-    """Leave the barrier and run `epoch` with these environment variables. `plan` is None when nothing was lost."""
+    """Leave the barrier and run `epoch` with these environment variables. `plan` is None when nothing was lost; it has
+    what this rank has to do."""
 
     epoch: int
     environ: dict[str, str]
@@ -135,8 +152,9 @@ class Start(_Message, frozen=True):
 class FaultNotice(_Message, frozen=True):
     """`epoch` has failed: stop what you do and come to the barrier.
 
-    `gloo_listeners` are the (address, port) pairs on which the ranks of the epoch accept gloo connections; every
-    connected socket with one of them at either end belongs to a communicator of that epoch.
+    `gloo_listeners` are the (address, port) pairs on which the ranks of this node accept gloo connections; every
+    connected socket with one of them at either end, or watched together with one, belongs to a communicator of the
+    epoch.
     """
 
     epoch: int
@@ -160,7 +178,7 @@ class Returned(_Message, frozen=True):
 
 
 WorkerMessage: TypeAlias = Attach | Arrive | Registered | Fault | Stepped | Holds | Completed | Waits
-AgentMessage: TypeAlias = Start | FaultNotice | Finish | Returned
+AgentMessage: TypeAlias = Transfers | Start | FaultNotice | Finish | Returned
 
 _T = TypeVar("_T")
 
@@ -169,8 +187,30 @@ _worker_decoder: msgspec.msgpack.Decoder[WorkerMessage] = msgspec.msgpack.Decode
 _agent_decoder: msgspec.msgpack.Decoder[AgentMessage] = msgspec.msgpack.Decoder(AgentMessage)
 
 
+def starting(epoch: int, environ: dict[str, str], plan: RestorePlan | None) -> list[Transfers | Start]:
+    """What a worker is sent to start an epoch. No message exceeds the limit, whatever the plan of its rank."""
+    parts: list[Transfers | Start] = []
+    while plan is not None and len(plan.transfers) > MAX_TRANSFERS:
+        parts.append(Transfers(epoch, plan.transfers[:MAX_TRANSFERS]))
+        plan = msgspec.structs.replace(plan, transfers=plan.transfers[MAX_TRANSFERS:])
+    return [*parts, Start(epoch, environ, plan)]
+
+
+def joined(parts: Iterable[Transfers], start: Start) -> Start:
+    """What `starting` has made several messages of."""
+    transfers = tuple(transfer for part in parts if part.epoch == start.epoch for transfer in part.transfers)
+    if start.plan is None or not transfers:
+        return start
+    plan = msgspec.structs.replace(start.plan, transfers=transfers + start.plan.transfers)
+    return msgspec.structs.replace(start, plan=plan)
+
+
 def encode(message: WorkerMessage | AgentMessage) -> bytes:
-    """The message as bytes. Raises MessageError when it exceeds MAX_MESSAGE_BYTES."""
+    """The message as bytes, a notice of a fault never too large. Raises MessageError when it exceeds
+    MAX_MESSAGE_BYTES."""
+    if isinstance(message, FaultNotice):
+        summary, listeners = shorten(message.summary, MAX_SUMMARY), message.gloo_listeners[:MAX_LISTENERS]
+        message = FaultNotice(message.epoch, summary, listeners)
     try:
         data = _encoder.encode(message)
     except UnicodeEncodeError:  # a name of the user's with a lone surrogate in it, as file names can have

@@ -7,6 +7,7 @@ replica group. There survivors that differ by a step make everybody load from di
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 
 import msgspec
 
@@ -64,7 +65,7 @@ class Origin(enum.Enum):
     """Nowhere: training begins, or begins again."""
 
 
-class Transfer(msgspec.Struct, frozen=True):
+class Transfer(msgspec.Struct, frozen=True, array_like=True):
     """`source` sends its own state to `receiver`, or, when `owner` is given, the snapshot it has of that rank."""
 
     source: int
@@ -77,7 +78,8 @@ class RestorePlan(msgspec.Struct, frozen=True):
 
     `target_step`: steps completed in the state to go on from. `source`: the lowest rank that holds it in memory, or
     None. `transfers`: who sends to whom; a rank that is in none as a receiver has what it needs. `rollbacks`: the
-    ranks that go back to the state they kept. `lost_steps`: completed steps that must be trained again.
+    ranks that go back to the state they kept. `lost_steps`: completed steps that must be trained again. A rank is told
+    of its own part only (`part`); `elsewhere`: other ranks receive, too.
     """
 
     target_step: int
@@ -86,10 +88,28 @@ class RestorePlan(msgspec.Struct, frozen=True):
     rollbacks: tuple[int, ...] = ()
     origin: Origin = Origin.MEMORY
     lost_steps: int = 0
+    elsewhere: bool = False
+
+    def part(self, transfers: Iterable[Transfer], rollbacks: Iterable[int]) -> RestorePlan:
+        """The plan with these of its transfers and rollbacks: what some of the ranks have to do."""
+        own = tuple(transfers)
+        elsewhere = self.elsewhere or len(own) < len(self.transfers)
+        return msgspec.structs.replace(self, transfers=own, rollbacks=tuple(rollbacks), elsewhere=elsewhere)
+
+    def part_of(self, rank: int) -> RestorePlan:
+        """What one rank has to do: its own transfers, in the order that all ranks have them in."""
+        own = (transfer for transfer in self.transfers if rank in (transfer.source, transfer.receiver))
+        return self.part(own, (rank,) if rank in self.rollbacks else ())
+
+    @property
+    def moves(self) -> bool:
+        """Whether any rank receives state: the same on all ranks."""
+        return self.elsewhere or bool(self.transfers)
 
     @property
     def receivers(self) -> tuple[int, ...]:
-        """The ranks that do not hold the target: new processes, ranks a step behind, ranks torn inside an update."""
+        """Of the ranks in this part: those that do not hold the target, since they are new, or a step behind, or torn
+        inside an update."""
         return tuple(sorted(transfer.receiver for transfer in self.transfers))
 
     def source_of(self, rank: int) -> Transfer | None:

@@ -47,11 +47,13 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from filed import check_files
 from hyperpodrun.control.job import causes
 from hyperpodrun.control.job import commands as cmd
 from hyperpodrun.control.job import events as ev
 from hyperpodrun.control.job.job import Job
-from hyperpodrun.control.job.state import JobConfig, NodeState
+from hyperpodrun.control.job.places import NodeState
+from hyperpodrun.control.job.state import JobConfig
 from hyperpodrun.protocol.plan import Holding, Origin, RestorePlan
 
 INDENT = "    "
@@ -145,6 +147,7 @@ class Scenario:
         for event in events:
             dropped = self.job.dropped.total()
             lines += [describe(command) for command in self.job.handle(event, self.now)]
+            check_files(self.job.state)
             if self.job.dropped.total() > dropped:
                 lines.append(f"dropped from rank {event.rank}" if len(events) > 1 else "dropped")  # type: ignore[union-attr]
         return lines or ["nothing"]

@@ -13,10 +13,12 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import msgspec
+from filed import check_files
 from hyperpodrun.control.job import commands as cmd
 from hyperpodrun.control.job import events as ev
 from hyperpodrun.control.job.job import Job
-from hyperpodrun.control.job.state import JobConfig, JobState, Phase, SlotState
+from hyperpodrun.control.job.slots import SlotState
+from hyperpodrun.control.job.state import JobConfig, JobState, Phase
 from hyperpodrun.protocol.plan import NO_EPOCH
 
 
@@ -316,6 +318,8 @@ class World:
                 self.waiting[rank] = event
 
     def _check_state(self) -> None:
+        if len(self.log) % 8 == 0:  # what is filed wrongly stays so
+            check_files(self.job.state)
         state, deadline = self.job.state, self.job.next_deadline()
         match state.phase:
             case Phase.ASSEMBLING | Phase.RECOVERING:

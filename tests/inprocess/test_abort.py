@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
 
@@ -134,3 +135,21 @@ def test_torch_still_has_what_the_data_loader_abort_relies_on():
 
     assert hasattr(dataloader, "_MultiProcessingDataLoaderIter")
     assert callable(dataloader._utils.signal_handling._remove_worker_pids)
+
+
+def test_a_connection_to_another_nodes_listener_is_known_by_the_event_loop_it_shares_with_ones_own():
+    """A worker is told of its own node's listeners only: of the others there can be any number."""
+    with socket.create_server(("127.0.0.1", 0)) as own, socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        dialled, strangers = connected_pair(elsewhere), connected_pair(elsewhere)
+        with select.epoll() as loop, select.epoll() as another:
+            loop.register(own)
+            loop.register(dialled[0])
+            another.register(strangers[0])
+            AbortGloo()(state(own.getsockname()))
+            assert dialled[0].recv(1) == b"", "shut down"
+            strangers[1].send(b"x")
+            assert strangers[0].recv(1) == b"x"
+            again = connected_pair(own)  # the listener listens
+        release_connections()
+        for end in (*dialled, *strangers, *again):
+            end.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hyperpodrun.protocol import messages, names
+from hyperpodrun.protocol import messages, names, text
 from hyperpodrun.protocol.plan import Holding, RestorePlan, Transfer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,7 +74,7 @@ def test_unknown_fields_and_oversized_messages_are_refused():
     with pytest.raises(messages.MessageError, match="extra"):
         messages.decode_from_worker(msgspec.msgpack.encode({"type": "Completed", "epoch": 1, "extra": 1}))
     with pytest.raises(messages.MessageError, match="exceeds"):
-        messages.encode(messages.FaultNotice(1, "x" * (messages.MAX_MESSAGE_BYTES + 1), ()))
+        messages.encode(messages.Start(1, {"x": "x" * (messages.MAX_MESSAGE_BYTES + 1)}, None))
     with pytest.raises(messages.MessageError, match="exceeds"):
         messages.decode_from_worker(b"x" * (messages.MAX_MESSAGE_BYTES + 1))
 
@@ -121,3 +121,39 @@ def test_any_text_is_an_identity_or_refused(text):
 def test_a_number_that_the_agent_cannot_calculate_with_is_refused(message):
     with pytest.raises(messages.MessageError):
         messages.decode_from_worker(messages.encode(message))
+
+
+def test_what_a_worker_is_told_never_exceeds_the_limit_in_a_world_of_80_000() -> None:
+    plan = RestorePlan(9, 79_999, tuple(Transfer(79_999, rank) for rank in range(79_999)))
+    sent = messages.starting(4, {"RANK": "79999"}, plan)
+    assert all(len(messages.encode(message)) < messages.MAX_MESSAGE_BYTES // 4 for message in sent)
+    *parts, start = [messages.decode_from_agent(messages.encode(message)) for message in sent]
+    stale = messages.Transfers(3, (Transfer(1, 2),))
+    assert messages.joined([stale, *parts], start) == messages.Start(4, {"RANK": "79999"}, plan)
+    listeners = tuple((f"fe80:1234:5678:9abc:def0:1234:{n:x}:ffff", 65_535) for n in range(80_000))
+    notice = messages.decode_from_agent(
+        messages.encode(messages.FaultNotice(4, "\N{GRINNING FACE}" * 1_000_000, listeners))
+    )
+    assert isinstance(notice, messages.FaultNotice)
+    assert notice.gloo_listeners == listeners[: messages.MAX_LISTENERS]
+
+
+def test_an_ordinary_start_is_one_message() -> None:
+    plan = RestorePlan(7, 0, (Transfer(0, 1),))
+    assert messages.starting(4, {}, plan) == [messages.Start(4, {}, plan)]
+    assert messages.starting(4, {}, None) == [messages.Start(4, {}, None)]
+
+
+def test_other_nodes_get_the_last_frames_of_a_traceback() -> None:
+    whole = (
+        "Traceback (most recent call last):\n" + "".join(f"  frame {n}\n" for n in range(5000)) + "ValueError: boom\n"
+    )
+    short = text.last_frames(whole)
+    assert len(short) <= text.MAX_FRAMES
+    assert short.endswith("  frame 4999\nValueError: boom\n")
+    first, second, *_ = short.splitlines()
+    assert "characters left out" in first
+    assert second.startswith("  frame ")
+    assert text.last_frames(short) == short
+    assert len(text.last_frames("x" * 70_000)) <= text.MAX_FRAMES
+    assert text.last_frames("ValueError: boom") == "ValueError: boom"

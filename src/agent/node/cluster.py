@@ -168,7 +168,13 @@ class ClusterHead:
         assert self._transport is not None
         match action:
             case msg.Send():
-                self._transport.send(action.address, CONTROL, msg.encode(action.message))
+                try:
+                    data = msg.encode(action.message)
+                except MessageError as error:
+                    self._console.log("message-too-large", to=action.address, reason=error, action="it is given up")
+                    self._waiting.append(msg.Closed(action.address))
+                    return
+                self._transport.send(action.address, CONTROL, data)
             case msg.Execute():
                 self._local.execute(action.command)
             case msg.Note():

@@ -27,9 +27,11 @@ from ..environment import epoch_environment, with_script_in, worker_environment
 from ..output.console import Console
 from ..output.disk import Disk, DiskHangs
 from ..output.logs import LogDirectory, Outputs
+from ..output.tracebacks import Tracebacks
 from ..workers.data_host import DataHost
 from ..workers.workers import Worker, Workers
 from .file_timers import FILE, FileTimers, pipe_for
+from .own_listeners import of_this_node
 
 if TYPE_CHECKING:
     import asyncio
@@ -47,6 +49,7 @@ _RUNTIME, _STATE = "hyperpodrun-", "hyperpodrun-state-"
 """How the directories of a job are named, the one for sockets and the one for state."""
 _DIRECTORY_LIMIT_S = 10.0
 _T = TypeVar("_T")
+_C = TypeVar("_C", bound=cmd.Command)
 _SAID_BY_WORKERS = (ev.Attached, ev.Arrived, ev.Registered, ev.Faulted, ev.Stepped, ev.Holds, ev.Completed)
 
 
@@ -88,6 +91,7 @@ class LocalNode:
         self._epoch = NO_EPOCH
         """The last epoch that was started here."""
         self._opened_epoch = 0
+        self._tracebacks = Tracebacks()
         self._fault_seen_ns: dict[int, int] = {}
         """When somebody first felt the fault of an epoch."""
         self._store: StoreServer | None = None
@@ -205,7 +209,11 @@ class LocalNode:
 
     def execute(self, command: cmd.Command) -> None:
         """Carries out one command. Raises CannotStart when a process cannot be started."""
-        self._executors[type(command)](command)
+        self._executors[type(command)](self.in_full(command))
+
+    def in_full(self, command: _C) -> _C:
+        """The command with all that is known here of its cause."""
+        return self._tracebacks.in_full(command)
 
     def _spawn(self, command: cmd.Spawn) -> None:
         slot = cmd.LocalSlot(command.rank, command.local_rank, command.incarnation)
@@ -271,7 +279,9 @@ class LocalNode:
         assert self.report is not None
         now_ns = time.monotonic_ns()
         self._store.cancel(command.epoch)
-        listeners = self._store.published_listeners(command.epoch)
+        listeners = of_this_node(self._store.published_listeners(command.epoch))
+        if len(listeners) > messages.MAX_LISTENERS:
+            self._console.log("gloo-listeners", told=messages.MAX_LISTENERS, left_out=len(listeners))
         self._send_all(messages.FaultNotice(command.epoch, command.cause.summary, listeners))
         fault_ns = self._fault_seen_ns.get(command.epoch, now_ns)
         self._tell(self.report.failed(command.epoch, command.cause, fault_ns, now_ns, self.workers.pids))
@@ -288,7 +298,9 @@ class LocalNode:
                 continue
             self.workers.take_rank(worker, slot.rank)
             environ = epoch_environment(self._config, slot, command.layout, command.epoch)
-            self._send(worker, messages.Start(command.epoch, environ, command.plan))
+            plan = None if command.plan is None else command.plan.part_of(slot.rank)
+            for message in messages.starting(command.epoch, environ, plan):
+                self._send(worker, message)
         self.report.started(command.epoch, command.cause, command.plan, assembled_ns, time.monotonic_ns())
         self.workers.failures.forget()
         self._fault_seen_ns.clear()
@@ -354,8 +366,8 @@ class LocalNode:
                         rank,
                         incarnation,
                         message.epoch,
-                        message.summary,
-                        message.traceback,
+                        messages.shorten(message.summary, messages.MAX_SUMMARY),
+                        self._tracebacks.keep(message.traceback),
                         message.consequence,
                         message.ends_job,
                     )
@@ -411,8 +423,14 @@ class LocalNode:
                 self._send(worker, message)
 
     def _send(self, worker: Worker, message: messages.AgentMessage) -> None:
+        from ...protocol.messages import MessageError
+
         assert self._channel is not None
-        self._channel.send(worker.local_rank, worker.incarnation, message)
+        try:
+            self._channel.send(worker.local_rank, worker.incarnation, message)
+        except MessageError as error:  # it would wait for it in vain
+            self._console.log("message-too-large", rank=worker.rank, reason=error, action="the process is replaced")
+            self.workers.kill(worker, "it cannot be told what the others are told")
 
     def _log_store(self, line: str) -> None:
         self._console.log("store", message=line)

@@ -73,7 +73,7 @@ class Restorer:
         """
         if plan is None or plan.origin is Origin.START:
             return self._begin()
-        if plan.transfers:
+        if plan.moves:
             Link().connect()
         match plan.origin:
             case Origin.MEMORY:

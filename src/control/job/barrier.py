@@ -13,7 +13,8 @@ from .commands import Command, FinishEpoch, Kill, StartEpoch
 from .launch import open_epoch, spawn
 from .placement import can_grow, grow
 from .plan import Impossible, Report, make_plan
-from .state import JobState, Phase, Slot, SlotState
+from .slots import COMES_BY_ITSELF, Slot, SlotState
+from .state import JobState, Phase
 from .stopping import begin_again, fail, restart_processes
 
 
@@ -28,9 +29,9 @@ def arrived(job: JobState, event: ev.Arrived, now: float) -> list[Command]:
     if slot.state is SlotState.STARTING:
         job.slowest_start = max(job.slowest_start, now - slot.spawned_at)
     job.wrapped = True
-    slot.state = SlotState.WAITING
     slot.call, slot.step, slot.healthy, slot.holding = event.call, event.step, event.healthy, event.holding
-    expected, slot.due = slot.due is not None, None
+    expected = slot.due is not None
+    job.slots.change(slot, state=SlotState.WAITING, due=None)
     if _complete(job):
         return start_if_complete(job, now)
     if job.phase is Phase.ASSEMBLING and not expected:  # else the others have their deadlines, too
@@ -44,7 +45,7 @@ def start_if_complete(job: JobState, now: float) -> list[Command]:
         return []
     if can_grow(job) and not job.finished_calls:
         return take_growth(job, now)
-    if sum(node.confirmed >= job.next_epoch for node in job.nodes.values()) < job.quorum:
+    if job.nodes.who_know(job.next_epoch) < job.quorum:
         return open_epoch(job)
     return _start_epoch(job, now)
 
@@ -55,29 +56,30 @@ def take_growth(job: JobState, now: float) -> list[Command]:
     for slot in grow(job):
         commands.append(spawn(job, slot.rank, now))
         if job.phase is Phase.RECOVERING:
-            job.slots[slot.rank].due = now + job.config.barrier_timeout + job.slowest_start
+            job.slots.change(job.slots[slot.rank], due=now + job.config.barrier_timeout + job.slowest_start)
     if job.phase is Phase.ASSEMBLING:
         commands += expect_the_others(job, now)
     return commands
 
 
 def _complete(job: JobState) -> bool:
-    return bool(job.slots) and all(slot.state is SlotState.WAITING for slot in job.slots)
+    return bool(job.slots) and job.slots.all_are(SlotState.WAITING)
 
 
 def expect_the_others(job: JobState, now: float) -> list[Command]:
     """No fault has set deadlines: the first arrival does. A rank that has ended for good will never come."""
     job.dues_moved += 1
-    waiting, ended = job.ranks(SlotState.WAITING), job.ranks(SlotState.EXITED)
-    if waiting and ended:
+    slots = job.slots
+    if not slots.count(SlotState.WAITING):
+        for slot in slots.awaited():
+            if slot.state in COMES_BY_ITSELF:
+                slots.change(slot, due=None)
+        return []
+    if slots.count(SlotState.EXITED):
+        ended, waiting = slots.ranks(SlotState.EXITED), slots.ranks(SlotState.WAITING)
         return restart_processes(job, causes.of_missing(ended[0], waiting), now)
-    for slot in job.slots:
-        if slot.state not in (SlotState.STARTING, SlotState.BETWEEN):
-            continue
-        if not waiting:
-            slot.due = None
-        elif slot.due is None:
-            slot.due = now + job.config.start_timeout
+    for rank in slots.without_deadline():
+        slots.change(slots[rank], due=now + job.config.start_timeout)
     return []
 
 
@@ -102,6 +104,7 @@ def _start_epoch(job: JobState, now: float) -> list[Command]:
         slot.state = SlotState.RUNNING
         slot.epoch = job.epoch
         slot.waits, slot.left = 0, ""
+    job.slots.refile()
     return [*commands, StartEpoch(job.epoch, plan, cause)]
 
 
@@ -118,13 +121,13 @@ def _plan(job: JobState) -> RestorePlan | Impossible | None:
 def _report(slot: Slot) -> Report:
     """Without a CheckpointManager all ranks are taken to hold the same state, as in data parallel training."""
     if slot.holding is not None:
-        return Report(slot.holding, managed=True)
+        return Report(slot.holding, managed=True, node=slot.place)
     whole = slot.healthy and not slot.fresh
-    return Report(Holding(shard="", step=slot.step if whole else None))
+    return Report(Holding(shard="", step=slot.step if whole else None), node=slot.place)
 
 
 def registered(job: JobState, event: ev.Registered, now: float) -> list[Command]:
-    job.shards[event.rank] = event.shard
+    job.shards.tell(event.rank, event.shard)
     return []
 
 
@@ -138,12 +141,13 @@ def finish_epoch(job: JobState) -> list[Command]:
     job.stalled.clear()
     for slot in job.slots:
         slot.state = SlotState.BETWEEN
+    job.slots.refile()
     return [FinishEpoch(job.epoch)]
 
 
 def overdue(job: JobState, now: float) -> list[Command]:
     """Who is not at the barrier in time is killed, and replaced when it is gone."""
-    late = [slot for slot in job.slots if slot.due is not None and slot.due <= now]
+    late = job.slots.overdue(now)
     for slot in late:
         if slot.state is SlotState.KILLED:
             return fail(job, causes.of_unkillable(slot), now)
@@ -153,6 +157,5 @@ def overdue(job: JobState, now: float) -> list[Command]:
 def kill(job: JobState, slot: Slot, reason: str, now: float) -> Command:
     """The process is to go; its rank is given to a new one when it is gone."""
     slot.killed_for = reason
-    slot.state = SlotState.KILLED
-    slot.due = now + job.config.kill_timeout
+    job.slots.change(slot, state=SlotState.KILLED, due=now + job.config.kill_timeout)
     return Kill(slot.rank, slot.incarnation, reason, slot.node or 0, slot.local_rank)

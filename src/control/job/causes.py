@@ -6,14 +6,18 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
+from ...protocol.messages import MAX_SUMMARY, shorten
+from ...protocol.text import last_frames, some
 from . import events as ev
 from .commands import Cause
-from .state import JobState, Slot, SlotState
+from .slots import Slot, SlotState
+from .state import JobState
 
 
 def of_error(event: ev.Faulted) -> Cause:
     """User code raised."""
-    return Cause("exception", event.rank, event.summary, event.traceback, consequence=event.consequence)
+    summary, traceback = shorten(event.summary, MAX_SUMMARY), last_frames(event.traceback)  # they go to every node
+    return Cause("exception", event.rank, summary, traceback, consequence=event.consequence)
 
 
 def of_exit(slot: Slot, exit_code: int) -> Cause:
@@ -119,7 +123,7 @@ def of_growth(job: JobState) -> Cause:
 
 def of_hole(job: JobState) -> Cause:
     """Nobody has come to take a lost node's place."""
-    left = sum(place.node is not None for place in job.places)
+    left = job.places.held
     waited = f"no node took the place of the lost one within {job.config.join_timeout:g} s"
     return Cause("node", None, f"{waited}, and {left} node(s) are fewer than the {job.config.min_nodes} allowed")
 
@@ -137,11 +141,6 @@ def with_reason(cause: Cause, reason: str) -> Cause:
     return replace(cause, summary=f"{cause.summary}, {reason}")
 
 
-def shortened(cause: Cause) -> Cause:
-    """The same in a few hundred bytes, to travel with every command: the nodes have the traceback in their logs."""
-    return replace(cause, summary=cause.summary[:300], traceback=cause.traceback[-2000:])
-
-
 def describe(cause: Cause) -> str:
     """A sentence: `rank 1 raised ValueError: boom`, `rank 2 was killed by signal 9`."""
     if cause.rank is None:
@@ -157,4 +156,4 @@ def describe_exit(exit_code: int) -> str:
 
 def name_ranks(ranks: Sequence[int]) -> str:
     """`rank 1` or `ranks 1, 2`."""
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+    return f"rank{'s' if len(ranks) > 1 else ''} {some(ranks)}"

@@ -13,7 +13,9 @@ from msgspec.structs import replace
 
 from . import events as ev
 from .commands import Command
-from .state import JobConfig, JobState, NodeState, Phase, SlotState
+from .places import NodeState
+from .slots import SlotState
+from .state import JobConfig, JobState, Phase
 from .transitions import TRANSITIONS
 
 _CAN_ARRIVE = (
@@ -50,11 +52,10 @@ class Job:
 
     def next_deadline(self) -> float | None:
         """When `handle` wants a TimePassed event; None for never."""
-        dues = [slot.due for slot in self.state.slots if slot.due is not None]
-        dues += [due for due in (self.state.stop_due, self.state.hole_due) if due is not None]
-        if self.state.phase is Phase.RUNNING and self.state.returned_due is not None:
-            dues.append(self.state.returned_due)
-        return min(dues, default=None)
+        state = self.state
+        returned_due = state.returned_due if state.phase is Phase.RUNNING else None
+        dues = (state.slots.next_due(), state.stop_due, state.hole_due, returned_due)
+        return min((due for due in dues if due is not None), default=None)
 
     @property
     def phase(self) -> Phase:

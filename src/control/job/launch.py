@@ -5,8 +5,9 @@ from __future__ import annotations
 from . import causes
 from . import events as ev
 from .commands import EXIT_FAILED, EXIT_OK, Command, End, OpenEpoch, RunHook, Spawn, StopWorkers
-from .placement import expect_nodes, fill_holes, forget_node, grow, layout_of
-from .state import JobState, Phase, Slot, SlotState
+from .placement import expect_nodes, fill_holes, forget_node, grow
+from .slots import Slot, SlotState
+from .state import JobState, Phase
 
 
 def begin(job: JobState, event: ev.Begin, now: float) -> list[Command]:
@@ -15,7 +16,7 @@ def begin(job: JobState, event: ev.Begin, now: float) -> list[Command]:
 
 def start_processes(job: JobState, now: float) -> list[Command]:
     """The first time, and again when all are stopped: for an epoch that no process has been started for."""
-    job.next_epoch = max(job.next_epoch, 1 + max((slot.spawn_epoch for slot in job.slots), default=-1))
+    job.next_epoch = max(job.next_epoch, 1 + job.slots.newest_spawn)
     fill_holes(job)
     grow(job)
     if expect_nodes(job, now):
@@ -33,7 +34,7 @@ def pre_train_ended(job: JobState, event: ev.HookEnded, now: float) -> list[Comm
         return _end_with_hook(job, "pre", event.exit_code, now)
     if job.hooks:
         return []
-    return start_processes(job, now) if job.has_holes else _launch(job, now)
+    return start_processes(job, now) if job.places.has_holes else _launch(job, now)
 
 
 def _launch(job: JobState, now: float) -> list[Command]:
@@ -55,7 +56,7 @@ def open_again(job: JobState) -> list[Command]:
 
 
 def _owners(job: JobState) -> tuple[tuple[int, int], ...]:
-    return OpenEpoch.runs_of(place.node for place in job.places if place.node is not None)
+    return OpenEpoch.runs_of(job.places.holders())
 
 
 def spawn(job: JobState, rank: int, now: float) -> Spawn:
@@ -72,9 +73,9 @@ def spawn(job: JobState, rank: int, now: float) -> Spawn:
         spawn_epoch=job.next_epoch,
         spawned_at=now,
     )
-    job.slots[rank] = slot
+    job.slots.replace(slot)
     job.incarnations += 1
-    layout = layout_of(job, before.place)
+    layout = job.places.layout_of(before.place)
     return Spawn(rank, slot.incarnation, slot.spawn_epoch, before.node, slot.local_rank, layout)
 
 
@@ -102,7 +103,7 @@ def hook_node_lost(job: JobState, event: ev.NodeLost, now: float) -> list[Comman
 
 
 def _run_hook(job: JobState, name: str) -> list[Command]:
-    job.hooks = {place.node for place in job.places if place.node is not None}
+    job.hooks = set(job.places.holders())
     return [RunHook(name, job.next_epoch)]
 
 

@@ -21,8 +21,9 @@ from .barrier import expect_the_others, start_if_complete, take_growth
 from .commands import EXIT_FAILED, Command, End
 from .launch import open_again, start_processes
 from .placement import can_grow, expect_nodes, fill_holes, forget_node, shrink
+from .places import NodeState
 from .recovery import begin_again_elsewhere, replace_all, replace_lost, replace_processes, start_recovery
-from .state import JobState, NodeState, Phase
+from .state import JobState, Phase
 from .stopping import fail, restart_processes
 
 
@@ -72,15 +73,14 @@ def noted(job: JobState, event: ev.NodeJoined | ev.NodesAgreed, now: float) -> l
 
 
 def _admit(job: JobState, event: ev.NodeJoined) -> None:
-    job.nodes[event.node] = NodeState(event.workers, event.role)
+    job.nodes.admit(event.node, NodeState(event.workers, event.role))
     job.next_epoch = max(job.next_epoch, event.epoch + 1)
 
 
 def opened(job: JobState, event: ev.Opened, now: float) -> list[Command]:
-    node = job.nodes.get(event.node)
-    if node is None:
+    if event.node not in job.nodes:
         return []
-    node.confirmed = max(node.confirmed, event.epoch)
+    job.nodes.confirm(event.node, event.epoch)
     return start_if_complete(job, now) if job.phase in (Phase.ASSEMBLING, Phase.RECOVERING) else []
 
 
@@ -88,7 +88,7 @@ def reconsider(job: JobState, now: float) -> list[Command]:
     """There may be a node for a place now, or for a larger world."""
     if job.phase is Phase.GATHERING:
         return start_processes(job, now)
-    if job.has_holes:
+    if job.places.has_holes:
         fill_holes(job)
         commands = replace_lost(job, now)
         if job.phase is Phase.ASSEMBLING:

@@ -9,42 +9,41 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from .commands import Layout
-from .state import JobState, NodeState, Place, Slot, SlotState
+from .places import NodeState, Place
+from .slots import Slot, SlotState
+from .state import JobState
 
 
 def forget_node(job: JobState, node: int) -> list[Slot]:
     """A node is gone and its place empty. The slots whose process was lost with it."""
-    job.nodes.pop(node, None)
+    job.nodes.forget(node)
     job.hooks.discard(node)
     job.agreed = False
-    for place in job.places:
-        if place.node == node:
-            place.node = None
+    index = job.places.vacate(node)
     lost = []
-    for slot in job.slots:
-        if slot.node != node:
-            continue
-        slot.node = None
+    for slot in [] if index is None else job.slots_of(index):
         if not slot.gone:
-            slot.leave(SlotState.LOST)
             lost.append(slot)
+            job.slots.leave(slot, SlotState.LOST)
+        job.slots.change(slot, node=None)
     return lost
 
 
 def fill_holes(job: JobState) -> None:
     """Spares take the places of lost nodes, as far as they fit."""
-    if not job.agreed:
+    if not job.agreed or not job.places.has_holes:
         return
-    for index, place in enumerate(job.places):
-        if place.node is None:
-            fitting = [node for node in job.spares() if _fits(job.nodes[node], place)]
-            if fitting:
-                place.node = fitting[0]
-                place.role = job.nodes[place.node].role
-                _change_owners(job)
-                for slot in slots_of(job, index):
-                    slot.node = place.node
+    spares = job.spares()
+    for index in job.places.holes if spares else ():
+        place = job.places[index]
+        fitting = next((node for node in spares if _fits(job.nodes[node], place)), None)
+        if fitting is None:
+            continue
+        spares.remove(fitting)
+        job.places.fill(index, fitting, job.nodes[fitting].role)
+        _change_owners(job)
+        for slot in job.slots_of(index):
+            job.slots.change(slot, node=fitting)
 
 
 def _fits(node: NodeState, place: Place) -> bool:
@@ -54,30 +53,26 @@ def _fits(node: NodeState, place: Place) -> bool:
 def grow(job: JobState) -> list[Slot]:
     """Spares get places of their own as long as the world may be larger; the new slots."""
     new: list[Slot] = []
-    if not job.agreed or job.has_holes:
+    if not job.agreed or job.places.has_holes:
         return new
     for node in job.spares():
         if len(job.places) >= job.config.max_nodes:
             break
-        place = Place(node, job.nodes[node].workers, job.nodes[node].role)
-        job.places.append(place)
+        new += job.add_place(Place(node, job.nodes[node].workers, job.nodes[node].role))
         _change_owners(job)
-        for local_rank in range(place.workers):
-            new.append(Slot(len(job.slots), node=node, local_rank=local_rank, place=len(job.places) - 1))
-            job.slots.append(new[-1])
     return new
 
 
 def can_grow(job: JobState) -> bool:
     """Whether `grow` would do something."""
-    return job.agreed and not job.has_holes and bool(job.spares()) and len(job.places) < job.config.max_nodes
+    return job.agreed and not job.places.has_holes and job.has_spares and len(job.places) < job.config.max_nodes
 
 
 def shrink(job: JobState) -> bool:
     """The world without its holes, if it may be so small. Whoever gets a new rank keeps his process."""
-    if not job.agreed or len(job.places) - sum(place.node is None for place in job.places) < job.config.min_nodes:
+    if not job.agreed or job.places.held < job.config.min_nodes:
         return False
-    parts = [(place, slots_of(job, index)) for index, place in enumerate(job.places)]
+    parts = [(place, job.slots_of(index)) for index, place in enumerate(job.places)]
     at = 0
     while at < len(parts):
         if parts[at][0].node is not None:
@@ -89,19 +84,19 @@ def shrink(job: JobState) -> bool:
             parts[at] = parts.pop()
         else:
             parts.pop(at)
-    job.places = [place for place, _ in parts]
-    job.slots = [slot for _, slots in parts for slot in slots]
-    for index, (_, slots) in enumerate(parts):
-        for slot in slots:
+    job.places.replace_all(place for place, _ in parts)
+    for index, (_, own) in enumerate(parts):
+        for slot in own:
             slot.place = index
-    shards = {rank: job.shards[slot.rank] for rank, slot in enumerate(job.slots) if slot.rank in job.shards}
-    job.shards = shards
-    for rank, slot in enumerate(job.slots):
+    slots = [slot for _, own in parts for slot in own]
+    job.shards.renumber({rank: job.shards[slot.rank] for rank, slot in enumerate(slots) if slot.rank in job.shards})
+    for rank, slot in enumerate(slots):
         if slot.rank != rank:
             slot.former_ranks = (*slot.former_ranks, slot.rank)
         slot.rank = rank
         if slot.holding is not None:  # snapshots are known by ranks of the larger world
             slot.holding = replace(slot.holding, snapshots=())
+    job.slots.refile(slots)
     job.hole_due = None
     _change_owners(job)
     return True
@@ -109,35 +104,15 @@ def shrink(job: JobState) -> bool:
 
 def expect_nodes(job: JobState, now: float) -> bool:
     """Whether somebody must come to take a place; from the first time on that has a deadline."""
-    if not job.has_holes:
+    if not job.places.has_holes:
         job.hole_due = None
     elif job.hole_due is None:
         job.hole_due = now + job.config.join_timeout
         job.dues_moved += 1
-    return job.has_holes
+    return job.places.has_holes
 
 
 def _change_owners(job: JobState) -> None:
     """The keys of an epoch belong to the nodes it was opened with. For others it needs another number."""
     if job.opened == job.next_epoch:
         job.next_epoch += 1
-
-
-def slots_of(job: JobState, index: int) -> list[Slot]:
-    """The slots of one place."""
-    first = sum(place.workers for place in job.places[:index])
-    return job.slots[first : first + job.places[index].workers]
-
-
-def layout_of(job: JobState, place: int) -> Layout:
-    """What the workers of a place are told of the world."""
-    own = job.places[place]
-    same = [index for index, other in enumerate(job.places) if other.role == own.role]
-    return Layout(
-        world_size=len(job.slots),
-        nodes=len(job.places),
-        node_rank=place,
-        local_world_size=own.workers,
-        role_rank=sum(job.places[index].workers for index in same if index < place),
-        role_world_size=sum(job.places[index].workers for index in same),
-    )

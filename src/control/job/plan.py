@@ -6,12 +6,15 @@ Going on from an older state than the newest one is never silent: the plan count
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from ...protocol.plan import Holding, Origin, RestorePlan, Transfer
+from ...protocol.text import some
+
+_SHARDS_NAMED = 8
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -87,14 +90,14 @@ def _from_memory(reports: Reports, shards: _Shards, distrusted: set[int], refuse
     transfers: list[Transfer] = []
     rollbacks: list[int] = []
     for shard, ranks in shards.items():
-        sources = holders[shard][target]
-        load: Counter[int] = Counter()
+        found = holders[shard][target]
+        sources, holds_it = _Sources(reports, found), set(found)
         for rank in ranks:
-            if rank not in sources:
-                transfers.append(Transfer(_pick(reports, sources, rank, load), rank))
+            if rank not in holds_it:
+                transfers.append(Transfer(sources.pick(rank), rank))
             elif reports[rank].holding.step != target:
                 rollbacks.append(rank)
-    lowest = min(rank for by_step in holders.values() for rank in by_step[target])
+    lowest = min(by_step[target][0] for by_step in holders.values())
     return RestorePlan(target, lowest, _in_order(transfers), tuple(sorted(rollbacks)))
 
 
@@ -106,29 +109,28 @@ def _certain(reports: Reports, holders: list[int], step: int) -> list[int]:
 
 def _from_snapshots(reports: Reports, shards: _Shards, distrusted: set[int], refused: set[int]) -> RestorePlan | None:
     """The newest step of which a snapshot of every shard can be read by somebody."""
-    keepers: dict[str, dict[int, list[tuple[int, int]]]] = {}
-    for shard, members in shards.items():
-        by_step: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        for keeper in sorted(reports.keys() - distrusted):
-            for owner, step in reports[keeper].holding.snapshots:
-                if owner in members:
-                    by_step[step].append((keeper, owner))
-        keepers[shard] = by_step
+    shard_of = {rank: shard for shard, ranks in shards.items() for rank in ranks}
+    keepers: dict[str, dict[int, list[tuple[int, int]]]] = {shard: defaultdict(list) for shard in shards}
+    for keeper in sorted(reports.keys() - distrusted):
+        for owner, step in reports[keeper].holding.snapshots:
+            if owner in shard_of:
+                keepers[shard_of[owner]][step].append((keeper, owner))
     common = set.intersection(*(set(by_step) for by_step in keepers.values())) - refused
     if not common:
         return None
     target = max(common)
     transfers: list[Transfer] = []
-    for shard, members in shards.items():
+    for shard, ranks in shards.items():
+        kept = set(keepers[shard][target])
         owner_kept_by: dict[int, int] = {}
         for keeper, owner in keepers[shard][target]:
             owner_kept_by.setdefault(keeper, owner)
-        load: Counter[int] = Counter()
-        for rank in members:
-            if (rank, rank) in keepers[shard][target]:
+        sources = _Sources(reports, sorted(owner_kept_by))
+        for rank in ranks:
+            if (rank, rank) in kept:
                 transfers.append(Transfer(rank, rank, rank))
                 continue
-            keeper = rank if rank in owner_kept_by else _pick(reports, sorted(owner_kept_by), rank, load)
+            keeper = rank if rank in owner_kept_by else sources.pick(rank)
             transfers.append(Transfer(keeper, rank, owner_kept_by[keeper]))
     return RestorePlan(target, None, _in_order(transfers), origin=Origin.SNAPSHOT)
 
@@ -141,12 +143,40 @@ def _from_disk(reports: Reports) -> RestorePlan | None:
     return RestorePlan(min(steps), None, origin=Origin.DISK)
 
 
-def _pick(reports: Reports, sources: Iterable[int], receiver: int, load: Counter[int]) -> int:
-    """The source with the least to send, of these one on the receiver's node, of these the lowest."""
-    node = reports[receiver].node
-    chosen = min(sources, key=lambda rank: (load[rank], reports[rank].node != node, rank))
-    load[chosen] += 1
-    return chosen
+class _Sources:
+    """Who can give one shard. They take turns, so that nobody has two more receivers than another; of those whose turn
+    it is, one on the receiver's node, of these the lowest. O(1) for each receiver."""
+
+    def __init__(self, reports: Reports, ranks: list[int]) -> None:
+        """`ranks`: ascending."""
+        self._reports = reports
+        self._ranks = ranks
+        self._begin_turn()
+
+    def _begin_turn(self) -> None:
+        self._left = set(self._ranks)
+        self._in_order = iter(self._ranks)
+        self._on_node: dict[int, deque[int]] | None = None
+
+    def pick(self, receiver: int) -> int:
+        if not self._left:
+            self._begin_turn()
+        chosen = self._here(self._reports[receiver].node)
+        if chosen is None:
+            chosen = next(rank for rank in self._in_order if rank in self._left)
+        self._left.remove(chosen)
+        return chosen
+
+    def _here(self, node: int) -> int | None:
+        """The lowest on this node whose turn it is."""
+        if self._on_node is None:
+            self._on_node = defaultdict(deque)
+            for rank in self._ranks:
+                self._on_node[self._reports[rank].node].append(rank)
+        here = self._on_node.get(node, deque())
+        while here and here[0] not in self._left:
+            here.popleft()
+        return here[0] if here else None
 
 
 def _in_order(transfers: list[Transfer]) -> tuple[Transfer, ...]:
@@ -161,18 +191,22 @@ def _explain(reports: Reports, shards: _Shards, distrusted: set[int]) -> str:
         if not any(reports[rank].holding.steps for rank in ranks if rank not in distrusted)
     ]
     if not gone:
-        held = "; ".join(
-            f"ranks {_names(ranks)} hold step {_names(sorted({s for r in ranks for s in reports[r].holding.steps}))}"
+        held = [
+            f"ranks {some(ranks)} hold step {some(sorted({s for r in ranks for s in reports[r].holding.steps}))}"
             for ranks in shards.values()
+        ]
+        return (
+            f"there is no step that every shard has a whole state of ({_joined(held, '; ')}); "
+            "rollback=True would have kept one"
         )
-        return f"there is no step that every shard has a whole state of ({held}); rollback=True would have kept one"
-    lost = " and of ".join(f"rank{'s' if len(ranks) > 1 else ''} {_names(ranks)}" for ranks in gone)
+    lost = _joined([f"rank{'s' if len(ranks) > 1 else ''} {some(ranks)}" for ranks in gone], " and of ")
     torn = sorted({report.holding.torn for report in reports.values() if report.holding.torn})
     if torn:
         return (
-            f"whoever holds the state of {lost} was between two changes of one step ({'; '.join(torn)}), and there is "
-            "neither a snapshot nor a checkpoint of it. CheckpointManager(rollback=True) keeps the state before each "
-            "update, snapshot_every and disk_path older ones; `with manager.update():` says what belongs together"
+            f"whoever holds the state of {lost} was between two changes of one step ({_joined(torn, '; ')}), and "
+            "there is neither a snapshot nor a checkpoint of it. CheckpointManager(rollback=True) keeps the state "
+            "before each update, snapshot_every and disk_path older ones; `with manager.update():` says what belongs "
+            "together"
         )
     return (
         f"no process holds the state of {lost} any more, and there is neither a snapshot nor a checkpoint of it "
@@ -180,5 +214,7 @@ def _explain(reports: Reports, shards: _Shards, distrusted: set[int]) -> str:
     )
 
 
-def _names(numbers: Iterable[int]) -> str:
-    return ", ".join(map(str, numbers))
+def _joined(parts: Sequence[str], between: str) -> str:
+    """The first of them: a sentence must not grow with the world."""
+    left = len(parts) - _SHARDS_NAMED
+    return between.join([*parts[:_SHARDS_NAMED], *([f"{left} other shards"] if left > 0 else [])])

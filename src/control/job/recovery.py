@@ -13,7 +13,8 @@ from .barrier import arrived, expect_the_others, kill
 from .commands import EXIT_STALLED, Cause, Command, FailEpoch
 from .launch import conclude, spawn
 from .placement import expect_nodes, fill_holes
-from .state import Held, JobState, Phase, SlotState
+from .slots import SlotState
+from .state import Held, JobState, Phase
 from .stopping import begin_again, fail, restart_processes
 
 # ---- while an epoch runs ---------------------------------------------------------------------------------
@@ -74,6 +75,7 @@ def start_recovery(job: JobState, cause: Cause, now: float, *, charged: bool = T
         if slot.state in (SlotState.RUNNING, SlotState.COMPLETED):
             slot.state = SlotState.UNWINDING
             slot.due = now + min(job.config.barrier_timeout, slot.abort_timeout or job.config.barrier_timeout)
+    job.slots.refile()
     return [FailEpoch(job.epoch, cause, job.next_epoch), *replace_lost(job, now)]
 
 
@@ -104,8 +106,8 @@ def exited_outside(job: JobState, event: ev.Exited, now: float) -> list[Command]
     """No epoch runs: to end with exit code 0 is to be done, unless it was at the barrier."""
     slot = job.slots[event.rank]
     if event.exit_code == 0 and slot.state is not SlotState.WAITING:
-        slot.leave(SlotState.EXITED)
-        if all(other.state is SlotState.EXITED for other in job.slots):
+        job.slots.leave(slot, SlotState.EXITED)
+        if job.slots.all_are(SlotState.EXITED):
             return conclude(job)
         return expect_the_others(job, now)
     cause = _lose(job, event)
@@ -136,12 +138,10 @@ def replace_lost(job: JobState, now: float) -> list[Command]:
     commands: list[Command] = []
     fill_holes(job)
     expect_nodes(job, now)
-    for rank in job.ranks(SlotState.LOST):
-        if job.slots[rank].node is None:
-            continue
+    for rank in job.slots.to_replace():
         commands.append(spawn(job, rank, now))
         if job.phase is Phase.RECOVERING:
-            job.slots[rank].due = now + job.config.barrier_timeout + job.slowest_start
+            job.slots.change(job.slots[rank], due=now + job.config.barrier_timeout + job.slowest_start)
     return commands
 
 
@@ -190,7 +190,7 @@ def _charge(job: JobState, epoch: int, cause: Cause, now: float) -> list[Command
 def _lose(job: JobState, event: ev.Exited) -> Cause:
     slot = job.slots[event.rank]
     cause = causes.of_exit(slot, event.exit_code)
-    slot.leave(SlotState.LOST)
+    job.slots.leave(slot, SlotState.LOST)
     return cause
 
 

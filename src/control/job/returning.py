@@ -8,12 +8,14 @@ been of the moment; the second time in the same function it is the script, and e
 
 from __future__ import annotations
 
+from ...protocol.messages import MAX_COLLECTIVES
 from . import causes
 from . import events as ev
 from .barrier import finish_epoch
 from .commands import EXIT_STALLED, Cause, Command, TellReturned
 from .recovery import replace_all, start_recovery
-from .state import JobState, SlotState
+from .slots import Slot, SlotState
+from .state import JobState
 from .stopping import fail
 
 RETURN_GRACE = 1.0
@@ -23,10 +25,11 @@ RETURN_GRACE = 1.0
 def completed(job: JobState, event: ev.Completed, now: float) -> list[Command]:
     """The function is over once it is over everywhere: until then a fault makes everybody re-enter it."""
     slot = job.slots[event.rank]
-    slot.state, slot.left = SlotState.COMPLETED, event.left
+    job.slots.change(slot, state=SlotState.COMPLETED, left=event.left)
     for group, count in event.collectives.items():
-        job.collectives[group] = min(count, job.collectives.get(group, count))
-    if all(other.state is SlotState.COMPLETED for other in job.slots):
+        if group in job.collectives or len(job.collectives) < MAX_COLLECTIVES:
+            job.collectives[group] = min(count, job.collectives.get(group, count))
+    if job.slots.all_are(SlotState.COMPLETED):
         return finish_epoch(job)
     expect_the_rest(job, now)
     return []
@@ -45,17 +48,21 @@ def tell_returned(job: JobState, event: ev.TimePassed, now: float) -> list[Comma
         return []
     job.returned_due = None
     job.dues_moved += 1
-    return [TellReturned(job.epoch, len(job.ranks(SlotState.COMPLETED)), dict(job.collectives))]
+    return [TellReturned(job.epoch, job.slots.count(SlotState.COMPLETED), dict(job.collectives))]
 
 
 def waits(job: JobState, event: ev.Waits, now: float) -> list[Command]:
     """A wait that was seen before the last return says nothing: that rank may have ended it with its last message."""
-    job.slots[event.rank].waits = event.returned if event.waiting else 0
-    running = job.ranks(SlotState.RUNNING)
-    returned = [slot for slot in job.slots if slot.state is SlotState.COMPLETED]
-    if not running or not returned or any(job.slots[rank].waits != len(returned) for rank in running):
+    slots = job.slots
+    slots.change(slots[event.rank], waits=event.returned if event.waiting else 0)
+    running, returned = slots.count(SlotState.RUNNING), slots.count(SlotState.COMPLETED)
+    if not running or not returned or slots.waiting_for(returned) < running:
         return []
-    return _recover_once(job, causes.of_return(returned, running), now)
+    return _recover_once(job, causes.of_return(_returned(job), slots.ranks(SlotState.RUNNING)), now)
+
+
+def _returned(job: JobState) -> list[Slot]:
+    return [job.slots[rank] for rank in job.slots.ranks(SlotState.COMPLETED)]
 
 
 def raised(job: JobState, event: ev.Faulted, now: float) -> list[Command]:
@@ -63,11 +70,10 @@ def raised(job: JobState, event: ev.Faulted, now: float) -> list[Command]:
     cause = causes.of_error(event)
     if event.ends_job:
         return fail(job, cause, now, EXIT_STALLED)
-    returned = [slot for slot in job.slots if slot.state is SlotState.COMPLETED]
-    if not event.consequence or not returned:
+    if not event.consequence or not job.slots.count(SlotState.COMPLETED):
         return start_recovery(job, cause, now)
-    cause = causes.with_reason(cause, f"after {causes.describe_return(returned)}")
-    if job.deserted or any(slot.left for slot in returned):
+    cause = causes.with_reason(cause, f"after {causes.describe_return(_returned(job))}")
+    if job.deserted or job.slots.returned_early():
         return _recover_once(job, cause, now)
     job.after_return = True  # if no death explains it until the next epoch starts, that was it
     return start_recovery(job, cause, now)

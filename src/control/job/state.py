@@ -11,8 +11,12 @@ from collections.abc import Mapping
 
 import msgspec
 
-from ...protocol.plan import NO_EPOCH, Holding
+from ...protocol.plan import NO_EPOCH
 from .commands import Cause, End
+from .places import Nodes, Place, Places
+from .places import NodeState as NodeState
+from .shard_table import ShardTable
+from .slots import Slot, Slots
 
 
 class Phase(enum.Enum):
@@ -37,32 +41,6 @@ class Phase(enum.Enum):
     GATHERING = "gathering"
     """No process runs: a node was lost, and all start anew when another takes its place."""
     ENDED = "ended"
-
-
-class SlotState(enum.Enum):
-    """What the process of one rank does."""
-
-    STARTING = "starting"
-    """The process runs but has not reached the barrier of its first wrapped function (it may have none)."""
-    WAITING = "waiting"
-    """At the barrier."""
-    RUNNING = "running"
-    """In the wrapped function."""
-    COMPLETED = "completed"
-    """Returned from the wrapped function, waits for the others."""
-    UNWINDING = "unwinding"
-    """On its way from a failed epoch to the barrier."""
-    BETWEEN = "between wrapped functions"
-    """Past a wrapped function that returned everywhere."""
-    KILLED = "killed"
-    """Sent SIGKILL; what it still says does not count, and its end has yet to be seen."""
-    EXITED = "exited"
-    """Gone, with exit code 0, as it should be."""
-    LOST = "lost"
-    """Gone otherwise, or not started."""
-
-
-GONE = frozenset({SlotState.EXITED, SlotState.LOST})
 
 
 class JobConfig(msgspec.Struct, frozen=True):
@@ -93,72 +71,6 @@ class JobConfig(msgspec.Struct, frozen=True):
     """How long a lost node's ranks wait for a node to take them, before the world shrinks or the job ends."""
 
 
-class Place(msgspec.Struct):
-    """One node's share of the world: `workers` ranks in a row. `node`: who holds it, None while nobody does."""
-
-    node: int | None
-    workers: int
-    role: str | None = None
-    """Of its workers; None: the node was lost with the controller, and nobody knows."""
-
-
-class NodeState(msgspec.Struct):
-    """A member, with ranks or as a spare. `confirmed`: the highest epoch number that it is known to know."""
-
-    workers: int
-    role: str = "default"
-    confirmed: int = NO_EPOCH
-
-
-class Slot(msgspec.Struct):
-    """One rank: the process that holds it and what is known of it."""
-
-    rank: int
-    state: SlotState = SlotState.LOST
-    node: int | None = 0
-    """Where it is; None: its node was lost, and there is no other yet."""
-    local_rank: int = 0
-    place: int = 0
-    """Its node's index among the places."""
-    incarnation: int = -1
-    spawn_epoch: int = NO_EPOCH
-    """The epoch this process was started for; it may have written store keys of it before any barrier."""
-    epoch: int = NO_EPOCH
-    """The last epoch this process ran in; NO_EPOCH for a new process."""
-    abort_timeout: float | None = None
-    call: int = 0
-    step: int = 0
-    healthy: bool = True
-    holding: Holding | None = None
-    """What its CheckpointManager said it holds; None where the script has none."""
-    spawned_at: float = 0.0
-    waits: int = 0
-    """So many others had returned from the wrapped function when it was seen to wait in torch.distributed; 0: it does
-    not wait, or has not been asked."""
-    left: str = ""
-    """How it left the function's loop before its end; empty where it did not, or that is not known."""
-    former_ranks: tuple[int, ...] = ()
-    """Ranks that this same process had in larger worlds."""
-    due: float | None = None
-    """When this process must have reached the barrier, or be gone if it was killed."""
-    killed_for: str = ""
-    """Why this process was killed, once it has been."""
-
-    @property
-    def gone(self) -> bool:
-        return self.state in GONE
-
-    @property
-    def fresh(self) -> bool:
-        """The process has not run in any epoch: it holds no state."""
-        return self.epoch == NO_EPOCH
-
-    def leave(self, state: SlotState) -> None:
-        """The process is gone."""
-        self.state = state
-        self.due = None
-
-
 class Held(msgspec.Struct, frozen=True):
     """What the first rank of a replica group has said that it holds. `at`: epoch and step."""
 
@@ -171,7 +83,7 @@ class JobState(msgspec.Struct):
     """All that decisions depend on. Two jobs that are equal here answer the same events the same way."""
 
     config: JobConfig
-    slots: list[Slot]
+    slots: Slots
     phase: Phase = Phase.NEW
     epoch: int = NO_EPOCH
     """The epoch that runs or ran last."""
@@ -181,8 +93,8 @@ class JobState(msgspec.Struct):
     """The epoch the store serves."""
     incarnations: int = 0
     """Processes started so far."""
-    nodes: dict[int, NodeState] = msgspec.field(default_factory=dict)
-    places: list[Place] = msgspec.field(default_factory=list)
+    nodes: Nodes = msgspec.field(default_factory=Nodes)
+    places: Places = msgspec.field(default_factory=Places)
     quorum: int = 0
     """How many nodes must have confirmed an epoch before it starts; 0 where there is only one."""
     agreed: bool = True
@@ -210,7 +122,7 @@ class JobState(msgspec.Struct):
     """The last epoch in which an optimizer step completed."""
     newest_step: int = 0
     """The most steps of training that any rank is known to have completed, in the wrapped function under way."""
-    shards: dict[int, str] = msgspec.field(default_factory=dict)
+    shards: ShardTable = msgspec.field(default_factory=ShardTable)
     """The shard of every rank that has ever registered its state, since all processes were started."""
 
     returned_due: float | None = None
@@ -243,34 +155,37 @@ class JobState(msgspec.Struct):
     def new(cls, config: JobConfig, nodes: Mapping[int, NodeState] | None = None) -> JobState:
         """`nodes`: the members, in the order of their ranks; None: one node."""
         members = {0: NodeState(config.world_size)} if nodes is None else dict(nodes)
-        held = list(members)[: config.max_nodes]
-        job = cls(config, [], nodes=members)
-        job.places = [Place(node, members[node].workers, members[node].role) for node in held]
-        for index, node in enumerate(held):
-            for local_rank in range(members[node].workers):
-                job.slots.append(Slot(len(job.slots), node=node, local_rank=local_rank, place=index))
+        job = cls(config, Slots(), nodes=Nodes(members))
+        for node in list(members)[: config.max_nodes]:
+            job.add_place(Place(node, members[node].workers, members[node].role))
         return job
+
+    def add_place(self, place: Place) -> list[Slot]:
+        """At the end of the world; its slots."""
+        index, first = len(self.places), len(self.slots)
+        self.places.append(place)
+        for local_rank in range(place.workers):
+            self.slots.append(Slot(first + local_rank, node=place.node, local_rank=local_rank, place=index))
+        return self.slots[first:]
+
+    def slots_of(self, index: int) -> list[Slot]:
+        """The slots of one place."""
+        ranks = self.places.ranks_of(index)
+        return self.slots[ranks.start : ranks.stop]
 
     @property
     def everything_gone(self) -> bool:
-        return not self.hooks and all(slot.gone for slot in self.slots)
+        return not self.hooks and self.slots.all_gone
 
     @property
-    def has_holes(self) -> bool:
-        return any(place.node is None for place in self.places)
+    def has_spares(self) -> bool:
+        return len(self.nodes) > self.places.held
 
     def spares(self) -> list[int]:
         """The members that hold no ranks, in the order of their numbers."""
-        placed = {place.node for place in self.places}
-        return sorted(node for node in self.nodes if node not in placed)
+        return sorted(self.nodes.numbers - self.places.holding) if self.has_spares else []
 
     def find(self, rank: int, incarnation: int) -> Slot | None:
         """The slot whose present process this is, under its present rank or one that it had before."""
-        if 0 <= rank < len(self.slots) and self.slots[rank].incarnation == incarnation:
-            return self.slots[rank]
-        moved = (slot for slot in self.slots if slot.incarnation == incarnation and rank in slot.former_ranks)
-        return next(moved, None)
-
-    def ranks(self, *states: SlotState) -> list[int]:
-        """The ranks in one of these states, ascending."""
-        return [slot.rank for slot in self.slots if slot.state in states]
+        slot = self.slots.of_process(incarnation)
+        return slot if slot is not None and (slot.rank == rank or rank in slot.former_ranks) else None

@@ -15,10 +15,13 @@ from . import events as ev
 from .commands import EXIT_FAILED, EXIT_SIGNAL_BASE, Cause, Command, End, FinishEpoch, RestartProcesses, StopWorkers
 from .launch import start_processes
 from .placement import forget_node
-from .state import JobState, Phase, SlotState
+from .slots import SlotState
+from .state import JobState, Phase
 
 SAME_REQUEST_S = 5.0
 SAME_INTERRUPT_S = 1.0
+LEFT_BEHIND_NAMED = 1024
+"""Every node is told of so many ranks at most."""
 _NEVER_A_REQUEST = frozenset(
     {signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGKILL, signal.SIGSEGV}
 )
@@ -42,7 +45,7 @@ def begin_again(job: JobState, cause: Cause, now: float) -> list[Command]:
     job.finished_calls = 0
     job.newest_step = 0
     job.deserted = False
-    job.shards.clear()
+    job.shards.renumber({})
     job.digests.clear()
     announcement = RestartProcesses(cause, job.restarts, job.config.max_restarts)
     return [announcement, *_stop_all(job, None, now)]
@@ -86,13 +89,13 @@ def stop_again(job: JobState, now: float) -> list[Command]:
 def exited(job: JobState, event: ev.Exited, now: float) -> list[Command]:
     slot = job.slots[event.rank]
     _reconsider(job, causes.of_exit(slot, event.exit_code))
-    slot.leave(SlotState.EXITED if event.exit_code == 0 else SlotState.LOST)
+    job.slots.leave(slot, SlotState.EXITED if event.exit_code == 0 else SlotState.LOST)
     return _when_all_gone(job, now)
 
 
 def completed(job: JobState, event: ev.Completed, now: float) -> list[Command]:
     """A script that has been asked to stop returns, or calls `sys.exit(0)`: nobody waits for the others any more."""
-    job.slots[event.rank].state = SlotState.COMPLETED
+    job.slots.change(job.slots[event.rank], state=SlotState.COMPLETED)
     if job.released:
         return []
     job.released = True
@@ -119,13 +122,13 @@ def overdue(job: JobState, event: ev.TimePassed, now: float) -> list[Command]:
     if job.outcome is None:
         cause = causes.of_left_behind(left)
         job.outcome = End(EXIT_FAILED, causes.describe(cause), cause)
-    return _end(job, replace(job.outcome, left_behind=left))
+    return _end(job, replace(job.outcome, left_behind=left[:LEFT_BEHIND_NAMED]))
 
 
 def _stop_all(job: JobState, signum: int | None, now: float) -> list[Command]:
     job.hole_due = None
-    for slot in job.slots:
-        slot.due = None
+    for slot in job.slots.awaited():
+        job.slots.change(slot, due=None)
     if job.everything_gone:
         return _when_all_gone(job, now)
     if job.stop_due is None:

@@ -5,6 +5,9 @@ The job itself is decided by `job.Job`, as on one node. Who the nodes are is `le
 
 from __future__ import annotations
 
+from collections import deque
+from itertools import chain
+
 from msgspec.structs import replace
 
 from ..job import commands as cmd
@@ -31,6 +34,8 @@ class Progress:
         self.attempt = attempt
         self.report: Report | None = None
         self.needs_configurations = False
+        self.shards_at = (0, 0)
+        """Which table of shards it has been told of in its link."""
 
 
 class Directing(Role):
@@ -42,13 +47,16 @@ class Directing(Role):
         self._followers: dict[int, Progress] = {}
         self._job: Job | None = None
         self._job_due: float | None = None
-        self._pending: list[ev.Event] = []
+        self._pending: deque[ev.Event] = deque()
         self._busy = False
         self._moments = 0
         """Counts what was decided, so that of two memories the newer is known."""
         self._told_memory: JobMemory | None = None
+        self._news_shards_at = (0, 0)
         self._end: cmd.End | None = None
         self._end_due = 0.0
+        self._not_confirmed: list[Progress] | None = None
+        """Of the followers: who may not have confirmed the end yet. Each is looked at once."""
 
     @property
     def has_job(self) -> bool:
@@ -71,7 +79,7 @@ class Directing(Role):
         moved = self._job.state.dues_moved
         changed = isinstance(event, ev.TimePassed)
         while self._pending:
-            commands = self._job.handle(self._pending.pop(0), self.context.now)
+            commands = self._job.handle(self._pending.popleft(), self.context.now)
             changed |= bool(commands)
             self._carry_out(commands)
         if changed or self._job.state.dues_moved != moved:
@@ -85,15 +93,13 @@ class Directing(Role):
             return
         context = self.context
         self._moments += 1
-        memory = remember(self._job.state, (self.term, self._moments))
-        context.local.remember(memory)
-        self._told_memory = memory
+        memory = self._tell_memory()
         for command in commands:
             if isinstance(command, cmd.End):
                 self._end = command
                 self._end_due = context.now + context.config.close_timeout
             carries_memory = not isinstance(command, cmd.Spawn | cmd.Kill)
-            for number, addressed in deliver(self._job.state, command, [context.number or 0, *self._followers]):
+            for number, addressed in deliver(self._job.state, command, chain((context.number or 0,), self._followers)):
                 if number == context.number:
                     self._carry_out_here(addressed)
                 elif number in self._followers:
@@ -110,12 +116,31 @@ class Directing(Role):
 
     def _finish_ending(self, *, at_once: bool = False) -> Role | None:
         """The end is told to everybody first."""
-        if self._end is not None and (at_once or all(f.link.all_confirmed for f in self._followers.values())):
+        if self._end is not None and (at_once or self._all_know_the_end()):
             self.context.actions.append(Ended(self._end))
         return None
 
+    def _all_know_the_end(self) -> bool:
+        """After the end nothing is sent any more: who has confirmed all has confirmed it."""
+        if self._not_confirmed is None:
+            self._not_confirmed = list(self._followers.values())
+        left = self._not_confirmed
+        while left and (left[-1].link.all_confirmed or left[-1].member.number not in self._followers):
+            left.pop()
+        return not left
+
     def _memory(self) -> JobMemory | None:
-        return None if self._job is None else remember(self._job.state, (self.term, self._moments))
+        if self._job is None:
+            return None
+        return remember(self._job.state, (self.term, self._moments), (self.term, self._job.state.shards.version))
+
+    def _tell_memory(self) -> JobMemory:
+        """What every node is about to be told; the table of shards only where it is not known."""
+        memory = self._memory()
+        assert memory is not None
+        self.context.local.remember(memory)
+        self._told_memory = memory
+        return memory
 
     def _news(self) -> JobMemory | None:
         """What followers have told since the last command went out."""
@@ -123,9 +148,10 @@ class Directing(Role):
         if memory is None or self._told_memory is None or replace(self._told_memory, at=memory.at) == memory:
             return None
         self._moments += 1
-        self._told_memory = replace(memory, at=(self.term, self._moments))
-        self.context.local.remember(self._told_memory)
-        return self._told_memory
+        told = self._tell_memory()
+        known = self._news_shards_at == told.shards_at
+        self._news_shards_at = told.shards_at
+        return replace(told, shards=None) if known else told
 
     def _holds(self, number: int, event: ev.WorkerEvent) -> bool:
         """Whether this process is where the event comes from: no node speaks for another's."""
@@ -134,6 +160,10 @@ class Directing(Role):
         return slot is not None and slot.node == number
 
     def _order(self, follower: Progress, command: Ordered, memory: JobMemory | None) -> None:
+        if memory is not None and memory.shards is not None:
+            if memory.shards_at == follower.shards_at:
+                memory = replace(memory, shards=None)
+            follower.shards_at = memory.shards_at
         serial = follower.link.send((command, memory), self.context.now)
         received, number = follower.link.received, follower.member.number
         self.context.send(follower.member.address, Order(self.term, number, serial, received, command, memory))

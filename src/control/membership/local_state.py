@@ -37,9 +37,16 @@ class LocalState:
         )
 
     def remember(self, memory: JobMemory | None) -> None:
-        if memory is not None and memory.at > self.memory.at:
+        if memory is None:
+            return
+        known = self.memory
+        if memory.shards is None or memory.shards_at < known.shards_at:
+            memory = replace(memory, shards=known.shards, shards_at=known.shards_at)
+        if memory.at > known.at:
             self.memory = memory
             self.epoch = max(self.epoch, memory.next_epoch - 1)
+        elif memory.shards_at > known.shards_at:
+            self.memory = replace(known, shards=memory.shards, shards_at=memory.shards_at)
 
     def learn(self, report: Report) -> None:
         """What another node knows counts also when that is lost before there is a job again."""

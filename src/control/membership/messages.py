@@ -15,6 +15,7 @@ import msgspec
 from ...protocol.messages import MessageError
 from ..job import commands as cmd
 from ..job import events as ev
+from ..job.shard_table import Packed
 from .identity import Identity
 from .members import ConfigurationChange, Configurations
 
@@ -102,8 +103,9 @@ class JobMemory(msgspec.Struct, frozen=True):
     wrapped: bool = False
     stalled: tuple[tuple[int, cmd.Cause], ...] = ()
     newest_step: int = 0
-    shards: tuple[tuple[str, int, int, int], ...] = ()
-    """Which ranks have registered which shard: its name, the first rank, the stride, how many."""
+    shards: Packed | None = ()
+    """Which ranks have registered which shard; None: as at `shards_at`, which the receiver has been told before."""
+    shards_at: tuple[int, int] = (0, 0)
     outcome: cmd.End | None = None
 
 

@@ -13,9 +13,11 @@ from ..job import causes
 from ..job.barrier import expect_the_others, start_if_complete
 from ..job.commands import Cause, Command, End, FailEpoch, FinishEpoch, Layout
 from ..job.launch import conclude, start_processes
+from ..job.places import Nodes, NodeState, Place
 from ..job.recovery import begin_again_elsewhere, replace_all, replace_lost, replace_processes, start_recovery
 from ..job.returning import expect_the_rest
-from ..job.state import JobConfig, JobState, NodeState, Phase, Place, Slot, SlotState
+from ..job.slots import Slot, Slots, SlotState
+from ..job.state import JobConfig, JobState, Phase
 from ..job.stopping import stop_again
 from .messages import JobMemory, LocalWorker, Report
 
@@ -29,8 +31,8 @@ _STATES = {
 }
 
 
-def remember(job: JobState, at: tuple[int, int]) -> JobMemory:
-    """What the next controller will want to know."""
+def remember(job: JobState, at: tuple[int, int], shards_at: tuple[int, int] = (0, 0)) -> JobMemory:
+    """What the next controller will want to know. `shards_at`: when a rank has last told of another shard."""
     return JobMemory(
         at=at,
         phase=job.phase.value,
@@ -42,26 +44,12 @@ def remember(job: JobState, at: tuple[int, int]) -> JobMemory:
         progress=job.progress,
         slowest_start=job.slowest_start,
         wrapped=job.wrapped,
-        stalled=tuple((epoch, causes.shortened(cause)) for epoch, cause in job.stalled.items()),
+        stalled=tuple(job.stalled.items()),
         newest_step=job.newest_step,
-        shards=_packed(job.shards),
+        shards=job.shards.packed(),
+        shards_at=shards_at,
         outcome=job.outcome,
     )
-
-
-def _packed(shards: Mapping[int, str]) -> tuple[tuple[str, int, int, int], ...]:
-    """Ranks of one shard lie at equal distances: what is remembered of them does not grow with the world."""
-    by_name: dict[str, list[int]] = {}
-    for rank in sorted(shards):
-        by_name.setdefault(shards[rank], []).append(rank)
-    packed = []
-    for name, ranks in by_name.items():
-        while ranks:
-            stride = ranks[1] - ranks[0] if len(ranks) > 1 else 1
-            count = next((i for i, rank in enumerate(ranks) if rank != ranks[0] + i * stride), len(ranks))
-            packed.append((name, ranks[0], stride, count))
-            ranks = ranks[count:]
-    return tuple(packed)
 
 
 def was_begun(reports: Mapping[int, Report]) -> bool:
@@ -74,7 +62,7 @@ def rebuild(
 ) -> tuple[JobState, list[Command]]:
     """The job, and what must be done at once. `nodes`: the members; `cause`: why there is a new controller."""
     memory = max((report.memory for report in reports.values()), key=lambda memory: memory.at)
-    job = JobState(config, [], nodes=dict(nodes))
+    job = JobState(config, Slots(), nodes=Nodes(nodes))
     _recall(job, memory, reports)
     _take_seats(job, reports)
     return job, _go_on(job, memory, reports, cause, now)
@@ -90,10 +78,12 @@ def _recall(job: JobState, memory: JobMemory, reports: Mapping[int, Report]) -> 
     job.slowest_start, job.wrapped = memory.slowest_start, memory.wrapped
     job.stalled = dict(memory.stalled)
     job.newest_step, job.outcome = memory.newest_step, memory.outcome
-    for name, first, stride, count in memory.shards:
-        job.shards.update(dict.fromkeys(range(first, first + stride * count, stride), name))
+    known = max((report.memory for report in reports.values()), key=lambda memory: memory.shards_at)
+    job.shards.learn(known.shards or ())
     for report in reports.values():
-        job.shards.update({worker.rank: worker.shard for worker in report.workers if worker.shard is not None})
+        for worker in report.workers:
+            if worker.shard is not None:
+                job.shards.tell(worker.rank, worker.shard)
     job.hooks = {node for node, report in reports.items() if report.hook}
 
 
@@ -114,11 +104,8 @@ def _take_seats(job: JobState, reports: Mapping[int, Report]) -> None:
     known = sum(job.nodes[node].workers for node in at.values())
     holes = [index for index in range(layout.nodes) if index not in at]
     width = max(1, (layout.world_size - known) // len(holes)) if holes else 0
-    for node in homeless:
-        fitting = [index for index in holes if job.nodes[node].workers == width]
-        if fitting:
-            holes.remove(fitting[0])
-            at[fitting[0]] = node
+    fitting = (node for node in homeless if job.nodes[node].workers == width)
+    at.update(zip(holes, fitting, strict=False))
     for index in range(layout.nodes):
         holder = at.get(index)
         count = width if holder is None else job.nodes[holder].workers
@@ -212,13 +199,13 @@ def _finish_everywhere(job: JobState) -> list[Command]:
     for slot in job.slots:
         if slot.state is SlotState.COMPLETED:
             slot.state = SlotState.BETWEEN
+    job.slots.refile()
     return [FinishEpoch(job.epoch)]
 
 
 def _recover(job: JobState, memory: JobMemory, cause: Cause, now: float) -> list[Command]:
     """The epoch has failed, if only because its controller was lost."""
-    lost = job.ranks(SlotState.LOST)
-    if lost and job.finished_calls:
+    if job.slots.count(SlotState.LOST) and job.finished_calls:
         return replace_all(job, cause, now)
     if memory.phase == Phase.RUNNING.value:
         job.phase = Phase.RUNNING
@@ -231,6 +218,7 @@ def _recover(job: JobState, memory: JobMemory, cause: Cause, now: float) -> list
             slot.due = now + min(job.config.barrier_timeout, slot.abort_timeout or job.config.barrier_timeout)
         elif slot.state is SlotState.STARTING:
             slot.due = now + job.config.barrier_timeout + job.slowest_start
+    job.slots.refile()
     commands: list[Command] = [FailEpoch(job.epoch, cause, job.next_epoch)]
     commands += replace_lost(job, now)
     return commands + start_if_complete(job, now)
@@ -239,7 +227,7 @@ def _recover(job: JobState, memory: JobMemory, cause: Cause, now: float) -> list
 def _assemble(job: JobState, cause: Cause, now: float) -> list[Command]:
     """No epoch has begun, or none since a function was over everywhere."""
     job.phase = Phase.ASSEMBLING
-    lost = job.ranks(SlotState.LOST)
+    lost = job.slots.ranks(SlotState.LOST)
     if lost:
         if not job.config.in_process or job.finished_calls:
             return replace_all(job, cause, now)
@@ -248,6 +236,6 @@ def _assemble(job: JobState, cause: Cause, now: float) -> list[Command]:
         return replace_processes(job, lost, cause, now) + expect_the_others(job, now)
     if not job.slots:
         return start_processes(job, now)
-    if all(slot.state is SlotState.EXITED for slot in job.slots):
+    if job.slots.all_are(SlotState.EXITED):
         return conclude(job)
     return start_if_complete(job, now) or expect_the_others(job, now)

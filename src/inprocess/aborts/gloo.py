@@ -17,6 +17,7 @@ import contextlib
 import fcntl
 import os
 import platform
+import re
 import socket
 import stat
 import sys
@@ -37,6 +38,7 @@ _A_SIGNAL_NS = 2_000_000
 """More than it takes to be woken by a signal and to go to sleep again."""
 _BETWEEN_SIGNALS_S = 0.02
 """Less than passes between two of them."""
+_INODE = re.compile(r"^tfd:.* ino:([0-9a-f]+)", re.MULTILINE)
 _FUTEX = {"x86_64": "202", "aarch64": "98"}.get(platform.machine(), "")
 
 _held: dict[int, socket.socket] = {}
@@ -44,15 +46,18 @@ _held: dict[int, socket.socket] = {}
 
 
 class AbortGloo(Abort):
-    """Ends the streams of the epoch's gloo groups: of connected sockets with a published listener at either end."""
+    """Ends the streams of the epoch's gloo groups: of connected sockets with one of the listeners at either end, and of
+    those that the event loop of such a listener watches, where the listener at the other end is another node's."""
 
     def __call__(self, state: AbortState) -> None:
         if not state.gloo_listeners:
             return
         new: dict[int, socket.socket] = {}
+        watched = _watched_with(state.gloo_listeners)
         for found in _sockets():
             inode = os.fstat(found.fileno()).st_ino
-            if _connects(found, state.gloo_listeners) and inode not in _held and inode not in new:
+            is_gloo = _connects(found, state.gloo_listeners) or (inode in watched and _is_connected(found))
+            if is_gloo and inode not in _held and inode not in new:
                 new[inode] = found
             else:
                 found.close()
@@ -209,6 +214,30 @@ def _connects(found: socket.socket, listeners: frozenset[tuple[str, int]]) -> bo
     except OSError:  # not connected
         return False
     return any(end in listeners for end in ends)
+
+
+def _is_connected(found: socket.socket) -> bool:
+    try:
+        return bool(found.getpeername())
+    except OSError:
+        return False
+
+
+def _watched_with(listeners: frozenset[tuple[str, int]]) -> set[int]:
+    """The inodes of all that is watched by an epoll instance which watches one of this process's listeners, too: gloo
+    has an event loop for each of its devices, and one listener."""
+    own: set[int] = set()
+    for found in _sockets():
+        with found:
+            if _listens(found, listeners):
+                own.add(os.fstat(found.fileno()).st_ino)
+    watched: set[int] = set()
+    for name in os.listdir("/proc/self/fd") if own else ():
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}") == "anon_inode:[eventpoll]":
+                together = {int(ino, 16) for ino in _INODE.findall(Path(f"/proc/self/fdinfo/{name}").read_text())}
+                watched |= together if together & own else set()
+    return watched
 
 
 def _listens(found: socket.socket, listeners: frozenset[tuple[str, int]]) -> bool:

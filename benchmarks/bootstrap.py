@@ -44,7 +44,7 @@ PROGRAMS = Path(__file__).parent / "stores"
 REQUESTS_OF_A_RANK = 3
 """As `replay.py` asks them: one SET, one WAIT, one MULTI_GET."""
 _REPLAYED, _REPEATED, _BOOTSTRAPS, _BOOTSTRAPS_OF = 3, 5, 500, 4
-_TIME_S = 240.0
+_TIME_S = 200.0
 _HEADER = ("mode", "ranks", "agents", "latency ms", "store", "median s", "p99 s", "requests", "bytes", "cpu s")
 _began = time.monotonic()
 

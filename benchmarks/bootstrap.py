@@ -34,7 +34,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent / "stores"))
 
 import harness
-from desk import Desk
+from meeting import Desk
 from namespaces import Namespaces, why_not
 from switch import SlowNamespaces
 

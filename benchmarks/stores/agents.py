@@ -1,6 +1,6 @@
 """The stores of some nodes, each in a process of its own that is like an agent: the store, its shards, the transport.
 
-    agents.py SOCKET HOST LATENCY_MS NUMBER...     what is in `desk.py` is spoken over the socket
+    agents.py SOCKET HOST LATENCY_MS NUMBER...     what is in `meeting.py` is spoken over the socket
 
 Latency is added to what other agents send: every message is dealt with so much later.
 """
@@ -13,12 +13,12 @@ import sys
 import time
 from typing import Any
 
-from desk import come, raise_limits, spent_s, transferred
 from hyperpodrun.rendezvous.addresses import format_address
 from hyperpodrun.rendezvous.sockets import STORE
 from hyperpodrun.rendezvous.transport import Transport
 from hyperpodrun.rootless import shard_messages
 from hyperpodrun.rootless.server import StoreServer
+from meeting import come, raise_limits, spent_s, transferred
 
 _FIRST_PORT, _PORTS = 23000, 512
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from desk import come
+from meeting import come
 
 _LIMIT = timedelta(seconds=60)
 

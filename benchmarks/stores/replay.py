@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from desk import come, raise_limits
+from meeting import come, raise_limits
 
 VALUE_BYTES = 154
 _SET, _WAIT, _MULTI_GET = 1, 6, 10

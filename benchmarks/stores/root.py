@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from desk import come, raise_limits, spent_s, transferred
+from meeting import come, raise_limits, spent_s, transferred
 
 
 def main() -> None:

@@ -86,6 +86,8 @@ class LaunchConfig:
     node_rank: int = 0
     run_id: str = "none"
     rendezvous: Rendezvous = Rendezvous()
+    rootless: bool = True
+    """False: one store, the first node's, which the workers of all nodes dial."""
     cluster: Cluster | None = None
     """None: the job is on this node only."""
     local_addr: str | None = None

@@ -25,9 +25,13 @@ OMP_NOTICE = (
 )
 
 
-def epoch_environment(config: LaunchConfig, slot: LocalSlot, layout: Layout, epoch: int) -> dict[str, str]:
+def epoch_environment(
+    config: LaunchConfig, slot: LocalSlot, layout: Layout, epoch: int, store_address: tuple[str, int]
+) -> dict[str, str]:
     """What changes from epoch to epoch, or could: set at the start of a process and again with every epoch."""
     return {
+        "MASTER_ADDR": store_address[0],
+        "MASTER_PORT": str(store_address[1]),
         "RANK": str(slot.rank),
         "LOCAL_RANK": "0" if config.virtual_local_rank else str(slot.local_rank),
         "GROUP_RANK": str(layout.node_rank),
@@ -48,6 +52,7 @@ def worker_environment(
     layout: Layout,
     epoch: int,
     store_address: tuple[str, int],
+    own_store: tuple[str, int],
     agent_endpoint: str | None,
     state_directory: Path | None,
     data_endpoint: str | None,
@@ -73,18 +78,16 @@ def worker_environment(
     environment.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     if config.nproc_per_node > 1:  # and OMP_NOTICE says so
         environment.setdefault("OMP_NUM_THREADS", "1")
-    environment.update(epoch_environment(config, slot, layout, epoch))
-    host, port = store_address
+    environment.update(epoch_environment(config, slot, layout, epoch, store_address))
     environment.update(
         {
             "ROLE_NAME": config.role,
-            "MASTER_ADDR": host,
-            "MASTER_PORT": str(port),
             "TORCHELASTIC_USE_AGENT_STORE": "True",
             "TORCHELASTIC_MAX_RESTARTS": str(config.max_restarts),
             "TORCHELASTIC_RUN_ID": config.run_id,
             "TORCHELASTIC_ERROR_FILE": error_file,
             "TORCHELASTIC_SIGNALS_TO_HANDLE": ",".join(signal.Signals(number).name for number in config.signals),
+            names.STORE_ENDPOINT: f"{own_store[0]}:{own_store[1]}",
             names.JOB_TOKEN: job_token,
             names.WORKER_IDENTITY: names.format_identity(slot.local_rank, slot.incarnation),
         }

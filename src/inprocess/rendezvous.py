@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qsl, urlparse
 
-from ..protocol.names import epoch_prefix
+from ..protocol.names import STORE_ENDPOINT, epoch_prefix
 
 
 class RootlessRendezvous:
@@ -59,7 +59,7 @@ class RootlessRendezvous:
         if self._client is None:
             from torch.distributed import TCPStore
 
-            host, port = _required("MASTER_ADDR"), int(_required("MASTER_PORT"))
+            host, port = _own_store()
             clients: list[Any] = []
 
             def connect() -> None:
@@ -73,6 +73,12 @@ class RootlessRendezvous:
                 raise ConnectionError(f"the agent's store at {host}:{port} does not answer")
             self._client = clients[0]
         return self._client
+
+
+def _own_store() -> tuple[str, int]:
+    """Where this node's store listens: the agent passes on what another node's must answer."""
+    host, _, port = os.environ.get(STORE_ENDPOINT, "").rpartition(":")
+    return (host, int(port)) if host else (_required("MASTER_ADDR"), int(_required("MASTER_PORT")))
 
 
 def _do_not_query_dns() -> None:

@@ -17,6 +17,7 @@ from ..agent.config import LaunchConfig
 from ..control.job.commands import EXIT_SIGNAL_BASE, End
 from .arguments import Arguments
 from .completion import NAME
+from .environment import is_rootless, port_base, workers_of_environment
 from .errors import LaunchError, UsageError, child_failed, stopped_by_signal
 from .options import torchrun_names, with_options
 from .parsing import split_script
@@ -52,7 +53,7 @@ class LauncherCommand(click.Command):
             words = args
         end = words.index("--") if "--" in words else len(words)
         written = [word.partition("=")[2] for word in words[:end] if word.startswith(_NPROC)]
-        ctx.meta[_NPROC] = written[-1] if written else os.environ.get("PET_NPROC_PER_NODE", "1")
+        ctx.meta[_NPROC] = written[-1] if written else _workers_as_given()
         return super().parse_args(ctx, words)
 
 
@@ -131,6 +132,8 @@ def build_config(options: dict[str, Any]) -> LaunchConfig:
         raise click.UsageError("--max-inprocess-restarts needs --inprocess-restart")
     if options["logs_specs"] is not None:
         _check_logs_specs(options["logs_specs"])
+    port_base()  # wrong is wrong, also where it is not used
+    rootless = is_rootless()
     rendezvous, run_id = meeting_point(options)
     command, text = _worker_command(options)
     cluster = None
@@ -138,7 +141,7 @@ def build_config(options: dict[str, Any]) -> LaunchConfig:
         from .discovery import find_cluster
         from .identity import identity_of
 
-        identity = identity_of(options, text, rendezvous.settings)
+        identity = identity_of({**options, "rootless": rootless}, text, rendezvous.settings)
         cluster = find_cluster(options, rendezvous.endpoint, rendezvous.settings, run_id, identity)
     workers = options["nproc_per_node"]
     if options["virtual_local_rank"]:
@@ -153,6 +156,7 @@ def build_config(options: dict[str, Any]) -> LaunchConfig:
         node_rank=options["node_rank"],
         run_id=run_id,
         rendezvous=rendezvous,
+        rootless=rootless,
         cluster=cluster,
         local_addr=options["local_addr"],
         role=options["role"],
@@ -185,6 +189,12 @@ def build_config(options: dict[str, Any]) -> LaunchConfig:
         numa_binding=options["numa_binding"],
         cores=_cores(options["numa_binding"], workers),
     )
+
+
+def _workers_as_given() -> str:
+    """`--nproc-per-node` where it is not on the command line."""
+    value = os.environ.get("PET_NPROC_PER_NODE")
+    return workers_of_environment() or "1" if value is None else value
 
 
 def _cores(mode: str | None, workers: int) -> tuple[str, ...]:

@@ -28,10 +28,9 @@ from ..rendezvous.addresses import (
     resolve,
 )
 from .endpoint import parse_endpoint
+from .environment import port_base
 from .machine_secret import machine_secret
 
-DEFAULT_PORT_BASE = 17000
-PORT_BASE = "HPCT_PORT_BASE"
 SERVICE = "HYPERPODRUN_SERVICE"
 """The headless Service of an Indexed Job, where the pod's own name does not tell it."""
 _SEEDS = 3
@@ -95,7 +94,7 @@ def find_cluster(
 ) -> Cluster:
     """How this agent finds the others. Raises click.UsageError."""
     settings = _in_our_words(settings)
-    base = _port_base()
+    base = port_base()
     seeds = tuple(_seed(item, base) for item in endpoint.split(",") if item.strip())
     if not seeds:
         raise click.UsageError(f"--nnodes {options['nnodes'][1]}: name a host of the job with --rdzv-endpoint HOST")
@@ -154,13 +153,6 @@ def _in_our_words(settings: Mapping[str, str]) -> Mapping[str, str]:
 def _seed(endpoint: str, base: int) -> str:
     host, port = parse_endpoint(endpoint, base)
     return format_address(host, port or base)
-
-
-def _port_base() -> int:
-    text = os.environ.get(PORT_BASE, str(DEFAULT_PORT_BASE))
-    if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65000:
-        raise click.UsageError(f"{PORT_BASE}={text!r} is not a port from 1 to 65000")
-    return int(text)
 
 
 def _numeric(name: str) -> str | None:

@@ -12,6 +12,7 @@ import xxhash
 from ..agent.reading import read_regular
 from ..agent.workers.imports import source_of
 from ..control.membership.identity import MEANT, OF_A_ROLE, Identity
+from .environment import ROOTLESS
 
 _OF_THE_JOB = ("inprocess_restart", "max_restarts", "max_inprocess_restarts", "inprocess_timeout", "min_nodes")
 """Options that whoever leads acts by, and anybody may come to lead."""
@@ -27,6 +28,8 @@ def identity_of(options: Mapping[str, Any], text: bytes | None, settings: Mappin
     for name in _OF_THE_JOB:
         if options[name] not in (None, False):
             stated[f"--{name.replace('_', '-')}"] = f"{options[name]:g}" if options[name] is not True else "1"
+    if not options.get("rootless", True):
+        stated[ROOTLESS] = "0"
     for name in _HOOKS:
         if options[name]:
             stated[f"--{name.replace('_', '-')}"] = str(options[name])[:1000]

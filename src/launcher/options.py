@@ -14,7 +14,7 @@ import click
 
 from . import parsing
 from .completion import SHELLS, complete_file, print_completion
-from .environment import nodes_of_environment
+from .environment import nodes_of_environment, workers_of_environment
 from .parsing import Parsed
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -33,6 +33,14 @@ class NodesOption(PetOption):
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
         value = super().resolve_envvar_value(ctx)
         return nodes_of_environment() if value is None else value
+
+
+class WorkersOption(PetOption):
+    """`PET_NPROC_PER_NODE`, or `N_PROC_PER_NODE`."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        value = super().resolve_envvar_value(ctx)
+        return workers_of_environment() if value is None else value
 
 
 class PetFlag(click.types.BoolParamType):
@@ -67,9 +75,11 @@ TORCHRUN_OPTIONS: list[Decorator] = [
     ),
     _option(
         "--nproc-per-node",
+        cls=WorkersOption,
         type=Parsed("N|auto|cpu|gpu|xpu", parsing.count_processes),
         default="1",
-        help="Workers on this node; auto: one for each GPU, or for each core where there is none.",
+        help="Workers on this node; auto: one for each GPU, or for each core where there is none.  "
+        "[default: N_PROC_PER_NODE, or 1]",
     ),
     _option(
         "--rdzv-backend",

@@ -14,6 +14,9 @@ STATE_DIRECTORY = "HYPERPODRUN_STATE"
 DATA_ENDPOINT = "HYPERPODRUN_DATA"
 """Set in workers: the path of the socket on which the host of the job's data producers is to be reached."""
 
+STORE_ENDPOINT = "HYPERPODRUN_STORE"
+"""Set in workers: `host:port` of their own node's store, whatever MASTER_ADDR and MASTER_PORT name."""
+
 JOB_TOKEN = "HYPERPODRUN_JOB"
 """Set in every process of a job: marks the job's processes, also those that left their session."""
 

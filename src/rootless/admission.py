@@ -33,11 +33,17 @@ def most_connections() -> int:
 
 
 class Doorkeeper:
-    """Accepts for one store. `users` names those who run processes of the job beside this one; it may take a while."""
+    """Accepts for one store. `users` names those who run processes of the job beside this one; it may take a while.
 
-    def __init__(self, hub: Hub, users: Users | None = None, limit: int | None = None) -> None:
+    `from_elsewhere`: other machines' clients are let in as well, and nothing tells whose they are.
+    """
+
+    def __init__(
+        self, hub: Hub, users: Users | None = None, limit: int | None = None, *, from_elsewhere: bool = False
+    ) -> None:
         self._hub = hub
         self._users = users
+        self._from_elsewhere = from_elsewhere
         self._limit = most_connections() if limit is None else limit
         self._peer_users = PeerUsers()
         self._known = {os.geteuid(), os.getuid()}
@@ -53,12 +59,16 @@ class Doorkeeper:
         for sock in self._sockets:
             self._loop.add_reader(sock, self._accept, sock)
 
-    async def close(self) -> None:
-        """Accepts no more; who was being let in is in, or gone."""
-        assert self._loop is not None
+    def shut(self) -> None:
+        """Accepts nobody until it is opened again: clients wait in the kernel's queue."""
         sockets, self._sockets = self._sockets, []
         for sock in sockets:
+            assert self._loop is not None
             self._loop.remove_reader(sock)
+
+    async def close(self) -> None:
+        """Accepts no more; who was being let in is in, or gone."""
+        self.shut()
         if self._opening:
             await asyncio.wait(self._opening)
 
@@ -106,7 +116,7 @@ class Doorkeeper:
 
     def _refusal(self, sock: socket.socket) -> str | None:
         """Why a client is not let in, empty if it has gone already; None: it is."""
-        uid = self._peer_users.of(sock)
+        uid = None if self._from_elsewhere and _is_elsewhere(sock) else self._peer_users.of(sock)
         if uid == GONE:
             return ""
         if uid is not None and uid not in self._known and not self._is_of_the_job(uid):
@@ -124,3 +134,11 @@ class Doorkeeper:
         self._asked_at = now
         self._known.update(self._users())
         return uid in self._known
+
+
+def _is_elsewhere(sock: socket.socket) -> bool:
+    """A connection from this machine to one of its own addresses has that address at both ends."""
+    try:
+        return bool(sock.getpeername()[0] != sock.getsockname()[0])
+    except OSError:
+        return False

@@ -10,10 +10,12 @@ import socket
 
 BACKLOG = 1024
 _PORT_ATTEMPTS = 16
+_PAIRS = {"localhost": ("127.0.0.1", "::1"), "*": ("0.0.0.0", "::")}
 
 
 def listen(host: str, port: int = 0) -> list[socket.socket]:
-    """One listening socket; for "localhost" one on each loopback address, IPv6 if the host has it.
+    """One listening socket; for "localhost" one on each loopback address, for "*" one on all addresses of either kind,
+    IPv6 if the host has it.
 
     "localhost" spares torch's clients a DNS query for each connection wherever /etc/hosts names ::1; 127.0.0.1 they
     look up as ::ffff:127.0.0.1, which it never names. Raises OSError with a sentence if the address cannot be had.
@@ -26,12 +28,13 @@ def listen(host: str, port: int = 0) -> list[socket.socket]:
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:
-    if host != "localhost":
+    if host not in _PAIRS:
         return [_listening_socket(host, port)]
+    four, six = _PAIRS[host]
     for attempt in range(_PORT_ATTEMPTS):
-        first = _listening_socket("127.0.0.1", port)
+        first = _listening_socket(four, port)
         try:
-            return [first, _listening_socket("::1", first.getsockname()[1])]
+            return [first, _listening_socket(six, first.getsockname()[1])]
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 return [first]

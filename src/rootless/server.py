@@ -63,6 +63,7 @@ class StoreServer:
         self._hub = Hub(self._keyspace, limits, room, log)
         self._users, self._most_connections = users, most_connections
         self._door: Doorkeeper | None = None
+        self._network_doors: list[Doorkeeper] = []
 
     def bind(self) -> int:
         """Bind and listen, without an event loop; clients that connect wait for `start`. Returns the port.
@@ -82,6 +83,12 @@ class StoreServer:
             self._door = Doorkeeper(self._hub, self._users, self._most_connections)
             self._door.open(self._sockets)
         return self._port
+
+    def network_door(self) -> Doorkeeper:
+        """For clients of other machines, on sockets of its owner's; shut until it is opened."""
+        door = Doorkeeper(self._hub, self._users, self._most_connections, from_elsewhere=True)
+        self._network_doors.append(door)
+        return door
 
     def advance(self, epoch: int) -> None:
         """Make an epoch current: keys of older ones are freed, their waits cancelled, their writes dropped
@@ -141,6 +148,8 @@ class StoreServer:
         self._hub.closing = True
         if self._door is not None:
             await self._door.close()
+        for door in self._network_doors:
+            await door.close()
         for sock in self._sockets:
             sock.close()
         for connection in list(self._hub.connections.values()):

@@ -134,7 +134,7 @@ class Shards:
         places = tuple(self._keyspace.place(session, key) for key in _keys_of(request))
         epoch = places[0][0] if places else (session.epoch if session.named is None else session.named)
         owners = self._owners.get(epoch, ())
-        shared = len(owners) > 1 and not isinstance(request, rq.Validate | rq.Ping)
+        shared = any(node != self._own() for node in owners) and not isinstance(request, rq.Validate | rq.Ping)
         if shared:
             self._observe(epoch, request, now_ns)
         if isinstance(request, _READS) and self._answer_kept(session, request, places):

@@ -63,12 +63,12 @@ def kill_the_leader_in_a_recovery(job: Job) -> set[int]:
     return {0}
 
 
-def begin(cluster: Callable[..., Job], script: list[str]) -> Job:
+def begin(cluster: Callable[..., Job], script: list[str], environment: dict[str, str] | None = None) -> Job:
     """Three nodes that train, and a spare that holds a warm standby."""
     job = cluster(4, *OPTIONS)
-    job.start(0, 1, 2, script=script)
+    job.start(0, 1, 2, script=script, environment=environment)
     job.wait_for("leads term=1 nodes=3", node=0)
-    job.start(SPARE, script=script, environment={"LOGLEVEL": "DEBUG"})
+    job.start(SPARE, script=script, environment={"LOGLEVEL": "DEBUG", **(environment or {})})
     job.wait_for("node-joins", node=0)
     if STANDBYS:
         job.wait_for("standby-ready", node=SPARE)
@@ -115,6 +115,18 @@ def test_the_job_goes_on(
         assert took_over == bool(lost), job.everything()
         assert "cold-start" not in job.text(SPARE)
     recovery_times(job, strike.__name__, again - struck, survivors)
+
+
+@pytest.mark.timeout(150)
+def test_without_rootless_the_job_outlives_the_node_whose_store_it_was(cluster: Callable[..., Job]) -> None:
+    expected = undisturbed(cluster, SCRIPT)
+    job = begin(cluster, SCRIPT, {"HPCT_USE_ROOTLESS": "0"})
+    survivors = {1, 2}
+    assert kill_the_leaders_node(job) == {0}
+    trains_again(job, survivors)
+    assert job.wait(*survivors, SPARE) == [0] * 3, job.everything()
+    assert job.digest() == expected, job.everything()
+    check_survivors(job, survivors, respawned=False)
 
 
 @pytest.mark.timeout(150)

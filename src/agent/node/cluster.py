@@ -25,6 +25,7 @@ from ...rendezvous.addresses import PORTS, format_address, parse_address, port_w
 from ..config import Cluster, LaunchConfig
 from ..output.console import Console
 from .local import LocalNode
+from .plain_store import PORT_OFFSET
 from .sole import job_config
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ class ClusterHead:
         warning = port_warning(port, port)
         if warning is not None:
             self._console.log("ephemeral-ports", message=warning)
+        if not self._config.rootless:
+            self._serve_plainly(port + PORT_OFFSET)
         self._listens = format_address(cluster.bind, port)
         because = self._config.rendezvous.because
         if because:
@@ -102,6 +105,20 @@ class ClusterHead:
         self._transport.start(address, self._on_message, self._on_closed)
         self._console.debug("agent-listens", address=address, key=key)
         self.handle(ev.Begin())
+
+    def _serve_plainly(self, port: int) -> None:
+        self._local.serve_plainly(self._cluster.bind, port, lambda: self._number, self._find_store)
+        warning = port_warning(port, port)
+        if warning is not None:
+            self._console.log("ephemeral-ports", message=warning)
+
+    def _find_store(self, node: int) -> tuple[str, int] | None:
+        """Where the workers of all nodes reach the store of one."""
+        address = self._addresses.get(node)
+        if address is None:
+            return None
+        host, port = parse_address(address)
+        return host, port + PORT_OFFSET
 
     def _node_config(self, key: str, address: str, *, is_seed: bool) -> NodeConfig:
         cluster = self._cluster

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from ..output.recovery_report import Recovery, RecoveryReport
     from .channel import WorkerChannel
     from .health_check import HealthCheck
+    from .plain_store import PlainStore
 
 _STORE_HOST = "localhost"
 _RUNTIME, _STATE = "hyperpodrun-", "hyperpodrun-state-"
@@ -50,6 +51,8 @@ _RUNTIME, _STATE = "hyperpodrun-", "hyperpodrun-state-"
 _DIRECTORY_LIMIT_S = 10.0
 _T = TypeVar("_T")
 _C = TypeVar("_C", bound=cmd.Command)
+Finder = Callable[[int], "tuple[str, int] | None"]
+"""Where a node's store listens for the workers of all nodes."""
 _SAID_BY_WORKERS = (ev.Attached, ev.Arrived, ev.Registered, ev.Faulted, ev.Stepped, ev.Holds, ev.Completed)
 
 
@@ -96,6 +99,7 @@ class LocalNode:
         """When somebody first felt the fault of an epoch."""
         self._store: StoreServer | None = None
         self._sharing: Shards | None = None
+        self._plain: PlainStore | None = None
         self._channel: WorkerChannel | None = None
         self._health_check: HealthCheck | None = None
         self.report: RecoveryReport | None = None
@@ -173,6 +177,13 @@ class LocalNode:
         self._sharing = self._store.share(send, own)
         return self._sharing
 
+    def serve_plainly(self, host: str, port: int, own: Callable[[], int], find: Finder) -> None:
+        """One node's store is everybody's: this node's listens there, too. Raises OSError."""
+        from .plain_store import PlainStore
+
+        assert self._store is not None
+        self._plain = PlainStore(self._store.network_door(), host, port, own, find)
+
     async def stop_serving(self) -> None:
         """The endpoints close; processes are `close`'s."""
         if self._health_check is not None:
@@ -181,6 +192,8 @@ class LocalNode:
             self._channel.close()
         if self._store is not None:
             await self._store.close()
+        if self._plain is not None:
+            self._plain.close()
 
     def close(self) -> None:
         """Whatever happened, nothing of the job stays."""
@@ -236,6 +249,7 @@ class LocalNode:
             layout=layout,
             epoch=epoch,
             store_address=self._store_address,
+            own_store=self._own_store,
             agent_endpoint=self._endpoint if self._config.inprocess_restart and not hook else None,
             state_directory=None if hook else self._state_directory,
             data_endpoint=None if hook else self._data.endpoint,
@@ -269,8 +283,10 @@ class LocalNode:
         self._opened_epoch = command.epoch
         if self._store is not None:
             self._store.advance(command.epoch)
+        if self._plain is not None:
+            self._plain.epoch_opened(command.first)
         if self._sharing is not None:
-            self._sharing.open(command.epoch, command.owners)
+            self._sharing.open(command.epoch, command.owners if self._config.rootless else (command.first,))
 
     def _fail_epoch(self, command: cmd.FailEpoch) -> None:
         from ...protocol import messages
@@ -297,7 +313,7 @@ class LocalNode:
             if worker is None:  # it has died, which the job is about to hear
                 continue
             self.workers.take_rank(worker, slot.rank)
-            environ = epoch_environment(self._config, slot, command.layout, command.epoch)
+            environ = epoch_environment(self._config, slot, command.layout, command.epoch, self._store_address)
             plan = None if command.plan is None else command.plan.part_of(slot.rank)
             for message in messages.starting(command.epoch, environ, plan):
                 self._send(worker, message)
@@ -319,6 +335,8 @@ class LocalNode:
 
     def _restart_processes(self, command: cmd.RestartProcesses) -> None:
         assert self.report is not None
+        if self._plain is not None:
+            self._plain.epoch_ended()
         self._console.log("restart", number=command.number, limit=command.limit, cause=command.cause.summary)
         self._tell(self.report.overtaken())
         self._tell(self.report.restarted(command.cause, self.workers.pids))
@@ -411,6 +429,11 @@ class LocalNode:
 
     @property
     def _store_address(self) -> tuple[str, int]:
+        """What the variables name for workers: their own node's store, or the first node's."""
+        return self._own_store if self._plain is None else self._plain.address or self._own_store
+
+    @property
+    def _own_store(self) -> tuple[str, int]:
         return self._config.rendezvous.host, self._listeners[0].getsockname()[1]
 
     @property

@@ -92,10 +92,12 @@ class OpenEpoch(msgspec.Struct, frozen=True, tag=True):
     """The store serves this epoch from now on; keys of older ones are forgotten.
 
     `runs`: the nodes that share it, each run as its first number and its length. Every node is told of all.
+    `first`: the node of rank 0, which alone has the keys where the job's store is not shared.
     """
 
     epoch: int
     runs: tuple[tuple[int, int], ...] = ((0, 1),)
+    first: int = 0
 
     @property
     def owners(self) -> tuple[int, ...]:

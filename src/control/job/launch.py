@@ -47,16 +47,20 @@ def open_epoch(job: JobState) -> list[Command]:
     if job.opened == job.next_epoch:
         return []
     job.opened = job.next_epoch
-    return [OpenEpoch(job.next_epoch, _owners(job))]
+    return [OpenEpoch(job.next_epoch, _owners(job), _first(job))]
 
 
 def open_again(job: JobState) -> list[Command]:
     """For a node that was no member when the next epoch was opened: it must confirm its number, too."""
-    return [OpenEpoch(job.opened, _owners(job))] if job.opened == job.next_epoch and job.quorum else []
+    return [OpenEpoch(job.opened, _owners(job), _first(job))] if job.opened == job.next_epoch and job.quorum else []
 
 
 def _owners(job: JobState) -> tuple[tuple[int, int], ...]:
     return OpenEpoch.runs_of(job.places.holders())
+
+
+def _first(job: JobState) -> int:
+    return next((place.node for place in job.places if place.node is not None), 0)
 
 
 def spawn(job: JobState, rank: int, now: float) -> Spawn:

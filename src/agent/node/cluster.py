@@ -17,8 +17,8 @@ from msgspec.structs import replace
 from ...control.job import commands as cmd
 from ...control.job import events as ev
 from ...control.membership import messages as msg
-from ...control.membership.joining import WAITS
 from ...control.membership.node import Node
+from ...control.membership.patience import WAITS
 from ...control.membership.roles import NodeConfig
 from ...protocol.messages import MessageError
 from ...rendezvous.addresses import PORTS, format_address, parse_address, port_warning

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..job import commands as cmd
-from .joining import Joining
+from .becoming import BecomeJoining, BecomeLeader, Next
+from .following import follow
 from .messages import Ended, Hold, Join, Lead, PeerMessage, Redirect, RequestVote, Vote
 from .restarted import Restarted
 from .roles import Context, Role
@@ -46,19 +47,17 @@ class Candidate(Role):
         self._asked = context.now
         self._stand_at = context.now + self._patience()
 
-    def begin(self) -> Role | None:
+    def begin(self) -> Next | None:
         members = self.context.configurations.everybody().values()
         lost = next((member.host for member in members if member.key == self._lost), self._lost)
         if not self._stranded and self._lost != self.context.config.key:
             self.context.note("controller-lost", node=lost, reason=self._reason)
         return self.tick()
 
-    def received(self, key: str, address: str, message: PeerMessage) -> Role | None:
+    def received(self, key: str, address: str, message: PeerMessage) -> Next | None:
         context = self.context
         match message:
             case Lead():
-                from .follower import follow
-
                 return follow(context, key, address, message)
             case RequestVote():
                 self._answer(key, address, message)
@@ -72,7 +71,7 @@ class Candidate(Role):
                 return self._meet(message)
         return None
 
-    def closed(self, address: str, key: str) -> Role | None:
+    def closed(self, address: str, key: str) -> Next | None:
         """One less to wait for: perhaps it is this node's turn."""
         self._closed.add(address)
         self._restarted.closed(address, key)
@@ -80,7 +79,7 @@ class Candidate(Role):
             self._stand_at = min(self._stand_at, self._asked + self._patience())
         return None
 
-    def tick(self) -> Role | None:
+    def tick(self) -> Next | None:
         context = self.context
         if context.now >= self._deadline:
             limit = f"{context.config.join_timeout:g} s"
@@ -122,7 +121,7 @@ class Candidate(Role):
             return patience
         return min(patience, _LATER_AT_MOST_S) + context.dice.uniform(0.0, _SPREAD_S)
 
-    def _stand(self) -> Role | None:
+    def _stand(self) -> Next | None:
         """Ask whether there would be votes; a candidate that nobody wants changes nobody's term."""
         context, claim = self.context, self._claim
         own_term = claim is not None and claim.term == context.term and context.voted == context.config.key
@@ -135,7 +134,7 @@ class Candidate(Role):
         self._opposed = False
         return self._ask()
 
-    def _ask(self) -> Role | None:
+    def _ask(self) -> Next | None:
         context = self.context
         assert self._claim is not None
         self._votes[context.config.key] = context.now
@@ -150,7 +149,7 @@ class Candidate(Role):
                 context.send(address, self._claim)
         return self._decide()
 
-    def _count(self, key: str, vote: Vote) -> Role | None:
+    def _count(self, key: str, vote: Vote) -> Next | None:
         context = self.context
         assert self._claim is not None
         if vote.real != self._claim.real:
@@ -168,7 +167,7 @@ class Candidate(Role):
         self._votes[key] = context.now
         return self._decide()
 
-    def _decide(self) -> Role | None:
+    def _decide(self) -> Next | None:
         context = self.context
         assert self._claim is not None
         voters = context.configurations.numbers_of(self._votes)
@@ -183,15 +182,12 @@ class Candidate(Role):
             self._claim = RequestVote(self._claim.term, self._claim.configuration, real=True, job=context.job)
             self._votes = {}
             return self._ask()
-        from .leader import Leader
-
         lost = None
         for member in context.configurations.everybody().values():
             if member.key == self._lost and member.number not in voters:
                 lost = member
         if context.configurations.has_quorum(voters, context.config.min_quorum):
-            return Leader(
-                context,
+            return BecomeLeader(
                 self._claim.term,
                 context.configurations,
                 lost=lost,
@@ -202,14 +198,13 @@ class Candidate(Role):
         joins = self._restarted.joins(places)
         hosts = ",".join(sorted(member.host for member in configurations.everybody().values() if member.key in places))
         context.note("began-again", nodes=hosts, reason="started again; the job goes on in its next incarnation")
-        return Leader(
-            context,
+        return BecomeLeader(
             self._claim.term,
             configurations,
+            joins=joins,
             lost=lost if lost in configurations.proposed.members else None,
             reason=self._reason,
             voters=frozenset(self._votes),
-            restarted=joins,
         )
 
     def _answer(self, key: str, address: str, claim: RequestVote) -> None:
@@ -227,7 +222,7 @@ class Candidate(Role):
         numbers = self.context.configurations.numbers_of({key})
         return self.context.number is None or max(numbers, default=self.context.number) < self.context.number
 
-    def _meet(self, join: Join) -> Role | None:
+    def _meet(self, join: Join) -> Next | None:
         """An agent asks to be let in. Its vote is asked for at the next occasion, which is now if nobody is asked."""
         if self._restarted.note(join) and self._claim is None:
             self._stand_at = min(self._stand_at, max(self.context.now, self._asked + self._patience()))
@@ -246,9 +241,9 @@ class Candidate(Role):
         context.note("minority", found=found, lost=self._reason)
         context.kill_workers(reason)
 
-    def _give_up(self, leader: str) -> Role:
+    def _give_up(self, leader: str) -> Next:
         """The others have a controller, and this node is not one of them any more."""
         reason = "the job goes on without this node"
         self.context.note("removed", leader=leader, reason=reason)
         self.context.kill_workers(reason)
-        return Joining(self.context, (leader,))
+        return BecomeJoining((leader,))

@@ -11,10 +11,10 @@ from ..job import commands as cmd
 from ..job import events as ev
 from ..job.job import Job
 from ..job.state import NodeState
-from .candidate import Candidate
+from .admission import tell_difference, why_refused
+from .becoming import BecomeCandidate, BecomeFounding, BecomeLeader, Next
 from .directing import Directing, Progress
-from .follower import follow
-from .joining import Founding, tell_difference, why_refused
+from .following import follow
 from .members import Configuration, ConfigurationChange, Configurations, Member
 from .messages import (
     Acknowledge,
@@ -34,7 +34,7 @@ from .messages import (
     Tell,
     Vote,
 )
-from .roles import Context, Role
+from .roles import Context
 from .takeover import rebuild, was_begun
 
 _NEARLY = 0.9
@@ -43,29 +43,18 @@ _CALLED_BACK = 64
 
 
 class Leader(Directing):
-    """One term. `configurations`: what this agent knew when it was elected."""
+    """One term."""
 
-    def __init__(
-        self,
-        context: Context,
-        term: int,
-        configurations: Configurations,
-        *,
-        lost: Member | None = None,
-        reason: str = "",
-        founding: dict[str, Join] | None = None,
-        voters: frozenset[str] = frozenset(),
-        restarted: dict[str, Join] | None = None,
-    ) -> None:
-        """`voters`: the keys of who is there. `restarted`: who has taken a member's place, in the next incarnation."""
-        super().__init__(context, term)
+    def __init__(self, context: Context, elected: BecomeLeader) -> None:
+        super().__init__(context, elected.term)
+        configurations, lost, voters = elected.configurations, elected.lost, elected.voters
         self._voters = voters
-        self._new = founding if founding is not None else restarted
+        self._new = elected.joins
         self._configurations = configurations
-        self._founding = founding
-        self._reason = reason
+        self._founding = elected.joins if elected.founds else None
+        self._reason = elected.reason
         self._lost = lost
-        self._elected: Configurations | None = None if founding is not None else configurations
+        self._elected: Configurations | None = None if elected.founds else configurations
         """Until something is agreed on in this term, its voters count as they did at the election, too."""
         self._wanted = {member.number: member for member in configurations.proposed.members if member != lost}
         keys = {member.key for member in self._wanted.values()}
@@ -89,7 +78,7 @@ class Leader(Directing):
 
     # ---- the role ------------------------------------------------------------------------------------------------
 
-    def begin(self) -> Role | None:
+    def begin(self) -> Next | None:
         context = self.context
         for member in self._configurations.everybody().values():
             if member.key != context.config.key:
@@ -104,7 +93,7 @@ class Leader(Directing):
         context.note("leads", term=self.term, nodes=len(self._wanted), reason=self._reason or None)
         return self._propose()
 
-    def received(self, key: str, address: str, message: PeerMessage) -> Role | None:
+    def received(self, key: str, address: str, message: PeerMessage) -> Next | None:
         context = self.context
         match message:
             case Join():
@@ -129,9 +118,9 @@ class Leader(Directing):
                 follower.heard = context.now
                 follower.link.confirm(message.received)
                 for event in follower.link.receive(message.serial, message):
-                    role = self._told(follower, event)
-                    if role is not None:
-                        return role
+                    becomes = self._told(follower, event)
+                    if becomes is not None:
+                        return becomes
             case Heartbeat() if (message.term, message.link) == (self.term, follower.member.number):
                 follower.heard = context.now
                 follower.link.confirm(message.received)
@@ -139,41 +128,47 @@ class Leader(Directing):
                 if follower.link.must_ask(message.sent, context.now):
                     link = follower.link
                     context.send(address, Heartbeat(self.term, message.link, link.sent, link.received))
-        return self._finish_ending()
+        self._finish_ending()
+        return None
 
-    def closed(self, address: str, key: str) -> Role | None:
+    def closed(self, address: str, key: str) -> Next | None:
         for follower in [f for f in self._followers.values() if f.member.address == address]:
             if key in ("", follower.member.key):
                 return self._drop(follower, "closed its connection")
         return None
 
-    def happened(self, event: ev.Event) -> Role | None:
+    def happened(self, event: ev.Event) -> Next | None:
         match event:
             case ev.WorkerEvent():
-                return self._run(event)
+                self._run(event)
+                return None
             case ev.HookEnded() if self.context.number is not None:
-                return self._run(ev.HookEnded(event.exit_code, self.context.number))
+                self._run(ev.HookEnded(event.exit_code, self.context.number))
+                return None
         return None
 
     def leave(self, reason: str) -> None:
         for number, follower in self._followers.items():
             self.context.send(follower.member.address, Release(self.term, number, f"leaves: {reason}"))
 
-    def tick(self) -> Role | None:
+    def tick(self) -> Next | None:
         context, config = self.context, self.context.config
         if self._end is not None and context.now >= self._end_due:
-            return self._finish_ending(at_once=True)
-        role = self._drop_the_silent()
-        if role is not None:
-            return role
+            self._finish_ending(at_once=True)
+            return None
+        becomes = self._drop_the_silent()
+        if becomes is not None:
+            return becomes
         if self._job is None and self._end is None and context.now >= self._deadline:
             reason = f"too few nodes came within {config.join_timeout:g} s (--rdzv-conf join_timeout)"
             self._end_without_job(cmd.End(cmd.EXIT_FAILED, reason))
-            return self._finish_ending()
+            self._finish_ending()
+            return None
         if context.now >= self._next_heartbeat:
             self._heartbeat()
         if self._job_due is not None and context.now >= self._job_due:
-            return self._run(ev.TimePassed())
+            self._run(ev.TimePassed())
+            return None
         return None
 
     def next_deadline(self) -> float | None:
@@ -188,7 +183,7 @@ class Leader(Directing):
             dues.append(self._end_due)
         return min(dues)
 
-    def _drop_the_silent(self) -> Role | None:
+    def _drop_the_silent(self) -> Next | None:
         """Who has been silent nearly as long as another is lost with it: of a rack, at once and not one by one."""
         context, config = self.context, self.context.config
         limits = self._limits()
@@ -198,13 +193,13 @@ class Leader(Directing):
         for number in silent:
             if number in self._followers:
                 reason = f"was silent for {limits(self._followers[number]):g} s"
-                role = self._drop(self._followers[number], reason, silent=True)
-                if role is not None:
-                    return role
+                becomes = self._drop(self._followers[number], reason, silent=True)
+                if becomes is not None:
+                    return becomes
         if silent and self._end is None:
-            role = self._propose()
-            if role is not None:
-                return role
+            becomes = self._propose()
+            if becomes is not None:
+                return becomes
         heard = min((follower.heard for follower in self._followers.values()), default=context.now)
         self._silent_due = heard + config.heartbeat_limit
         return None
@@ -243,7 +238,7 @@ class Leader(Directing):
 
     # ---- members -------------------------------------------------------------------------------------------------
 
-    def _join(self, key: str, address: str, join: Join) -> Role | None:
+    def _join(self, key: str, address: str, join: Join) -> Next | None:
         """A new agent, or one that has lost us and begins anew."""
         context = self.context
         reason = why_refused(context, join)
@@ -259,9 +254,9 @@ class Leader(Directing):
             return None
         for other in [f for f in self._followers.values() if f.member.address == address or f is known]:
             reason = "began anew" if other is known else "was started again at its address"
-            role = self._drop(other, reason, is_back=other is known)
-            if role is not None:
-                return role
+            becomes = self._drop(other, reason, is_back=other is known)
+            if becomes is not None:
+                return becomes
         number, self._next_number = self._next_number, self._next_number + 1
         member = Member(number, key, join.host, address, join.workers, join.role)
         follower = Progress(member, context.now, join.attempt)
@@ -281,16 +276,16 @@ class Leader(Directing):
         another = join.voted not in ("", self.context.config.key)
         return join.term > self.term or (join.term == self.term and another)
 
-    def _stand_again(self, join: Join) -> Role:
+    def _stand_again(self, join: Join) -> Next:
         """In a term that everybody can follow. What runs goes on meanwhile."""
         context = self.context
         context.term = max(context.term, join.term)
         reason = f"a node that comes back has voted in term {join.term}: there is an election"
         for number, follower in self._followers.items():
             context.send(follower.member.address, Release(self.term, number, reason))
-        return Candidate(context, context.config.key, reason)
+        return BecomeCandidate(context.config.key, reason)
 
-    def _drop(self, follower: Progress, reason: str, *, is_back: bool = False, silent: bool = False) -> Role | None:
+    def _drop(self, follower: Progress, reason: str, *, is_back: bool = False, silent: bool = False) -> Next | None:
         """A member is lost. `is_back`: with its place and workers, but the agent is there and asks to be another.
 
         `silent`: it may be cut off and alive. Others may be lost with it, and what follows is dealt with once.
@@ -304,7 +299,8 @@ class Leader(Directing):
         context.send(member.address, Release(self.term, member.number, reason, removed=True))
         context.note("node-lost", node=member.number, host=member.host, reason=reason)
         if self._end is not None:
-            return self._finish_ending()
+            self._finish_ending()
+            return None
         if self._founding is not None:
             return self._form_again()
         keys = {context.config.key, *self._by_key, *([member.key] if is_back else [])}
@@ -314,7 +310,7 @@ class Leader(Directing):
             self._run(ev.NodeLost(member.number, f"node {member.number} ({member.host}) {reason}"))
         return None if silent else self._propose()
 
-    def _propose(self) -> Role | None:
+    def _propose(self) -> Next | None:
         """The members that should be, unless that is what was proposed last."""
         context = self.context
         members = tuple(self._wanted[number] for number in sorted(self._wanted))
@@ -338,7 +334,7 @@ class Leader(Directing):
         job = self._configurations.proposed.founder
         self.context.send(follower.member.address, Lead(self.term, change, configurations, self._memory(), job))
 
-    def _settle(self) -> Role | None:
+    def _settle(self) -> Next | None:
         """Has a quorum of both memberships acknowledged the proposal?"""
         context, proposed = self.context, self._configurations.proposed
         if self._configurations.agreed.id == proposed.id:
@@ -359,10 +355,11 @@ class Leader(Directing):
                         epoch = self._epochs.get(member.number, -1)
                         self._pending.append(ev.NodeJoined(member.number, member.workers, epoch, member.role))
                 self._pending.append(ev.NodesAgreed(proposed.quorum(context.config.min_quorum)))
-                return self._run(None)
+                self._run(None)
+                return None
         return self._take_over()
 
-    def _step_down(self, live: set[int], *, at_once: bool) -> Role:
+    def _step_down(self, live: set[int], *, at_once: bool) -> Next:
         """`at_once`: the others may have begun to go on without this node, whose workers are stopped.
 
         Where an agent has died, it can be started again; what the workers here hold is kept for that, a short time.
@@ -378,18 +375,18 @@ class Leader(Directing):
             context.send(follower.member.address, Release(self.term, number, f"had {reason}"))
         if at_once:
             context.kill_workers(reason)
-        return Candidate(context, context.config.key, f"had {reason}", stranded=at_once)
+        return BecomeCandidate(context.config.key, f"had {reason}", stranded=at_once)
 
-    def _form_again(self) -> Role:
+    def _form_again(self) -> Next:
         """Somebody was lost before the job had begun."""
         for number, follower in self._followers.items():
             self.context.send(follower.member.address, Release(self.term, number, "nodes are missing", removed=True))
         self.context.configurations = Configurations()
-        return Founding(self.context)
+        return BecomeFounding()
 
     # ---- the job -------------------------------------------------------------------------------------------------
 
-    def _take_over(self) -> Role | None:
+    def _take_over(self) -> Next | None:
         """Once all have reported, or those who have not are given up."""
         context = self.context
         if self._job is not None or self._configurations.agreed.term != self.term or context.number is None:
@@ -420,16 +417,17 @@ class Leader(Directing):
         self._pending.append(quorum)
         return self._catch_up()
 
-    def _catch_up(self) -> Role | None:
-        role = self._run(None)
+    def _catch_up(self) -> Next | None:
+        self._run(None)
         early, self._early = self._early, []
         for number, tell in early:
             follower = self._followers.get(number)
-            if role is None and follower is not None:
-                role = self._told(follower, tell)
-        return role
+            becomes = None if follower is None else self._told(follower, tell)
+            if becomes is not None:
+                return becomes
+        return None
 
-    def _told(self, follower: Progress, tell: Tell) -> Role | None:
+    def _told(self, follower: Progress, tell: Tell) -> Next | None:
         event, number = tell.event, follower.member.number
         if self._job is None and not isinstance(event, Report | Acknowledge | Leave):
             self._early.append((number, tell))
@@ -447,15 +445,18 @@ class Leader(Directing):
             case Leave():
                 return self._drop(follower, f"left: {event.reason}")
             case ev.HookEnded():
-                return self._run(ev.HookEnded(event.exit_code, number))
+                self._run(ev.HookEnded(event.exit_code, number))
+                return None
             case ev.Opened():
-                return self._run(ev.Opened(number, event.epoch))
+                self._run(ev.Opened(number, event.epoch))
+                return None
             case ev.WorkerEvent():
                 if self._holds(number, event):
-                    return self._run(event)
+                    self._run(event)
+                    return None
         return None
 
-    def _acknowledge(self, number: int, configuration: tuple[int, int]) -> Role | None:
+    def _acknowledge(self, number: int, configuration: tuple[int, int]) -> Next | None:
         follower = self._followers[number]
         if configuration == self._configurations.proposed.id:
             self._acknowledged.add(number)

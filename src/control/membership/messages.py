@@ -209,6 +209,16 @@ Told: TypeAlias = (
 )  # fmt: skip
 
 
+def number_in(command: Ordered) -> int | None:
+    """The epoch number that a command makes known, which its receiver confirms."""
+    match command:
+        case cmd.OpenEpoch():
+            return command.epoch
+        case cmd.FailEpoch():
+            return command.next_epoch
+    return None
+
+
 class Order(msgspec.Struct, frozen=True, tag=True):
     """Controller to follower. `received`: how many of the follower's messages have come."""
 

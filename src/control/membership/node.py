@@ -23,7 +23,12 @@ from ..job import commands as cmd
 from ..job import events as ev
 from ..job.causes import describe, of_signal
 from ..job.stopping import is_asked_again
-from .joining import Founding, Joining
+from .becoming import BecomeCandidate, BecomeFollower, BecomeFounding, BecomeJoining, BecomeLeader, Next
+from .candidate import Candidate
+from .follower import Follower
+from .founding import Founding
+from .joining import Joining
+from .leader import Leader
 from .messages import Action, Closed, Ended, Execute, NodeEvent, Received
 from .roles import Context, NodeConfig, Role
 
@@ -67,7 +72,7 @@ class Node:
         context, role = self.context, self._role
         match event:
             case ev.Begin():
-                self._become(Founding(context) if context.config.founder else Joining(context))
+                self._become(BecomeFounding() if context.config.founder else BecomeJoining())
             case ev.StopRequested():
                 self._stop(event.signum)
             case ev.WorkerEvent() | ev.HookEnded():
@@ -85,10 +90,10 @@ class Node:
                     context.kill_workers("they did not stop in time")
                 self._become(role.tick())
 
-    def _become(self, role: Role | None) -> None:
-        while role is not None and not any(isinstance(action, Ended) for action in self.context.actions):
-            self._role = role
-            role = role.begin()
+    def _become(self, next_role: Next | None) -> None:
+        while next_role is not None and not any(isinstance(action, Ended) for action in self.context.actions):
+            self._role = role = _made(self.context, next_role)
+            next_role = role.begin()
 
     # ---- this agent is told to go ----------------------------------------------------------------------------------
 
@@ -114,13 +119,28 @@ class Node:
             self.context.actions.append(Ended(self._leaving))
 
 
+def _made(context: Context, next_role: Next) -> Role:
+    """The one place that knows all roles."""
+    match next_role:
+        case BecomeJoining():
+            return Joining(context, next_role.first)
+        case BecomeFounding():
+            return Founding(context)
+        case BecomeFollower(key, address, term, configurations):
+            return Follower(context, key, address, term, configurations)
+        case BecomeCandidate(lost, reason, stranded):
+            return Candidate(context, lost, reason, stranded=stranded)
+        case BecomeLeader():
+            return Leader(context, next_role)
+
+
 class _Gone(Role):
     """It has left, and waits for its workers."""
 
-    def received(self, key: str, address: str, message: object) -> Role | None:
+    def received(self, key: str, address: str, message: object) -> Next | None:
         return None
 
-    def tick(self) -> Role | None:
+    def tick(self) -> Next | None:
         return None
 
     def next_deadline(self) -> float | None:

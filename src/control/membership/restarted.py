@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
 
-from .joining import why_refused
+from .admission import why_refused
 from .members import Configuration, Configurations, Member
 from .messages import Join
 from .roles import Context

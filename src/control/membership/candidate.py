@@ -16,8 +16,8 @@ _LATER_AT_MOST_S = 1.0
 _SPREAD_S = 2.0
 """Members that are equally patient, since many lower ones are silent, stand at random moments of so many seconds."""
 _ANSWER_S = 1.0
-"""From a claim to its last vote, where everybody is quick. Whoever is slow is asked again for the same term."""
-_CLAIMS_PER_S = 500
+"""From a request to its last vote, where everybody is quick. Whoever is slow is asked again for the same term."""
+_REQUESTS_PER_S = 500
 """Of one candidate: in a large membership it asks less often."""
 
 
@@ -39,9 +39,9 @@ class Candidate(Role):
         self._strand_due = context.now + limit
         self._deadline = context.now + context.config.join_timeout
         self._seek: tuple[float, str] | None = None
-        self._claim: RequestVote | None = None
+        self._request: RequestVote | None = None
         self._votes: dict[str, float] = {}
-        """Who has voted for the claim, by key, and when; also those in no job. Slow ones answer an earlier question."""
+        """Who has voted for it, by key, and when; also those in no job. Slow ones answer an earlier question."""
         self._opposed = False
         self._restarted = Restarted(context)
         self._asked = context.now
@@ -61,7 +61,7 @@ class Candidate(Role):
                 return follow(context, key, address, message)
             case RequestVote():
                 self._answer(key, address, message)
-            case Vote() if self._claim is not None and message.term == self._claim.term:
+            case Vote() if self._request is not None and message.term == self._request.term:
                 return self._count(key, message)
             case Redirect() if self._seek is None:
                 self._seek = (context.now + _ANSWER_S, message.address)
@@ -75,7 +75,7 @@ class Candidate(Role):
         """One less to wait for: perhaps it is this node's turn."""
         self._closed.add(address)
         self._restarted.closed(address, key)
-        if self._claim is None:
+        if self._request is None:
             self._stand_at = min(self._stand_at, self._asked + self._patience())
         return None
 
@@ -123,41 +123,41 @@ class Candidate(Role):
 
     def _stand(self) -> Next | None:
         """Ask whether there would be votes; a candidate that nobody wants changes nobody's term."""
-        context, claim = self.context, self._claim
-        own_term = claim is not None and claim.term == context.term and context.voted == context.config.key
-        if claim is None or not claim.real or self._opposed or not own_term:
-            asked = RequestVote(context.term + 1, context.configurations.proposed.id, real=False, job=context.job)
+        context, request = self.context, self._request
+        own_term = request is not None and request.term == context.term and context.voted == context.config.key
+        if request is None or request.pre or self._opposed or not own_term:
+            asked = RequestVote(context.term + 1, context.configurations.proposed.id, pre=True, job=context.job)
             recent = context.now - context.config.heartbeat_limit / 2
-            same = asked == claim
+            same = asked == request
             self._votes = {key: at for key, at in self._votes.items() if same and at >= recent}
-            self._claim = asked
+            self._request = asked
         self._opposed = False
         return self._ask()
 
     def _ask(self) -> Next | None:
         context = self.context
-        assert self._claim is not None
+        assert self._request is not None
         self._votes[context.config.key] = context.now
         self._asked = context.now
         addresses = [member.address for member in context.configurations.everybody().values()]
         addresses += self._restarted.addresses
-        wait = max(_STAND_AGAIN_S, len(addresses) / _CLAIMS_PER_S)
-        again = _ANSWER_S if self._stranded or self._claim.real else wait
+        wait = max(_STAND_AGAIN_S, len(addresses) / _REQUESTS_PER_S)
+        again = _ANSWER_S if self._stranded or not self._request.pre else wait
         self._stand_at = context.now + again + self._patience()
         for address in dict.fromkeys(addresses):
             if address != context.config.address:
-                context.send(address, self._claim)
+                context.send(address, self._request)
         return self._decide()
 
     def _count(self, key: str, vote: Vote) -> Next | None:
         context = self.context
-        assert self._claim is not None
-        if vote.real != self._claim.real:
+        assert self._request is not None
+        if vote.pre != self._request.pre:
             return None
         if vote.join is not None and vote.join.key == key:
             self._restarted.note(vote.join)
         if not vote.granted:
-            self._opposed |= vote.real
+            self._opposed |= not vote.pre
             if vote.leader and vote.leader != context.config.address:
                 old = next((m.address for m in context.configurations.everybody().values() if m.key == self._lost), "")
                 wait = self._strand_due - context.now if vote.leader == old else _ANSWER_S
@@ -169,7 +169,7 @@ class Candidate(Role):
 
     def _decide(self) -> Next | None:
         context = self.context
-        assert self._claim is not None
+        assert self._request is not None
         voters = context.configurations.numbers_of(self._votes)
         places = self._restarted.places(self._votes, voters)
         again = bool(places) and (self._stranded or self._restarted.no_others_can_come(places))
@@ -177,9 +177,9 @@ class Candidate(Role):
             voters.union(*places.values()) if again else voters, context.config.min_quorum
         ):
             return None
-        if not self._claim.real:
-            context.pledge(self._claim.term, context.config.key)
-            self._claim = RequestVote(self._claim.term, self._claim.configuration, real=True, job=context.job)
+        if self._request.pre:
+            context.pledge(self._request.term, context.config.key)
+            self._request = RequestVote(self._request.term, self._request.configuration, pre=False, job=context.job)
             self._votes = {}
             return self._ask()
         lost = None
@@ -188,18 +188,18 @@ class Candidate(Role):
                 lost = member
         if context.configurations.has_quorum(voters, context.config.min_quorum):
             return BecomeLeader(
-                self._claim.term,
+                self._request.term,
                 context.configurations,
                 lost=lost,
                 reason=self._reason,
                 voters=frozenset(self._votes),
             )
-        configurations = self._restarted.next_incarnation(places, self._claim.term)
+        configurations = self._restarted.next_incarnation(places, self._request.term)
         joins = self._restarted.joins(places)
         hosts = ",".join(sorted(member.host for member in configurations.everybody().values() if member.key in places))
         context.note("began-again", nodes=hosts, reason="started again; the job goes on in its next incarnation")
         return BecomeLeader(
-            self._claim.term,
+            self._request.term,
             configurations,
             joins=joins,
             lost=lost if lost in configurations.proposed.members else None,
@@ -207,16 +207,16 @@ class Candidate(Role):
             voters=frozenset(self._votes),
         )
 
-    def _answer(self, key: str, address: str, claim: RequestVote) -> None:
+    def _answer(self, key: str, address: str, request: RequestVote) -> None:
         context = self.context
-        granted = answer_as_member(context, key, claim)
-        if granted and claim.real:
-            self._claim = None
+        granted = answer_as_member(context, key, request)
+        if granted and not request.pre:
+            self._request = None
             self._stand_at = max(self._stand_at, context.now + _ANSWER_S + self._patience())
-        elif granted and self._claim is not None and not self._claim.real and self._is_before(key):
-            self._claim = None  # one candidate is enough
+        elif granted and self._request is not None and self._request.pre and self._is_before(key):
+            self._request = None  # one candidate is enough
             self._stand_at = max(self._stand_at, context.now + _ANSWER_S)
-        context.send(address, Vote(claim.term, claim.real, granted))
+        context.send(address, Vote(request.term, request.pre, granted))
 
     def _is_before(self, key: str) -> bool:
         numbers = self.context.configurations.numbers_of({key})
@@ -224,7 +224,7 @@ class Candidate(Role):
 
     def _meet(self, join: Join) -> Next | None:
         """An agent asks to be let in. Its vote is asked for at the next occasion, which is now if nobody is asked."""
-        if self._restarted.note(join) and self._claim is None:
+        if self._restarted.note(join) and self._request is None:
             self._stand_at = min(self._stand_at, max(self.context.now, self._asked + self._patience()))
         return None
 

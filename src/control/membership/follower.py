@@ -54,7 +54,7 @@ class Follower(Role):
                 context.send(address, Redirect(self.leader_address))
                 return None
             case RequestVote():
-                context.send(address, Vote(message.term, message.real, granted=False, leader=self.leader_address))
+                context.send(address, Vote(message.term, message.pre, granted=False, leader=self.leader_address))
                 return None
             case Lead() if message.term == self.term and key == self.leader_key:
                 return self._take(message)

@@ -46,7 +46,7 @@ class Founding(Role):
         context = self.context
         match message:
             case RequestVote():
-                if answer(context, key, address, message, join_of(context)) and message.real:
+                if answer(context, key, address, message, join_of(context)) and not message.pre:
                     self._voted_until = context.now + _VOTED_S
             case Lead():
                 return follow_anew(context, key, address, message)

@@ -100,7 +100,7 @@ class Leader(Directing):
                 return self._join(key, address, message)
             case RequestVote():
                 leader = context.config.address
-                context.send(address, Vote(message.term, message.real, granted=False, leader=leader))
+                context.send(address, Vote(message.term, message.pre, granted=False, leader=leader))
                 return None
             case Lead() if message.term > self.term and self._job is None:
                 return follow(context, key, address, message)

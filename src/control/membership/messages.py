@@ -19,7 +19,7 @@ from .identity import Identity
 from .members import ConfigurationChange, Configurations
 
 MAX_PEER_MESSAGE_BYTES = 8 << 20
-VERSION = 3
+VERSION = 4
 
 
 class Join(msgspec.Struct, frozen=True, tag=True):
@@ -65,22 +65,23 @@ class Refuse(msgspec.Struct, frozen=True, tag=True):
 
 
 class RequestVote(msgspec.Struct, frozen=True, tag=True):
-    """A member without a controller asks for votes. `real` False: it only asks whether it would get them.
+    """A member without a controller asks for votes. `pre`: whether it would get them, which changes nobody's term
+    (the PreVote of Raft: Ongaro, "Consensus: Bridging Theory and Practice", 9.6).
 
     `job`: the incarnation of the job that it is a member of (`Configuration.founder`).
     """
 
     term: int
     configuration: tuple[int, int]
-    real: bool
+    pre: bool
     job: str = ""
 
 
 class Vote(msgspec.Struct, frozen=True, tag=True):
-    """The answer. `leader`: the address of a live controller, if the voter has one."""
+    """The answer; `pre` as in the question. `leader`: the address of a live controller, if the voter has one."""
 
     term: int
-    real: bool
+    pre: bool
     granted: bool
     leader: str = ""
     join: Join | None = None

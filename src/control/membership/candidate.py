@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from ..job import commands as cmd
 from .becoming import BecomeJoining, BecomeLeader, Next
 from .following import follow
 from .messages import Ended, Hold, Join, Lead, PeerMessage, Redirect, RequestVote, Vote
 from .restarted import Restarted
 from .roles import Context, Role
+from .tally import Tally
 from .voting import answer_as_member
 
 _STAND_AGAIN_S = 0.1
@@ -33,7 +36,6 @@ class Candidate(Role):
         super().__init__(context)
         self._lost = lost
         self._reason = reason
-        self._closed: set[str] = set()
         self._stranded = stranded
         limit = context.config.heartbeat_limit
         self._strand_due = context.now + limit
@@ -43,13 +45,19 @@ class Candidate(Role):
         self._votes: dict[str, float] = {}
         """Who has voted for it, by key, and when; also those in no job. Slow ones answer an earlier question."""
         self._opposed = False
+        self._tally = Tally((), None)
+        self._replacing: dict[str, int] = {}
+        """Of those who have voted: how many members they are in the place of."""
         self._restarted = Restarted(context)
+        self._old = context.configurations.find(lost)
+        """The controller that is lost."""
+        self._lower = self._lower_members()
+        self._lower_left = self._lower.total()
         self._asked = context.now
         self._stand_at = context.now + self._patience()
 
     def begin(self) -> Next | None:
-        members = self.context.configurations.everybody().values()
-        lost = next((member.host for member in members if member.key == self._lost), self._lost)
+        lost = self._lost if self._old is None else self._old.host
         if not self._stranded and self._lost != self.context.config.key:
             self.context.note("controller-lost", node=lost, reason=self._reason)
         return self.tick()
@@ -73,7 +81,7 @@ class Candidate(Role):
 
     def closed(self, address: str, key: str) -> Next | None:
         """One less to wait for: perhaps it is this node's turn."""
-        self._closed.add(address)
+        self._lower_left -= self._lower.pop(address, 0)
         self._restarted.closed(address, key)
         if self._request is None:
             self._stand_at = min(self._stand_at, self._asked + self._patience())
@@ -104,22 +112,22 @@ class Candidate(Role):
 
     # ---- an election -----------------------------------------------------------------------------------------------
 
+    def _lower_members(self) -> Counter[str]:
+        """Who stands before this one, by address."""
+        context = self.context
+        return Counter(
+            member.address
+            for member in context.configurations.proposed.members
+            if context.number is not None and member.number < context.number and member.key != self._lost
+        )
+
     def _patience(self) -> float:
         """Lower members stand first; where many of them are silent, and always after a term without result, chance
         decides."""
-        context = self.context
-        lower = [
-            member
-            for member in context.configurations.proposed.members
-            if context.number is not None
-            and member.number < context.number
-            and member.key != self._lost
-            and member.address not in self._closed
-        ]
-        patience = _STAND_AFTER_LOWER_S * len(lower)
+        patience = _STAND_AFTER_LOWER_S * self._lower_left
         if patience < _LATER_AT_MOST_S and not self._opposed:
             return patience
-        return min(patience, _LATER_AT_MOST_S) + context.dice.uniform(0.0, _SPREAD_S)
+        return min(patience, _LATER_AT_MOST_S) + self.context.dice.uniform(0.0, _SPREAD_S)
 
     def _stand(self) -> Next | None:
         """Ask whether there would be votes; a candidate that nobody wants changes nobody's term."""
@@ -137,8 +145,13 @@ class Candidate(Role):
     def _ask(self) -> Next | None:
         context = self.context
         assert self._request is not None
-        self._votes[context.config.key] = context.now
         self._asked = context.now
+        asked = (context.configurations.agreed, context.configurations.proposed)
+        self._tally = Tally(asked, context.config.min_quorum)
+        self._replacing.clear()
+        for key in [*self._votes, context.config.key]:
+            self._add_vote(key, self._votes.get(key, context.now))
+        self._votes[context.config.key] = context.now
         addresses = [member.address for member in context.configurations.everybody().values()]
         addresses += self._restarted.addresses
         wait = max(_STAND_AGAIN_S, len(addresses) / _REQUESTS_PER_S)
@@ -159,53 +172,61 @@ class Candidate(Role):
         if not vote.granted:
             self._opposed |= not vote.pre
             if vote.leader and vote.leader != context.config.address:
-                old = next((m.address for m in context.configurations.everybody().values() if m.key == self._lost), "")
-                wait = self._strand_due - context.now if vote.leader == old else _ANSWER_S
+                is_old = self._old is not None and vote.leader == self._old.address
+                wait = self._strand_due - context.now if is_old else _ANSWER_S
                 if self._seek is None:
                     self._seek = (context.now + max(_ANSWER_S, wait), vote.leader)
             return None
-        self._votes[key] = context.now
+        self._add_vote(key, context.now)
         return self._decide()
 
+    def _add_vote(self, key: str, at: float) -> None:
+        self._votes[key] = at
+        self._tally.add(key)
+        replaces = len(self._restarted.replaces(key))
+        if replaces:
+            self._replacing[key] = replaces
+
     def _decide(self) -> Next | None:
-        context = self.context
-        assert self._request is not None
-        voters = context.configurations.numbers_of(self._votes)
-        places = self._restarted.places(self._votes, voters)
-        again = bool(places) and (self._stranded or self._restarted.no_others_can_come(places))
-        if not context.configurations.has_quorum(
-            voters.union(*places.values()) if again else voters, context.config.min_quorum
-        ):
+        context, request = self.context, self._request
+        assert request is not None
+        replaced = {} if self._tally.is_quorum else self._replaced()
+        if not self._tally.is_quorum and not replaced:
             return None
-        if self._request.pre:
-            context.pledge(self._request.term, context.config.key)
-            self._request = RequestVote(self._request.term, self._request.configuration, pre=False, job=context.job)
+        if request.pre:
+            context.pledge(request.term, context.config.key)
+            self._request = RequestVote(request.term, request.configuration, pre=False, job=context.job)
             self._votes = {}
             return self._ask()
-        lost = None
-        for member in context.configurations.everybody().values():
-            if member.key == self._lost and member.number not in voters:
-                lost = member
-        if context.configurations.has_quorum(voters, context.config.min_quorum):
-            return BecomeLeader(
-                self._request.term,
-                context.configurations,
-                lost=lost,
-                reason=self._reason,
-                voters=frozenset(self._votes),
-            )
-        configurations = self._restarted.next_incarnation(places, self._request.term)
-        joins = self._restarted.joins(places)
-        hosts = ",".join(sorted(member.host for member in configurations.everybody().values() if member.key in places))
-        context.note("began-again", nodes=hosts, reason="started again; the job goes on in its next incarnation")
+        voters = context.configurations.numbers_of(self._votes)
+        lost = None if self._old is None or self._old.number in voters else self._old
+        if self._tally.is_quorum:
+            configurations, joins = context.configurations, None
+        else:
+            configurations = self._restarted.next_incarnation(replaced, request.term)
+            joins = self._restarted.joins(replaced)
+            lost = lost if lost in configurations.proposed.members else None
+            hosts = {member.host for member in configurations.everybody().values() if member.key in replaced}
+            reason = "started again; the job goes on in its next incarnation"
+            context.note("began-again", nodes=",".join(sorted(hosts)), reason=reason)
         return BecomeLeader(
-            self._request.term,
-            configurations,
-            joins=joins,
-            lost=lost if lost in configurations.proposed.members else None,
-            reason=self._reason,
-            voters=frozenset(self._votes),
+            request.term, configurations, joins=joins, lost=lost, reason=self._reason, voters=frozenset(self._votes)
         )
+
+    def _replaced(self) -> dict[str, set[int]]:
+        """Which members the agents replace that were started again, if these make up for what is missing of a quorum.
+
+        Not while a majority of those who remember may come.
+        """
+        if sum(self._replacing.values()) < self._tally.missing:
+            return {}
+        context, restarted = self.context, self._restarted
+        voters = context.configurations.numbers_of(self._votes)
+        replaced = restarted.replaced(self._replacing, voters)
+        if not self._stranded and not restarted.no_others_can_come(replaced):
+            return {}
+        there = voters.union(*replaced.values())
+        return replaced if context.configurations.has_quorum(there, context.config.min_quorum) else {}
 
     def _answer(self, key: str, address: str, request: RequestVote) -> None:
         context = self.context
@@ -224,7 +245,11 @@ class Candidate(Role):
 
     def _meet(self, join: Join) -> Next | None:
         """An agent asks to be let in. Its vote is asked for at the next occasion, which is now if nobody is asked."""
-        if self._restarted.note(join) and self._request is None:
+        if not self._restarted.note(join):
+            return None
+        if join.key in self._votes:
+            self._add_vote(join.key, self._votes[join.key])
+        if self._request is None:
             self._stand_at = min(self._stand_at, max(self.context.now, self._asked + self._patience()))
         return None
 

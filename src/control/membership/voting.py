@@ -25,7 +25,7 @@ def answer(context: Context, key: str, address: str, request: RequestVote, join:
 
 def answer_as_member(context: Context, key: str, request: RequestVote) -> bool:
     """Once in a term, and for nobody who knows of an older membership."""
-    known = any(member.key == key for member in context.configurations.everybody().values())
+    known = context.configurations.find(key) is not None
     granted = known and request.job == context.job and request.configuration >= context.configurations.proposed.id
     if request.pre:
         return granted and request.term > context.term

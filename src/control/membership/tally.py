@@ -39,6 +39,12 @@ class Tally:
         """Whether they may act for every one of the configurations."""
         return self.missing == 0
 
+    def is_quorum_of(self, configuration: Configuration) -> bool:
+        """Of this one of them."""
+        return any(
+            one is configuration and missing <= 0 for one, missing in zip(self._asked, self._missing, strict=True)
+        )
+
     def _count(self, key: str, more: int) -> None:
         for index, configuration in enumerate(self._asked):
             if key in configuration.by_key:

@@ -106,10 +106,8 @@ class Leader(Proposing):
         match event:
             case ev.WorkerEvent():
                 self._run(event)
-                return None
             case ev.HookEnded() if self.context.number is not None:
                 self._run(ev.HookEnded(event.exit_code, self.context.number))
-                return None
         return None
 
     def leave(self, reason: str) -> None:
@@ -131,13 +129,18 @@ class Leader(Proposing):
             return None
         if context.now >= self._next_heartbeat:
             self._heartbeat()
+        if self._propose_due is not None and context.now >= self._propose_due:
+            becomes = self._propose()
+            if becomes is not None:
+                return becomes
         if self._job_due is not None and context.now >= self._job_due:
             self._run(ev.TimePassed())
-            return None
         return None
 
     def next_deadline(self) -> float | None:
         dues = [self._next_heartbeat, self._liveness.due]
+        if self._propose_due is not None:
+            dues.append(self._propose_due)
         if self._job is None and self._end is None:
             dues.append(self._deadline)
         if self._job_due is not None:
@@ -151,10 +154,6 @@ class Leader(Proposing):
         silent = liveness.silent(self._followers.values(), now)
         for follower in silent:
             becomes = self._drop(follower, f"was silent for {liveness.limit(follower):g} s", silent=True)
-            if becomes is not None:
-                return becomes
-        if silent and self._end is None:
-            becomes = self._propose()
             if becomes is not None:
                 return becomes
         if now >= liveness.due:
@@ -199,7 +198,8 @@ class Leader(Proposing):
         tell_difference(context, join)
         context.note("node-joins", node=number, host=join.host, address=address)
         context.send(address, Hold())
-        return self._propose()
+        self._propose_soon()
+        return None
 
     def _is_promised(self, join: Join) -> bool:
         """To a candidate of a later term, who was not elected."""
@@ -220,7 +220,7 @@ class Leader(Proposing):
     def _drop(self, follower: Progress, reason: str, *, is_back: bool = False, silent: bool = False) -> Next | None:
         """A member is lost. `is_back`: with its place and workers, but the agent is there and asks to be another.
 
-        `silent`: it may be cut off and alive. Others may be lost with it, and what follows is dealt with once.
+        `silent`: it may be cut off and alive, and the others go on without this node.
         """
         context, member = self.context, follower.member
         self._remove(follower)
@@ -236,7 +236,8 @@ class Leader(Proposing):
             return self._step_down(at_once=silent)
         if self._job is not None:
             self._run(ev.NodeLost(member.number, f"node {member.number} ({member.host}) {reason}"))
-        return None if silent else self._propose()
+        self._propose_soon()
+        return None
 
     def _step_down(self, *, at_once: bool) -> Next:
         """`at_once`: the others may have begun to go on without this node, whose workers are stopped.
@@ -279,14 +280,10 @@ class Leader(Proposing):
                 return self._drop(follower, f"left: {event.reason}")
             case ev.HookEnded():
                 self._run(ev.HookEnded(event.exit_code, number))
-                return None
             case ev.Opened():
                 self._run(ev.Opened(number, event.epoch))
-                return None
-            case ev.WorkerEvent():
-                if self._holds(number, event):
-                    self._run(event)
-                    return None
+            case ev.WorkerEvent() if self._holds(number, event):
+                self._run(event)
         return None
 
     def _heartbeat(self) -> None:

@@ -41,16 +41,16 @@ class Proposal:
         self._present.add(member.key)
 
     def remove(self, member: Member, *, is_back: bool) -> bool:
-        """A member is lost: whether its controller still leads a majority, of what was agreed on and of what is left.
+        """A member is lost: whether its controller still leads a majority.
 
-        `is_back`: its agent is there, and asks to be another member.
+        Of what was agreed on, that is: what was proposed since need not agree to the next proposal, as nobody but this
+        controller can settle it. `is_back`: its agent is there, and asks to be another member.
         """
-        needed = self._quorum_of(len(self.wanted))
         self.wanted.pop(member.number, None)
         self._acknowledged.discard(member.key)
         if not is_back:
             self._present.discard(member.key)
-        is_led = self._present.is_quorum and len(self.wanted) + is_back >= needed
+        is_led = self._present.is_quorum
         self._present.discard(member.key)
         return is_led
 
@@ -106,7 +106,6 @@ class Proposal:
         return Tally([self.configurations.proposed, *self._must_agree()], self._min_nodes, [self._own_key, *keys])
 
     def _count_present(self) -> Tally:
-        """What was proposed last need not agree to the next proposal: nobody but this controller can settle it."""
         keys = [member.key for member in self.wanted.values()]
         return Tally(self._must_agree(), self._min_nodes, [self._own_key, *keys])
 
@@ -114,10 +113,6 @@ class Proposal:
         yield self.configurations.agreed
         if self._elected is not None:
             yield from (self._elected.agreed, self._elected.proposed)
-
-    def _quorum_of(self, members: int) -> int:
-        majority = members // 2 + 1
-        return majority if self._min_nodes is None else min(majority, self._min_nodes)
 
 
 def _wanted(elected: BecomeLeader) -> dict[int, Member]:

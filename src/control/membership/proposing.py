@@ -16,6 +16,10 @@ from .proposal import Proposal
 from .roles import Context
 from .takeover import rebuild, was_begun
 
+_TOGETHER_S, _TOGETHER_PER_MEMBER_S = 0.002, 0.00001
+"""Changes that come within so many seconds are one proposal: the connections of a rack do not close at one moment, and
+a proposal goes to every member."""
+
 
 class Proposing(Directing):
     """It acts for the job (`directing.py`) only after a quorum has agreed on a membership in its own term."""
@@ -33,6 +37,8 @@ class Proposing(Directing):
         self._unreported: set[int] = set()
         self._reported = self._proposal.tally()
         self._liveness = Liveness(context.config, elected.voters, context.now)
+        self._propose_due: float | None = None
+        """Somebody has joined or is lost, and that is not proposed yet."""
         self._early: list[tuple[int, Tell]] = []
         """What followers have told after their reports and before the job was there."""
 
@@ -89,8 +95,17 @@ class Proposing(Directing):
 
     # ---- a membership ----------------------------------------------------------------------------------------------
 
+    def _propose_soon(self) -> None:
+        """Until then nothing is settled: what was proposed last is not what should be."""
+        if self._propose_due is None:
+            members = len(self._proposal.wanted)
+            self._propose_due = self.context.now + _TOGETHER_S + _TOGETHER_PER_MEMBER_S * members
+
     def _propose(self) -> Next | None:
         """The members that should be, unless that is what was proposed last."""
+        self._propose_due = None
+        if self._end is not None:
+            return None
         proposal = self._proposal
         if proposal.renew():
             self.context.change_configurations(proposal.configurations)
@@ -122,6 +137,8 @@ class Proposing(Directing):
     def _settle(self) -> Next | None:
         """Has a quorum of both memberships acknowledged the proposal?"""
         proposal = self._proposal
+        if self._propose_due is not None:
+            return None
         if proposal.is_agreed:
             return self._take_over()
         if not proposal.is_acknowledged:  # the job may be taken over with what was agreed on before, in this term

@@ -291,7 +291,7 @@ class Leader(Proposing):
         self._next_heartbeat = context.now + context.config.heartbeat_interval
         memory = self._news()
         for number, follower in self._followers.items():
-            if follower.report is None:
+            if follower.report is None and self._propose_due is None:
                 self._send_lead(follower)
             beat = Heartbeat(self.term, number, follower.link.sent, follower.link.received, memory)
             context.send(follower.member.address, beat)

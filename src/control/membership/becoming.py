@@ -47,7 +47,7 @@ class BecomeLeader(msgspec.Struct, frozen=True):
     """What it knew when it was elected."""
     founds: bool = False
     joins: Mapping[str, Join] | None = None
-    """By key: those who found the job with it, or who have taken members' places in its next incarnation."""
+    """By key: those who found the job with it, or who replace members in its next incarnation."""
     lost: Member | None = None
     """The controller before, if it is not there."""
     reason: str = ""

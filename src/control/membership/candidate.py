@@ -47,7 +47,7 @@ class Candidate(Role):
         self._opposed = False
         self._tally = Tally((), None)
         self._replacing: dict[str, int] = {}
-        """Of those who have voted: how many members they are in the place of."""
+        """Of those who have voted: how many members they replace."""
         self._restarted = Restarted(context)
         self._old = context.configurations.find(lost)
         """The controller that is lost."""

@@ -37,7 +37,7 @@ class Founding(Role):
         self._next = context.now
         self._patience = Patience(context)
         self._voted_until = context.now
-        """Until then it may be that the job goes on, with this agent in the place of a member."""
+        """Until then it may be that the job goes on, with this agent instead of a member."""
 
     def begin(self) -> Next | None:
         return self.tick()

@@ -218,7 +218,7 @@ class Leader(Proposing):
         return BecomeCandidate(context.config.key, reason)
 
     def _drop(self, follower: Progress, reason: str, *, is_back: bool = False, silent: bool = False) -> Next | None:
-        """A member is lost. `is_back`: with its place and workers, but the agent is there and asks to be another.
+        """A member is lost. `is_back`: its workers, too, but its agent is there, and asks to be another member.
 
         `silent`: it may be cut off and alive, and the others go on without this node.
         """

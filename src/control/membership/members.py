@@ -9,7 +9,7 @@ import msgspec
 
 
 class Member(msgspec.Struct, frozen=True):
-    """One agent. `number` is its place in the order in which nodes lead, and never given to another."""
+    """One agent. `number` says when it is its turn to lead, and is never given to another."""
 
     number: int
     key: str
@@ -111,7 +111,7 @@ class Configurations(msgspec.Struct, frozen=True, dict=True):
         return {number for key in keys for number in numbers.get(key, ())}
 
     def replaced_by(self, key: str, host: str, address: str) -> set[int]:
-        """The numbers of the members in whose place this agent is, which is none of them: they are no more.
+        """The numbers of the members that this agent replaces, which is none of them: they are no more.
 
         At their address, or, where no other is there, on their host: a pod that was made anew has another address.
         """

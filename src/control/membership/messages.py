@@ -85,7 +85,7 @@ class Vote(msgspec.Struct, frozen=True, tag=True):
     granted: bool
     leader: str = ""
     join: Join | None = None
-    """From an agent that is in no job: it was started again where a member has been, and can take its place."""
+    """From an agent that is in no job: it was started again where a member has been, and can replace it."""
 
 
 class JobMemory(msgspec.Struct, frozen=True):

@@ -2,9 +2,11 @@
 
 Theory of operation. An agent is, one after the other and again when it must:
 
-    Joining ──► Follower ◄──► Candidate ──► Leader
-       ▲            │  lost its controller │      │
-       └────────────┴──── removed ─────────┴──────┘        (Founding founds a job at the rendezvous endpoint)
+    Joining ──► Follower ◄──► Candidate ◄──► Leader ◄── Founding (at the rendezvous endpoint)
+       ▲            │  lost its controller │
+       └────────────┴──────── removed ─────┘
+
+A role returns what the agent becomes as a value (`becoming.py`), and knows no other role; here the role is made of it.
 
 **Membership** is a list of agents that a majority of the last such list agrees on (`members.py`). **Leadership**: a
 member that a majority votes for leads a *term*, the lowest if it is there; a voter that still hears its controller does
@@ -13,7 +15,7 @@ the job grow from term to term: one starts only when a majority knows its number
 and a follower that finds no controller in time, stop their workers and say so.
 
 **State is soft.** A new controller asks everybody what runs there and goes on from that (`takeover.py`). An agent that
-is started again knows nothing, and is another member; where a majority needs its place, the job goes on in its next
+is started again knows nothing, and is another member; where a majority needs it, the job goes on in its next
 *incarnation* (`restarted.py`), a random name that terms and epochs belong to and messages carry.
 """
 

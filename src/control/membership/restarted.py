@@ -1,9 +1,9 @@
 """Members whose agents were started again: how a majority of which some have forgotten everything goes on. Pure.
 
 Such an agent does not know what it has voted for and confirmed: it is no member any more, and its vote says nothing
-about what the job has decided. But it can take the place of the member it was. If those who remember and those who
-have taken places are a majority of the places, they begin the next incarnation of the job: the same membership with
-these agents in it, under another name, with terms and epochs of its own. So nothing that was said, begun or promised
+about what the job has decided. But it can replace the member that it was. If those who remember and those who replace
+others stand for a majority of the members, they begin the next incarnation of the job: the same membership with these
+agents in it, under another name, with terms and epochs of its own. So nothing that was said, begun or promised
 in the one before can be taken for something of this one, and whoever is still in it finds no majority there.
 
 It is not done while a majority of those who remember may come: they would go on with what runs.
@@ -36,7 +36,7 @@ class Restarted:
         return {key: self._joins[key] for key in keys if key in self._joins}
 
     def note(self, join: Join) -> bool:
-        """Whether this agent can take a member's place."""
+        """Whether this agent can replace a member."""
         configurations = self._context.configurations
         if why_refused(self._context, join) or configurations.find(join.key) is not None:
             return False  # a member says itself what it knows
@@ -54,7 +54,7 @@ class Restarted:
             del self._joins[there], self._at[address]
 
     def replaces(self, key: str) -> set[int]:
-        """The numbers of the members in whose place this agent is. Also one that is a member by now, if not yet in the
+        """The numbers of the members that this agent replaces. Also one that is a member by now, if not yet in the
         membership that was agreed on last."""
         agent = self._agent(key)
         if agent is None:
@@ -85,7 +85,7 @@ class Restarted:
         return not configurations.has_quorum(left, self._context.config.min_quorum)
 
     def next_incarnation(self, replaced: Mapping[str, Set[int]], term: int) -> Configurations:
-        """The same membership with these agents in their places; who is not there is still a member, to be missed."""
+        """The same membership with these agents instead of those; who is not there is still a member, to be missed."""
         context, configurations = self._context, self._context.configurations
         name = f"{context.config.key}.{context.attempt}.{term}"
         number = max(configuration.next_number for configuration in (configurations.agreed, configurations.proposed))

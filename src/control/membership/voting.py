@@ -9,7 +9,7 @@ from .roles import Context
 def answer(context: Context, key: str, address: str, request: RequestVote, join: Join) -> bool:
     """Of an agent in no job, to a candidate of one. Whether it votes for it.
 
-    Who was in that very job still is, for its majority. Another can take a member's place, and votes once in a term.
+    Who was in that very job still is, for its majority. Another can replace a member, and votes once in a term.
     """
     if request.job == context.job:
         granted = answer_as_member(context, key, request)

@@ -64,16 +64,14 @@ class Leader(Proposing):
             case Join():
                 return self._join(key, address, message)
             case RequestVote():
-                leader = context.config.address
-                context.send(address, Vote(message.term, message.pre, granted=False, leader=leader))
+                context.send(address, Vote(message.term, message.pre, granted=False, leader=context.config.address))
                 return None
             case Lead() if message.term > self.term and self._job is None:
                 return follow(context, key, address, message)
         follower = self._by_key.get(key)
         if follower is None:
             if isinstance(message, Tell | Heartbeat) and message.term <= self.term:
-                reason = "it is no member any more"
-                context.send(address, Release(message.term, message.link, reason, removed=True))
+                context.send(address, Release(message.term, message.link, "it is no member any more", removed=True))
             return None
         match message:
             case Hold():
@@ -182,8 +180,7 @@ class Leader(Proposing):
             if known.report is None:
                 self._send_lead(known)
             return None
-        at_address = self._at.get(address, [])
-        for other in [*at_address, *([] if known is None or known in at_address else [known])]:
+        for other in dict.fromkeys([*self._at.get(address, ()), *([] if known is None else [known])]):
             reason = "began anew" if other is known else "was started again at its address"
             becomes = self._drop(other, reason, is_back=other is known)
             if becomes is not None:

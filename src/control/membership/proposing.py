@@ -152,9 +152,9 @@ class Proposing(Directing):
                 self._order(follower, Settled(proposal.configurations.agreed.id), None)
         if self._job is None:
             return self._take_over()
-        known = {member.number for member in before.members} & self._job.state.nodes.keys()
+        known = {member.number for member in before.members}
         for member in proposal.configurations.agreed.members:
-            if member.number not in known:
+            if member.number not in known or member.number not in self._job.state.nodes:
                 epoch = self._epochs.get(member.number, -1)
                 self._pending.append(ev.NodeJoined(member.number, member.workers, epoch, member.role))
         self._pending.append(self._nodes_agreed())

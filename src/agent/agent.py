@@ -1,8 +1,9 @@
 """The agent: a thin shell around the decisions of `control/`.
 
-Owns: the event loop, signals, the timer, and the beginning and the end of a launch. What happens goes to the job as
+Owns: the event loop, signals, and the beginning and the end of a launch. What happens on this node goes to the head as
 events; the commands that come back are carried out by `node/local.py`, in order. Whose job it is, one node's
-(`node/sole.py`) or many nodes' (`node/cluster.py`), is the head's business. It decides nothing itself.
+(`node/sole.py`) or many nodes' (`node/cluster.py`), and when its deadlines are, is the head's business. It decides
+nothing itself.
 Called by: the launcher, with one `LaunchConfig`. Must never import torch.
 
 The first processes are started before asyncio, ZeroMQ and the store server are even imported: those load while the
@@ -49,7 +50,6 @@ class Agent:
         self._forwarded: list[int] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended: asyncio.Event | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._hears_signals = threading.current_thread() is threading.main_thread()
 
     def _make_head(self) -> SoleHead | ClusterHead:
@@ -57,7 +57,7 @@ class Agent:
             return SoleHead(self._config, self._node, self._conclude)
         from .node.cluster import ClusterHead
 
-        return ClusterHead(self._config, self.console, self._node, self._conclude, self._dispatch)
+        return ClusterHead(self._config, self.console, self._node, self._conclude)
 
     def run(self) -> cmd.End:
         """Blocks until the job is over and nothing of it is left. On another thread than the main one no signals."""
@@ -107,7 +107,6 @@ class Agent:
         except OSError as error:
             self._conclude(cmd.End(cmd.EXIT_FAILED, str(error)))
         self._gpus.start(self._loop)
-        self._set_timer()
         for early in self._early_signals:
             self._on_signal(early)
         try:
@@ -119,19 +118,8 @@ class Agent:
                 signal.set_wakeup_fd(-1)  # a child that ends now must not be told to a loop that is half closed
 
     def _dispatch(self, event: Any) -> None:
-        """An event of this node, or of another agent."""
+        """An event of this node."""
         self._head.handle(event)
-        self._set_timer()
-
-    def _set_timer(self) -> None:
-        if self._loop is None:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        deadline = self._head.next_deadline()
-        if deadline is not None and self._end is None:
-            self._timer = self._loop.call_at(deadline, self._dispatch, ev.TimePassed())
 
     # ---- what happens --------------------------------------------------------------------------------------------
 
@@ -191,6 +179,7 @@ class Agent:
 
     def _conclude(self, command: cmd.End) -> None:
         self._end = command = self._node.in_full(command)
+        self._head.conclude()
         self._node.workers.concluded(command)
         if self._ended is not None:
             self._ended.set()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Protocol
 
 from ..control.job import commands as cmd
 from ..control.job import events as ev
@@ -11,16 +12,31 @@ from ..control.membership.follower import Follower
 from ..control.membership.leader import Leader
 from ..control.membership.node import Node
 from ..control.membership.roles import NodeConfig
-from .workers import SimulatedWorker
+from .workers import SimulatedWorker, WorldOfWorkers
 
-if TYPE_CHECKING:
-    from .world import World
+
+class WorldOfAgents(WorldOfWorkers, Protocol):
+    """What an agent knows of the world."""
+
+    now: float
+
+    def at(self, when: float, action: Callable[..., None], *arguments: object) -> None: ...
+
+    def measured(self, node: Node, event: msg.NodeEvent) -> list[msg.Action]: ...
+
+    def send(self, sender: SimulatedAgent, address: str, message: msg.PeerMessage) -> None: ...
+
+    def connections_close(self, gone: SimulatedAgent) -> None: ...
+
+    def check_order(self, agent: SimulatedAgent, command: cmd.Command) -> None: ...
+
+    def check_end(self, agent: SimulatedAgent, end: cmd.End) -> None: ...
 
 
 class SimulatedAgent:
     """One agent process. A restarted one is another object at the same address."""
 
-    def __init__(self, world: World, index: int, config: NodeConfig) -> None:
+    def __init__(self, world: WorldOfAgents, index: int, config: NodeConfig) -> None:
         self.world = world
         self.index = index
         self.config = config
@@ -99,7 +115,7 @@ class SimulatedAgent:
             case msg.Note():
                 self.notes.append((self.world.now, action.event, action.fields))
             case msg.Ended():
-                self.world.rules.check_end(self, action.end)
+                self.world.check_end(self, action.end)
                 self.end = action.end
                 for worker in list(self.workers.values()):
                     worker.abandoned = True
@@ -107,11 +123,11 @@ class SimulatedAgent:
                 self.world.after(0.05, self.world.connections_close, self)
 
     def _execute(self, command: cmd.Command) -> None:
-        self.world.rules.check_order(self, command)
+        self.world.check_order(self, command)
         match command:
             case cmd.Spawn():
                 self.layout = command.layout
-                self.workers[command.incarnation] = SimulatedWorker(self, command)
+                self.workers[command.incarnation] = SimulatedWorker(self.world, self, command)
             case cmd.Kill():
                 if command.incarnation in self.workers:
                     self.workers[command.incarnation].kill(9)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import TYPE_CHECKING
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Protocol
 
 from ..control.job import commands as cmd
 from ..control.membership.leader import Leader
-
-if TYPE_CHECKING:
-    from .agents import SimulatedAgent
-    from .workers import SimulatedWorker
-    from .world import World
+from .agents import SimulatedAgent
+from .schedule import Schedule
+from .workers import SimulatedWorker
 
 _AGAIN_S = 13.0
 """After the last fault, silence is noticed, there is a leader, and who was lost has joined."""
@@ -19,6 +18,20 @@ _AGAIN_S = 13.0
 
 class Violation(AssertionError):
     """A rule was broken."""
+
+
+class World(Protocol):
+    """What the rules look at."""
+
+    schedule: Schedule
+    checks: bool
+    agents: list[SimulatedAgent]
+    by_address: dict[str, SimulatedAgent]
+    running: Counter[tuple[str, int]]
+    completed: defaultdict[tuple[str, int], set[int]]
+    trained_alone: set[str]
+
+    def live(self) -> Iterator[SimulatedAgent]: ...
 
 
 class Rules:

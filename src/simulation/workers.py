@@ -6,25 +6,58 @@ failed unwinds and comes back to the barrier.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from ..control.job import commands as cmd
 from ..control.job import events as ev
-
-if TYPE_CHECKING:
-    from .agents import SimulatedAgent
+from .schedule import Schedule
 
 _START_S = 0.3
 _UNWIND_S = 0.02
 _SEES_IT_FIRST = 0.2
 
 
+class WorldOfWorkers(Protocol):
+    """What a worker knows of the world."""
+
+    schedule: Schedule
+    dice: random.Random
+    stepped: Counter[tuple[str, int]]
+    completed: defaultdict[tuple[str, int], set[int]]
+    trained_alone: set[str]
+
+    def after(self, seconds: float, action: Callable[..., None], *arguments: object) -> None: ...
+
+    def runs(self, worker: SimulatedWorker, more: int) -> None: ...
+
+    def live_workers(self) -> Iterator[SimulatedWorker]: ...
+
+    def everybody_in(self, founder: str, epoch: int) -> bool: ...
+
+    def everybody_up(self, layout: cmd.Layout | None) -> bool: ...
+
+
+class AgentOfWorkers(Protocol):
+    """What a worker knows of its agent."""
+
+    workers: dict[int, SimulatedWorker]
+    layout: cmd.Layout | None
+
+    @property
+    def founder(self) -> str: ...
+
+    def handle(self, event: ev.Event) -> None: ...
+
+
 class SimulatedWorker:
     """One process. Everything it does is an event of the world's queue."""
 
-    def __init__(self, agent: SimulatedAgent, spawn: cmd.Spawn) -> None:
+    def __init__(self, world: WorldOfWorkers, agent: AgentOfWorkers, spawn: cmd.Spawn) -> None:
         self.agent = agent
-        self.world = agent.world
+        self.world = world
         self.rank = spawn.rank
         self.local_rank = spawn.local_rank
         self.incarnation = spawn.incarnation
@@ -38,10 +71,10 @@ class SimulatedWorker:
         """The agent has died; the kernel kills the process a moment later."""
         self._after(_START_S * self.world.dice.uniform(0.8, 1.2), self._come_up)
 
-    def _after(self, seconds: float, action: object, *arguments: object) -> None:
+    def _after(self, seconds: float, action: Callable[..., None], *arguments: object) -> None:
         def act() -> None:
             if self.alive:
-                action(*arguments)  # type: ignore[operator]
+                action(*arguments)
 
         self.world.after(seconds, act)
 
@@ -59,7 +92,7 @@ class SimulatedWorker:
     def _set_running(self, running: bool) -> None:
         if running != self.running:
             self.running = running
-            self.world.rules.runs(self, 1 if running else -1)
+            self.world.runs(self, 1 if running else -1)
 
     def _arrive(self) -> None:
         self._set_running(False)
@@ -98,11 +131,10 @@ class SimulatedWorker:
 
     def _break_connections(self) -> None:
         """Some of the others see that before anybody is told of this end."""
-        for agent in self.world.live():
-            for other in agent.workers.values():
-                same = other.founder == self.founder and other.epoch == self.epoch and other is not self
-                if same and other.running and self.world.dice.random() < _SEES_IT_FIRST:
-                    other._after(self.world.dice.uniform(0.0, 0.003), other._fault_of_a_connection, self.epoch)
+        for other in self.world.live_workers():
+            same = other.founder == self.founder and other.epoch == self.epoch and other is not self
+            if same and other.running and self.world.dice.random() < _SEES_IT_FIRST:
+                other._after(self.world.dice.uniform(0.0, 0.003), other._fault_of_a_connection, self.epoch)
 
     def _fault_of_a_connection(self, epoch: int) -> None:
         if self.running and self.epoch == epoch:

@@ -9,6 +9,8 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 
+from msgspec.structs import replace
+
 from ..control.job import commands as cmd
 from ..control.job.events import Begin, StopRequested
 from ..control.job.state import JobConfig
@@ -19,6 +21,7 @@ from ..control.membership.roles import NodeConfig
 from .agents import SimulatedAgent
 from .rules import Rules, Violation
 from .schedule import COMES_LATER_S, Fault, Schedule
+from .workers import SimulatedWorker
 
 _DEPUTY_S = 5.0
 _MESSAGES = 100_000
@@ -58,6 +61,7 @@ class World:
         self._halves: set[str] = set()
         self._talked: set[tuple[str, str]] = set()
         self.rules = Rules(self)
+        self.check_order, self.check_end, self.runs = self.rules.check_order, self.rules.check_end, self.rules.runs
         total = schedule.nodes + schedule.spares
         for index in range(total):
             self._start_agent(index, at=0.0 if index < schedule.nodes else 0.5)
@@ -98,6 +102,9 @@ class World:
 
     def live(self) -> Iterator[SimulatedAgent]:
         return (agent for agent in self.agents if agent.alive)
+
+    def live_workers(self) -> Iterator[SimulatedWorker]:
+        return (worker for agent in self.live() for worker in agent.workers.values())
 
     # ---- agents ----------------------------------------------------------------------------------------------------
 
@@ -203,7 +210,7 @@ class World:
         agent = self.agents[fault.target % len(self.agents)]
         match fault.kind:
             case "raise" | "kill-worker":
-                workers = [worker for a in self.live() for worker in a.workers.values()]
+                workers = list(self.live_workers())
                 if workers:
                     worker = sorted(workers, key=lambda w: (w.rank, w.incarnation))[fault.target % len(workers)]
                     worker.fault("boom") if fault.kind == "raise" else worker.die(-9)
@@ -284,8 +291,6 @@ class World:
 
 def shrunk(schedule: Schedule, fails: Callable[[Schedule], bool]) -> Schedule:
     """The same failure with fewer faults and a calmer network."""
-    from msgspec.structs import replace
-
     again = True
     while again:
         again = False

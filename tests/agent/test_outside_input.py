@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hyperpodrun.agent.node.cluster import ClusterHead
 from hyperpodrun.agent.node.sole import SoleHead
+from hyperpodrun.agent.node.timer import Timer
 from hyperpodrun.agent.output.banner import failure_banner
 from hyperpodrun.agent.output.error_files import publish
 from hyperpodrun.agent.output.failures import Failures, read_failure
@@ -82,6 +83,7 @@ def _broken(*_: object) -> list[Any]:
 def test_a_word_that_the_decisions_cannot_take_costs_its_worker():
     head = SoleHead.__new__(SoleHead)
     head._job, head._node = SimpleNamespace(handle=_broken), _Node()
+    head._timer = Timer(lambda: None, lambda: None)
     word = ev.Completed(1, 0, 7)
     head.handle(word)
     assert head._node.blamed == [word]
@@ -95,6 +97,7 @@ def test_a_message_that_the_decisions_cannot_take_costs_its_agent():
     head._node, head._local = SimpleNamespace(handle=_broken), _Node()
     head._transport = SimpleNamespace(refuse_agent=lambda *who: refused.append(who))
     head._busy, head._waiting = False, []
+    head._timer = Timer(lambda: None, lambda: None)
     head.handle(msg.Received("key", "127.0.0.1:1", "a message"))
     assert [who[:2] for who in refused] == [("key", "127.0.0.1:1")]
     assert head._local.blamed == []

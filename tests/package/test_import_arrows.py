@@ -1,7 +1,7 @@
 """Who imports whom in src/, read off its text: no circles, and between folders downwards only (CONTRIBUTING.md).
 
 Every import counts, also one inside a function and one for types only: each of them is something that a reader of the
-one file must know of the other. Those that close a circle all the same are named here, with the reason.
+one file must know of the other.
 """
 
 from __future__ import annotations
@@ -15,19 +15,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src"
-
-NEXT_ROLE = "a role of an agent makes the role that follows it, and roles follow each other in circles"
-WHOLE = "for types only: a part of the simulation is made by the whole and reports to it"
-CLOSES_A_CIRCLE = {
-    ("control.membership.joining", "control.membership.follower"): NEXT_ROLE,
-    ("control.membership.joining", "control.membership.leader"): NEXT_ROLE,
-    ("control.membership.candidate", "control.membership.follower"): NEXT_ROLE,
-    ("control.membership.candidate", "control.membership.leader"): NEXT_ROLE,
-    ("simulation.workers", "simulation.agents"): WHOLE,
-    ("simulation.agents", "simulation.world"): WHOLE,
-    ("simulation.rules", "simulation.world"): WHOLE,
-}
-"""(who imports, whom): why. Inside a function or under TYPE_CHECKING; at the beginning of a file nothing may."""
 
 ARROWS = {
     "launcher": {"agent"},
@@ -144,21 +131,22 @@ def test_imports_are_read_off_the_text_as_python_reads_them():
     assert not unknown
 
 
-def test_no_circle_is_closed_when_files_are_imported():
-    assert not circle(AT_IMPORT)
+def test_no_circle_of_imports():
+    assert not circle(EVER)
 
 
-def test_no_two_files_import_each_other_in_any_way():
-    assert not circle({name: {o for o in EVER[name] if (name, o) not in CLOSES_A_CIRCLE} for name in FILES})
+ROLES = {f"control.membership.{role}" for role in ("joining", "founding", "follower", "candidate", "leader")}
 
 
-def test_every_exception_is_needed():
-    for one, other in CLOSES_A_CIRCLE:
-        assert other in EVER[one] - AT_IMPORT[one], f"{one} does not import {other} any more, or at its beginning"
-        without = {pair for pair in CLOSES_A_CIRCLE if pair != (one, other)}
-        assert circle({name: {o for o in EVER[name] if (name, o) not in without} for name in FILES}), (
-            f"{one} may import {other} without being an exception"
-        )
+def test_only_the_node_knows_the_roles():
+    """A role returns what it becomes as a value (`becoming.py`)."""
+    inside = {name for name in FILES if name.startswith("control.")}
+    assert {name for name in inside if EVER[name] & ROLES} == {"control.membership.node"}
+
+
+def test_nothing_of_the_decisions_is_imported_inside_a_function():
+    late = {name: EVER[name] - AT_IMPORT[name] for name in FILES if folder(name) in ("control", "simulation")}
+    assert not {name: found for name, found in late.items() if found}
 
 
 def test_folders_import_downwards_only():

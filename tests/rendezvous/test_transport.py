@@ -231,7 +231,7 @@ def test_every_kind_of_message_survives_mutation() -> None:
     dice = random.Random(3)
     samples = [
         msg.encode(msg.Join("job", "key", "host", "host:1", 2)),
-        msg.encode(msg.RequestVote(3, (2, 1), real=True)),
+        msg.encode(msg.RequestVote(3, (2, 1), pre=False)),
         msg.encode(msg.Heartbeat(1, 0, 2, 3)),
         msg.encode(msg.Tell(1, 0, 1, 0, msg.Report((1, 1)))),
         shard_messages.encode(shard_messages.Answer(4, b"reply", (b"value", None))),

@@ -93,7 +93,7 @@ def test_a_restarted_agent_votes_once_in_a_term() -> None:
     send = world.send
 
     def watch(sender: SimulatedAgent, address: str, message: msg.PeerMessage) -> None:
-        if isinstance(message, msg.Vote) and message.real and message.granted:
+        if isinstance(message, msg.Vote) and not message.pre and message.granted:
             receiver = world.by_address[address]
             votes.setdefault((sender.key, receiver.founder, message.term), set()).add(receiver.key)
         send(sender, address, message)

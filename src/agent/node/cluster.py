@@ -17,8 +17,8 @@ from msgspec.structs import replace
 from ...control.job import commands as cmd
 from ...control.job import events as ev
 from ...control.membership import messages as msg
-from ...control.membership.joining import WAITS
 from ...control.membership.node import Node
+from ...control.membership.patience import WAITS
 from ...control.membership.roles import NodeConfig
 from ...protocol.messages import MessageError
 from ...rendezvous.addresses import PORTS, format_address, parse_address, port_warning
@@ -27,6 +27,7 @@ from ..output.console import Console
 from .local import LocalNode
 from .plain_store import PORT_OFFSET
 from .sole import job_config
+from .timer import Timer
 
 if TYPE_CHECKING:
     import asyncio
@@ -50,16 +51,13 @@ class ClusterHead:
         console: Console,
         node: LocalNode,
         on_end: Callable[[cmd.End], None],
-        on_happened: Callable[[msg.NodeEvent], None],
     ) -> None:
-        """`on_happened` gets what other agents bring about, and hands it to `handle`."""
         assert config.cluster is not None
         self._config = config
         self._cluster: Cluster = config.cluster
         self._console = console
         self._local = node
         self._on_end = on_end
-        self._on_happened = on_happened
         self._transport: Transport | None = None
         self._node: Node | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -72,6 +70,7 @@ class ClusterHead:
         """The incarnation of the job: its epochs are not those of another."""
         self._waiting: list[msg.NodeEvent] = []
         self._busy = False
+        self._timer = Timer(self._next_deadline, lambda: self.handle(ev.TimePassed()))
 
     def begin(self) -> None:
         """Who is in the job is not known yet; the standby source imports meanwhile."""
@@ -104,6 +103,7 @@ class ClusterHead:
         self._node = Node(self._node_config(key, address, is_seed=is_seed))
         self._transport.start(address, self._on_message, self._on_closed)
         self._console.debug("agent-listens", address=address, key=key)
+        self._timer.start(loop)
         self.handle(ev.Begin())
 
     def _serve_plainly(self, port: int) -> None:
@@ -156,6 +156,7 @@ class ClusterHead:
                     self._do(action)
         finally:
             self._busy = False
+        self._timer.set()
 
     def _decide(self, node: Node, event: msg.NodeEvent) -> list[msg.Action]:
         """What the node makes of an event. One that it cannot take costs whoever sent it, not this agent."""
@@ -169,8 +170,12 @@ class ClusterHead:
                 raise
             return []
 
-    def next_deadline(self) -> float | None:
+    def _next_deadline(self) -> float | None:
         return None if self._node is None else self._node.next_deadline()
+
+    def conclude(self) -> None:
+        """The launch is over: no deadline counts any more."""
+        self._timer.stop()
 
     def close(self) -> None:
         """What was said last is still sent."""
@@ -262,9 +267,9 @@ class ClusterHead:
         except MessageError as error:
             self._transport.refuse_agent(key, address, error)
             return
-        self._on_happened(msg.Received(key, address, message))
+        self.handle(msg.Received(key, address, message))
 
     def _on_closed(self, address: str, key: str) -> None:
         if self._loop is not None and address in self._addresses.values():
             self._loop.call_later(_ASK_AGAIN_S, self._ask_again, address)
-        self._on_happened(msg.Closed(address, key))
+        self.handle(msg.Closed(address, key))

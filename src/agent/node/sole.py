@@ -13,6 +13,7 @@ from ...control.job.job import Job
 from ...control.job.state import JobConfig
 from ..config import DEFAULT_BARRIER_TIMEOUT, DEFAULT_START_TIMEOUT, LaunchConfig
 from .local import LocalNode
+from .timer import Timer
 
 if TYPE_CHECKING:
     import asyncio
@@ -25,13 +26,15 @@ class SoleHead:
         self._job = Job(job_config(config))
         self._node = node
         self._on_end = on_end
+        self._timer = Timer(self._job.next_deadline, lambda: self.handle(ev.TimePassed()))
 
     def begin(self) -> None:
         """Before there is an event loop: the first processes start now."""
         self.handle(ev.Begin())
 
     async def serve(self, loop: asyncio.AbstractEventLoop) -> None:
-        """There is nobody else to listen to."""
+        """There is nobody else to listen to; the job's deadlines are kept from now on."""
+        self._timer.start(loop)
 
     def handle(self, event: ev.Event) -> None:
         for command in self._decide(event):
@@ -40,6 +43,7 @@ class SoleHead:
                 continue
             for _, addressed in deliver(self._job.state, command, (0,)):
                 self._node.execute(addressed)
+        self._timer.set()
 
     def _decide(self, event: ev.Event) -> list[cmd.Command]:
         """What the job makes of an event. One that it cannot take costs the worker that sent it."""
@@ -50,8 +54,9 @@ class SoleHead:
                 raise
             return []
 
-    def next_deadline(self) -> float | None:
-        return self._job.next_deadline()
+    def conclude(self) -> None:
+        """The launch is over: no deadline counts any more."""
+        self._timer.stop()
 
     def close(self) -> None:
         """Nothing is open."""

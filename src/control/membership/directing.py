@@ -1,6 +1,6 @@
 """A controller at its job: events from all nodes go in, commands go to the nodes that they concern.
 
-The job itself is decided by `job.Job`, as on one node. Who the nodes are is `leading.py`'s.
+The job itself is decided by `job.Job`, as on one node. Who the nodes are is `leader.py`'s.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from ..job import commands as cmd
 from ..job import events as ev
 from ..job.addressing import deliver
 from ..job.job import Job
-from .follower import number_in
 from .link import Link
 from .members import Member
-from .messages import Ended, JobMemory, Order, Ordered, Report, Tell
+from .messages import Ended, JobMemory, Order, Ordered, Report, Tell, number_in
 from .roles import Context, Role
 from .takeover import remember
 
@@ -69,12 +68,12 @@ class Directing(Role):
         due = None if self._job is None or self._end is not None else self._job.next_deadline()
         return due is None or (self._job_due is not None and self._job_due <= due)
 
-    def _run(self, event: ev.Event | None) -> Role | None:
+    def _run(self, event: ev.Event | None) -> None:
         """The job's answer to an event, and to those that its own commands bring about here."""
         if event is not None:
             self._pending.append(event)
         if self._busy or self._job is None:
-            return None
+            return
         self._busy = True
         moved = self._job.state.dues_moved
         changed = isinstance(event, ev.TimePassed)
@@ -85,7 +84,7 @@ class Directing(Role):
         if changed or self._job.state.dues_moved != moved:
             self._job_due = self._job.next_deadline()
         self._busy = False
-        return self._finish_ending()
+        self._finish_ending()
 
     def _carry_out(self, commands: list[cmd.Command]) -> None:
         assert self._job is not None
@@ -114,11 +113,10 @@ class Directing(Role):
         if number is not None and context.number is not None:
             self._pending.append(ev.Opened(context.number, number))
 
-    def _finish_ending(self, *, at_once: bool = False) -> Role | None:
+    def _finish_ending(self, *, at_once: bool = False) -> None:
         """The end is told to everybody first."""
         if self._end is not None and (at_once or self._all_know_the_end()):
             self.context.actions.append(Ended(self._end))
-        return None
 
     def _all_know_the_end(self) -> bool:
         """After the end nothing is sent any more: who has confirmed all has confirmed it."""

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from ..job import commands as cmd
 from ..job import events as ev
-from .candidate import Candidate
-from .joining import Joining
+from .becoming import BecomeCandidate, BecomeFollower, BecomeJoining, Next
+from .following import follow
 from .link import Link
 from .members import Configurations
 from .messages import (
     Acknowledge,
     Ended,
     Heartbeat,
-    Hold,
     Join,
     Lead,
     Leave,
     Order,
-    Ordered,
     PeerMessage,
     Propose,
     Redirect,
@@ -27,6 +25,7 @@ from .messages import (
     Tell,
     Told,
     Vote,
+    number_in,
 )
 from .roles import Context, Role
 
@@ -44,18 +43,18 @@ class Follower(Role):
         self._number = -1 if context.number is None else context.number
         """Of the member that this agent is here, and of the link."""
 
-    def begin(self) -> Role | None:
+    def begin(self) -> Next | None:
         self._tell(self.context.local.report(self.context.configurations.proposed.id))
         return None
 
-    def received(self, key: str, address: str, message: PeerMessage) -> Role | None:
+    def received(self, key: str, address: str, message: PeerMessage) -> Next | None:
         context = self.context
         match message:
             case Join():
                 context.send(address, Redirect(self.leader_address))
                 return None
             case RequestVote():
-                context.send(address, Vote(message.term, message.real, granted=False, leader=self.leader_address))
+                context.send(address, Vote(message.term, message.pre, granted=False, leader=self.leader_address))
                 return None
             case Lead() if message.term == self.term and key == self.leader_key:
                 return self._take(message)
@@ -83,16 +82,16 @@ class Follower(Role):
                 if message.removed:
                     context.note("removed", by=address, reason=message.reason)
                     context.kill_workers(message.reason)
-                    return Joining(context, (address,))
-                return Candidate(context, self.leader_key, message.reason)
+                    return BecomeJoining((address,))
+                return BecomeCandidate(self.leader_key, message.reason)
         return None
 
-    def closed(self, address: str, key: str) -> Role | None:
+    def closed(self, address: str, key: str) -> Next | None:
         if address == self.leader_address and key in ("", self.leader_key):
-            return Candidate(self.context, self.leader_key, "closed its connection")
+            return BecomeCandidate(self.leader_key, "closed its connection")
         return None
 
-    def happened(self, event: ev.Event) -> Role | None:
+    def happened(self, event: ev.Event) -> Next | None:
         match event:
             case ev.WorkerEvent():
                 self._tell(event)
@@ -104,10 +103,10 @@ class Follower(Role):
     def leave(self, reason: str) -> None:
         self._tell(Leave(reason))
 
-    def tick(self) -> Role | None:
+    def tick(self) -> Next | None:
         context = self.context
         if context.now >= self._heard + context.config.heartbeat_limit:
-            return Candidate(context, self.leader_key, f"was silent for {context.config.heartbeat_limit:g} s")
+            return BecomeCandidate(self.leader_key, f"was silent for {context.config.heartbeat_limit:g} s")
         if context.now >= self._next_heartbeat:
             self._heartbeat()
         return None
@@ -115,7 +114,7 @@ class Follower(Role):
     def next_deadline(self) -> float | None:
         return min(self._heard + self.context.config.heartbeat_limit, self._next_heartbeat)
 
-    def _take(self, lead: Lead) -> Role | None:
+    def _take(self, lead: Lead) -> Next | None:
         """The controller of this term says again what it proposes."""
         configurations = lead.configurations or self.context.configurations.changed(lead.change)
         if configurations is None or configurations.proposed.id <= self.context.configurations.proposed.id:
@@ -123,7 +122,7 @@ class Follower(Role):
         self.context.local.remember(lead.memory)
         member = configurations.find(self.context.config.key)
         if member is not None and member.number != self._number:
-            return Follower(self.context, self.leader_key, self.leader_address, self.term, configurations)
+            return BecomeFollower(self.leader_key, self.leader_address, self.term, configurations)
         self.context.change_configurations(configurations)
         self._tell(Acknowledge(configurations.proposed.id))
         return None
@@ -160,37 +159,3 @@ class Follower(Role):
                 number = number_in(command)
                 if number is not None and context.number is not None:
                     self._tell(ev.Opened(context.number, number))
-
-
-def follow(context: Context, key: str, address: str, lead: Lead) -> Role | None:
-    """Somebody leads: accepted if no later term was voted for, and no later membership is known here.
-
-    It is this job, or the incarnation that a majority has made of it.
-    """
-    if lead.term < context.term or (lead.term == context.term and context.voted != key):
-        return None
-    configurations = lead.configurations
-    if configurations is None and lead.job == context.job:
-        configurations = context.configurations.changed(lead.change)
-    if configurations is None:
-        context.send(address, Hold())
-        return None
-    if context.job not in (configurations.proposed.founder, configurations.proposed.succeeds):
-        return None
-    if configurations.proposed.id <= context.configurations.proposed.id:
-        return None
-    if configurations.proposed.find(context.config.key) is None:
-        return None
-    context.pledge(lead.term, key)
-    context.local.remember(lead.memory)
-    return Follower(context, key, address, lead.term, configurations)
-
-
-def number_in(command: Ordered) -> int | None:
-    """The epoch number that a command makes known, which its receiver confirms."""
-    match command:
-        case cmd.OpenEpoch():
-            return command.epoch
-        case cmd.FailEpoch():
-            return command.next_epoch
-    return None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 
 import msgspec
 
 
 class Member(msgspec.Struct, frozen=True):
-    """One agent. `number` is its place in the order in which nodes lead, and never given to another."""
+    """One agent. `number` says when it is its turn to lead, and is never given to another."""
 
     number: int
     key: str
@@ -74,15 +74,18 @@ class ConfigurationChange(msgspec.Struct, frozen=True):
         return cls(base.id, new.id, tuple(sorted(before - after)), added, new.next_number)
 
     def apply(self, base: Configuration) -> Configuration:
-        kept = tuple(member for member in base.members if member.number not in self.removed)
+        removed = frozenset(self.removed)
+        kept = tuple(member for member in base.members if member.number not in removed)
         return Configuration(*self.id, (*kept, *self.added), self.next_number, base.founder, base.succeeds)
 
 
-class Configurations(msgspec.Struct, frozen=True):
+class Configurations(msgspec.Struct, frozen=True, dict=True):
     """What one agent knows of the membership: the last that was agreed on, and the last that was proposed.
 
     As long as they differ, both must be asked: a leader needs a quorum of each. That keeps two groups from leading
     at once while the membership changes (Raft's joint consensus, with a log of one entry).
+
+    Who is where is looked up, and counted once: a question about one agent costs the same in every membership.
     """
 
     agreed: Configuration = Configuration()
@@ -98,28 +101,54 @@ class Configurations(msgspec.Struct, frozen=True):
         ]
         return max(found, key=lambda member: member.number, default=None)
 
-    def everybody(self) -> dict[int, Member]:
+    def everybody(self) -> Mapping[int, Member]:
         """All members of either, by number."""
+        return self._everybody
+
+    def numbers_of(self, keys: Iterable[str]) -> set[int]:
+        """All numbers that these agents have. One that was removed and came back has two, and speaks for both."""
+        numbers = self._numbers_by_key
+        return {number for key in keys for number in numbers.get(key, ())}
+
+    def replaced_by(self, key: str, host: str, address: str) -> set[int]:
+        """The numbers of the members that this agent replaces, which is none of them: they are no more.
+
+        At their address, or, where no other is there, on their host: a pod that was made anew has another address.
+        """
+        there = {member.number for member in self._at_address.get(address, ()) if member.key != key}
+        if there:
+            return there
+        here = self._on_host.get(host, [])
+        if not here or any(member.key != here[0].key for member in here):
+            return set()
+        return {member.number for member in here if member.key != key}
+
+    @cached_property
+    def _everybody(self) -> dict[int, Member]:
         return {
             member.number: member for configuration in (self.agreed, self.proposed) for member in configuration.members
         }
 
-    def numbers_of(self, keys: Collection[str]) -> set[int]:
-        """All numbers that these agents have. One that was removed and came back has two, and speaks for both."""
-        return {number for number, member in self.everybody().items() if member.key in keys}
+    @cached_property
+    def _numbers_by_key(self) -> dict[str, list[int]]:
+        numbers: dict[str, list[int]] = {}
+        for number, member in self._everybody.items():
+            numbers.setdefault(member.key, []).append(number)
+        return numbers
 
-    def replaced_by(self, key: str, host: str, address: str) -> set[int]:
-        """The numbers of the members in whose place this agent is, which is none of them: they are no more.
+    @cached_property
+    def _at_address(self) -> dict[str, list[Member]]:
+        there: dict[str, list[Member]] = {}
+        for member in self._everybody.values():
+            there.setdefault(member.address, []).append(member)
+        return there
 
-        At their address, or, where no other is there, on their host: a pod that was made anew has another address.
-        """
-        others = [member for member in self.everybody().values() if member.key != key]
-        there = {member.number for member in others if member.address == address}
-        if there:
-            return there
-        if len({member.key for member in self.everybody().values() if member.host == host}) != 1:
-            return set()
-        return {member.number for member in others if member.host == host}
+    @cached_property
+    def _on_host(self) -> dict[str, list[Member]]:
+        there: dict[str, list[Member]] = {}
+        for member in self._everybody.values():
+            there.setdefault(member.host, []).append(member)
+        return there
 
     def changed(self, change: ConfigurationChange) -> Configurations | None:
         """With a proposal that is based on a configuration known here; None if that is not so."""

@@ -20,7 +20,7 @@ from .identity import Identity
 from .members import ConfigurationChange, Configurations
 
 MAX_PEER_MESSAGE_BYTES = 8 << 20
-VERSION = 3
+VERSION = 4
 
 
 class Join(msgspec.Struct, frozen=True, tag=True):
@@ -66,26 +66,27 @@ class Refuse(msgspec.Struct, frozen=True, tag=True):
 
 
 class RequestVote(msgspec.Struct, frozen=True, tag=True):
-    """A member without a controller asks for votes. `real` False: it only asks whether it would get them.
+    """A member without a controller asks for votes. `pre`: whether it would get them, which changes nobody's term
+    (the PreVote of Raft: Ongaro, "Consensus: Bridging Theory and Practice", 9.6).
 
     `job`: the incarnation of the job that it is a member of (`Configuration.founder`).
     """
 
     term: int
     configuration: tuple[int, int]
-    real: bool
+    pre: bool
     job: str = ""
 
 
 class Vote(msgspec.Struct, frozen=True, tag=True):
-    """The answer. `leader`: the address of a live controller, if the voter has one."""
+    """The answer; `pre` as in the question. `leader`: the address of a live controller, if the voter has one."""
 
     term: int
-    real: bool
+    pre: bool
     granted: bool
     leader: str = ""
     join: Join | None = None
-    """From an agent that is in no job: it was started again where a member has been, and can take its place."""
+    """From an agent that is in no job: it was started again where a member has been, and can replace it."""
 
 
 class JobMemory(msgspec.Struct, frozen=True):
@@ -209,6 +210,16 @@ Told: TypeAlias = (
     ev.Attached | ev.Arrived | ev.Registered | ev.Faulted | ev.Stepped | ev.Holds | ev.Completed
     | ev.Waits | ev.Exited | ev.Condemned | ev.HookEnded | ev.Opened | Report | Acknowledge | Leave
 )  # fmt: skip
+
+
+def number_in(command: Ordered) -> int | None:
+    """The epoch number that a command makes known, which its receiver confirms."""
+    match command:
+        case cmd.OpenEpoch():
+            return command.epoch
+        case cmd.FailEpoch():
+            return command.next_epoch
+    return None
 
 
 class Order(msgspec.Struct, frozen=True, tag=True):

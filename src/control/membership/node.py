@@ -2,9 +2,11 @@
 
 Theory of operation. An agent is, one after the other and again when it must:
 
-    Joining ──► Follower ◄──► Candidate ──► Leader
-       ▲            │  lost its controller │      │
-       └────────────┴──── removed ─────────┴──────┘        (Founding founds a job at the rendezvous endpoint)
+    Joining ──► Follower ◄──► Candidate ◄──► Leader ◄── Founding (at the rendezvous endpoint)
+       ▲            │  lost its controller │
+       └────────────┴──────── removed ─────┘
+
+A role returns what the agent becomes as a value (`becoming.py`), and knows no other role; here the role is made of it.
 
 **Membership** is a list of agents that a majority of the last such list agrees on (`members.py`). **Leadership**: a
 member that a majority votes for leads a *term*, the lowest if it is there; a voter that still hears its controller does
@@ -13,7 +15,7 @@ the job grow from term to term: one starts only when a majority knows its number
 and a follower that finds no controller in time, stop their workers and say so.
 
 **State is soft.** A new controller asks everybody what runs there and goes on from that (`takeover.py`). An agent that
-is started again knows nothing, and is another member; where a majority needs its place, the job goes on in its next
+is started again knows nothing, and is another member; where a majority needs it, the job goes on in its next
 *incarnation* (`restarted.py`), a random name that terms and epochs belong to and messages carry.
 """
 
@@ -23,7 +25,12 @@ from ..job import commands as cmd
 from ..job import events as ev
 from ..job.causes import describe, of_signal
 from ..job.stopping import is_asked_again
-from .joining import Founding, Joining
+from .becoming import BecomeCandidate, BecomeFollower, BecomeFounding, BecomeJoining, BecomeLeader, Next
+from .candidate import Candidate
+from .follower import Follower
+from .founding import Founding
+from .joining import Joining
+from .leader import Leader
 from .messages import Action, Closed, Ended, Execute, NodeEvent, Received
 from .roles import Context, NodeConfig, Role
 
@@ -67,7 +74,7 @@ class Node:
         context, role = self.context, self._role
         match event:
             case ev.Begin():
-                self._become(Founding(context) if context.config.founder else Joining(context))
+                self._become(BecomeFounding() if context.config.founder else BecomeJoining())
             case ev.StopRequested():
                 self._stop(event.signum)
             case ev.WorkerEvent() | ev.HookEnded():
@@ -85,10 +92,10 @@ class Node:
                     context.kill_workers("they did not stop in time")
                 self._become(role.tick())
 
-    def _become(self, role: Role | None) -> None:
-        while role is not None and not any(isinstance(action, Ended) for action in self.context.actions):
-            self._role = role
-            role = role.begin()
+    def _become(self, next_role: Next | None) -> None:
+        while next_role is not None and not any(isinstance(action, Ended) for action in self.context.actions):
+            self._role = role = _made(self.context, next_role)
+            next_role = role.begin()
 
     # ---- this agent is told to go ----------------------------------------------------------------------------------
 
@@ -114,13 +121,28 @@ class Node:
             self.context.actions.append(Ended(self._leaving))
 
 
+def _made(context: Context, next_role: Next) -> Role:
+    """The one place that knows all roles."""
+    match next_role:
+        case BecomeJoining():
+            return Joining(context, next_role.first)
+        case BecomeFounding():
+            return Founding(context)
+        case BecomeFollower(key, address, term, configurations):
+            return Follower(context, key, address, term, configurations)
+        case BecomeCandidate(lost, reason, stranded):
+            return Candidate(context, lost, reason, stranded=stranded)
+        case BecomeLeader():
+            return Leader(context, next_role)
+
+
 class _Gone(Role):
     """It has left, and waits for its workers."""
 
-    def received(self, key: str, address: str, message: object) -> Role | None:
+    def received(self, key: str, address: str, message: object) -> Next | None:
         return None
 
-    def tick(self) -> Role | None:
+    def tick(self) -> Next | None:
         return None
 
     def next_deadline(self) -> float | None:

@@ -10,6 +10,7 @@ import msgspec
 from ..job import commands as cmd
 from ..job import events as ev
 from ..job.state import JobConfig
+from .becoming import Next
 from .identity import Identity
 from .local_state import LocalState
 from .members import Configurations
@@ -115,29 +116,29 @@ class Context:
 
 
 class Role(ABC):
-    """What an agent is at the moment. Every method may return the next role."""
+    """What an agent is at the moment. Every method may return what it becomes."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
 
-    def begin(self) -> Role | None:
-        """The role is taken on."""
+    def begin(self) -> Next | None:
+        """The role is taken on. `Node` makes it of the value that says so."""
         return None
 
     @abstractmethod
-    def received(self, key: str, address: str, message: PeerMessage) -> Role | None:
+    def received(self, key: str, address: str, message: PeerMessage) -> Next | None:
         """Another agent speaks."""
 
-    def closed(self, address: str, key: str) -> Role | None:
+    def closed(self, address: str, key: str) -> Next | None:
         """A connection is gone, or was refused."""
         return None
 
-    def happened(self, event: ev.Event) -> Role | None:
+    def happened(self, event: ev.Event) -> Next | None:
         """Something of this node's own processes; what is known of them has been brought up to date."""
         return None
 
     @abstractmethod
-    def tick(self) -> Role | None:
+    def tick(self) -> Next | None:
         """`next_deadline` has come, or not yet."""
 
     @abstractmethod

@@ -64,7 +64,7 @@ def rebuild(
     memory = max((report.memory for report in reports.values()), key=lambda memory: memory.at)
     job = JobState(config, Slots(), nodes=Nodes(nodes))
     _recall(job, memory, reports)
-    _take_seats(job, reports)
+    _take_slots(job, reports)
     return job, _go_on(job, memory, reports, cause, now)
 
 
@@ -87,7 +87,7 @@ def _recall(job: JobState, memory: JobMemory, reports: Mapping[int, Report]) -> 
     job.hooks = {node for node, report in reports.items() if report.hook}
 
 
-def _take_seats(job: JobState, reports: Mapping[int, Report]) -> None:
+def _take_slots(job: JobState, reports: Mapping[int, Report]) -> None:
     """Everybody where the newest layout has him; who has an older one and no place in it fills a hole."""
     placed = {node: report for node, report in reports.items() if report.layout is not None}
     layout = _newest_layout(placed)

@@ -6,30 +6,30 @@ from .messages import Join, RequestVote, Vote
 from .roles import Context
 
 
-def answer(context: Context, key: str, address: str, claim: RequestVote, join: Join) -> bool:
+def answer(context: Context, key: str, address: str, request: RequestVote, join: Join) -> bool:
     """Of an agent in no job, to a candidate of one. Whether it votes for it.
 
-    Who was in that very job still is, for its majority. Another can take a member's place, and votes once in a term.
+    Who was in that very job still is, for its majority. Another can replace a member, and votes once in a term.
     """
-    if claim.job == context.job:
-        granted = answer_as_member(context, key, claim)
-        context.send(address, Vote(claim.term, claim.real, granted))
+    if request.job == context.job:
+        granted = answer_as_member(context, key, request)
+        context.send(address, Vote(request.term, request.pre, granted))
         return granted
     job, term, other = context.promise
-    granted = not claim.real or job != claim.job or claim.term > term or (claim.term == term and other == key)
-    if granted and claim.real:
-        context.promise = (claim.job, claim.term, key)
-    context.send(address, Vote(claim.term, claim.real, granted, join=join))
+    granted = request.pre or job != request.job or request.term > term or (request.term == term and other == key)
+    if granted and not request.pre:
+        context.promise = (request.job, request.term, key)
+    context.send(address, Vote(request.term, request.pre, granted, join=join))
     return granted
 
 
-def answer_as_member(context: Context, key: str, claim: RequestVote) -> bool:
+def answer_as_member(context: Context, key: str, request: RequestVote) -> bool:
     """Once in a term, and for nobody who knows of an older membership."""
-    known = any(member.key == key for member in context.configurations.everybody().values())
-    granted = known and claim.job == context.job and claim.configuration >= context.configurations.proposed.id
-    if not claim.real:
-        return granted and claim.term > context.term
-    granted = granted and (claim.term > context.term or (claim.term == context.term and context.voted == key))
+    known = context.configurations.find(key) is not None
+    granted = known and request.job == context.job and request.configuration >= context.configurations.proposed.id
+    if request.pre:
+        return granted and request.term > context.term
+    granted = granted and (request.term > context.term or (request.term == context.term and context.voted == key))
     if granted:
-        context.pledge(claim.term, key)
+        context.pledge(request.term, key)
     return granted

@@ -22,7 +22,7 @@ from .waits import Answer
 from .wire import Limits, RequestParser, WireError
 
 if TYPE_CHECKING:
-    from .shard_owner import Receiver
+    from .sharding.receiver import Receiver
     from .shards import Shards
 
 REQUESTS_PER_SLICE = 256

@@ -10,6 +10,8 @@ from hyperpodrun.control.membership.members import Configuration, Configurations
 from hyperpodrun.rootless import requests as rq
 from hyperpodrun.rootless import shard_messages
 
+BATCH = shard_messages.Batch(0, 1, 0, (shard_messages.Ask(1, rq.Add(b"key", 1)),))
+
 
 class Heard:
     """In the place of the store."""
@@ -43,7 +45,7 @@ def head_of(founder: str) -> tuple[ClusterHead, Heard, Sent]:
 def test_a_store_hears_only_the_incarnation_that_it_is_in() -> None:
     head, heard, sent = head_of("one.1")
     other, other_heard, _ = head_of("other.1")
-    head._send_store(4, shard_messages.Ask(1, 0, 1, rq.Add(b"key", 1)))
+    head._send_store(4, BATCH)
     (message,) = sent.messages
     assert message.job == zlib.crc32(b"one.1")
     for receiver in (head, other):
@@ -54,5 +56,5 @@ def test_a_store_hears_only_the_incarnation_that_it_is_in() -> None:
 def test_who_has_left_a_job_asks_its_stores_nothing_more() -> None:
     head, _, sent = head_of("one.1")
     head._do(msg.Members(Configurations(), None))
-    head._send_store(4, shard_messages.Ask(1, 0, 1, rq.Add(b"key", 1)))
+    head._send_store(4, BATCH)
     assert sent.messages == []

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _HINT = "a job of its own needs an endpoint of its own"
 _ASK_AGAIN_S = 0.2
-"""After a connection has closed, what was asked of the store at its other end is asked again."""
+"""After a connection has closed, what was said to the store at its other end is said again."""
 
 
 class ClusterHead:
@@ -221,9 +221,8 @@ class ClusterHead:
 
     def _ask_again(self, address: str) -> None:
         assert self._sharing is not None
-        for number, other in self._addresses.items():
-            if other == address:
-                self._sharing.lost(number)
+        if address in self._numbers:
+            self._sharing.lost(self._numbers[address])
 
     # ---- what happens ----------------------------------------------------------------------------------------------
 
@@ -242,6 +241,6 @@ class ClusterHead:
         self._on_happened(msg.Received(key, address, message))
 
     def _on_closed(self, address: str, key: str) -> None:
-        if self._loop is not None and address in self._addresses.values():
+        if self._loop is not None and address in self._numbers:
             self._loop.call_later(_ASK_AGAIN_S, self._ask_again, address)
         self._on_happened(msg.Closed(address, key))

@@ -1,0 +1,204 @@
+"""Nodes that wait for the same keys, each for its clients together: one session in the keyspace, one answer for all.
+
+With the answer every member has copies of the keys. So this is also the table of who has copies of what: `take_out`
+says whom a change of a key concerns. A wait costs O(keys) once, and O(1) for each node that joins it. Called by:
+`owner.py`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+
+from .. import requests as rq
+from .. import wire
+from ..keyspace import Keyspace
+from ..namespace import Session
+from ..room import OVERHEAD, Room
+from ..shard_messages import MAX_COPIED_BYTES, MAX_SHARED_BYTES, Answer
+from .receiver import Receiver
+
+Give = Callable[[int, Answer], None]
+
+
+class _Crowd:
+    """The nodes that ask for the same keys."""
+
+    def __init__(self, crowds: Crowds, keys: tuple[bytes, ...]) -> None:
+        self._crowds = crowds
+        self.keys = keys
+        self.session: Session | None = None
+        self.members: dict[int, list[int]] = {}
+        """By node: its asks that wait."""
+        self.values: tuple[bytes | None, ...] | None = None
+        """Once they are all there; then every member has copies."""
+
+    def send(self, reply: list[bytes]) -> None:
+        """The keyspace has an answer: all keys are there, or the epoch has failed."""
+        self._crowds.answer(self, b"".join(reply))
+
+    def refuse(self, reason: str) -> None:
+        """Nobody's mistake: its wait has been taken."""
+
+    def abort(self) -> None:
+        """The store closes."""
+
+
+class Crowds:
+    """The crowds of one epoch. `give(node, answer)`."""
+
+    def __init__(
+        self, epoch: int, keyspace: Keyspace, receivers: dict[Session, Receiver], room: Room, give: Give
+    ) -> None:
+        self._epoch = epoch
+        self._keyspace = keyspace
+        self._receivers = receivers
+        self._room = room
+        self._give = give
+        self._held = 0
+        self._joinable: dict[tuple[bytes, ...], _Crowd] = {}
+        self._of_key: dict[bytes, dict[_Crowd, None]] = {}
+        self._waiting: dict[int, dict[int, _Crowd]] = defaultdict(dict)
+        """Asks without an answer, by node and serial."""
+
+    def __contains__(self, key: bytes) -> bool:
+        """Whether somebody waits for it, or has a copy."""
+        return key in self._of_key
+
+    def has_copies(self, key: bytes) -> bool:
+        return any(crowd.values is not None for crowd in self._of_key.get(key, ()))
+
+    def join(self, node: int, serial: int, request: rq.Wait) -> bool:
+        """A node joins the crowd for these keys, if there is one."""
+        crowd = self._joinable.get(request.keys)
+        if crowd is None:
+            return False
+        serials = crowd.members.setdefault(node, [])
+        if crowd.values is None:
+            serials.append(serial)
+            self._waiting[node][serial] = crowd
+        else:
+            self._give(node, Answer(serial, wire.STOP_WAITING, crowd.values))
+        return True
+
+    def begin(self, node: int, serial: int, request: rq.Wait, now_ns: int) -> None:
+        """A node is the first to wait for these keys. None of them has been changed."""
+        keys = dict.fromkeys(request.keys)
+        try:
+            self._take(sum(map(len, keys)) + OVERHEAD * len(keys))
+        except wire.WireError as error:
+            self._give(node, Answer(serial, b"", refused=str(error)))
+            return
+        crowd = self._joinable[request.keys] = _Crowd(self, request.keys)
+        for key in keys:
+            self._of_key.setdefault(key, {})[crowd] = None
+        crowd.members[node] = [serial]
+        self._waiting[node][serial] = crowd
+        session = crowd.session = self._keyspace.open()
+        session.epoch, session.named = self._epoch, None
+        self._receivers[session] = crowd
+        try:
+            answers = self._keyspace.apply(session, request, now_ns)
+        except wire.WireError as error:
+            refused = str(error)
+            self._tell(crowd, lambda serial: Answer(serial, b"", refused=refused))
+            self._dissolve(crowd)
+            return
+        for other, data in answers:
+            self._receivers[other].send(data)
+
+    def answer(self, crowd: _Crowd, reply: bytes) -> None:
+        """Its wait is over."""
+        self._close_session(crowd)
+        if reply == wire.STOP_WAITING:
+            values = crowd.values = values_of(
+                self._keyspace, self._epoch, crowd.keys, MAX_SHARED_BYTES, MAX_COPIED_BYTES
+            )
+            self._tell(crowd, lambda serial: Answer(serial, reply, values))
+        else:
+            self._tell(crowd, lambda serial: Answer(serial, reply))
+            self._dissolve(crowd)
+
+    def forget(self, node: int, serial: int) -> None:
+        """Nobody there waits any more. If it has been answered, the node is told of changes all the same."""
+        crowd = self._waiting[node].pop(serial, None)
+        if crowd is None:
+            return
+        serials = crowd.members[node]
+        serials.remove(serial)
+        if not serials:
+            del crowd.members[node]
+        if not crowd.members:
+            self._dissolve(crowd)
+
+    def take_out(self, key: bytes) -> dict[int, list[int]]:
+        """Nobody has this key any more: the nodes that must hear of it, and which of their asks have ended so."""
+        told: dict[int, list[int]] = {}
+        for crowd in list(self._of_key.get(key, ())):
+            for node, serials in crowd.members.items():
+                told.setdefault(node, []).extend(serials)
+                for serial in serials:
+                    del self._waiting[node][serial]
+            if crowd.values is None:
+                self._dissolve(crowd)
+            else:
+                self._leave(crowd, (key,))
+        return told
+
+    def end(self) -> None:
+        """The epoch has gone, and who waited has been answered."""
+        for crowds in self._of_key.values():
+            for crowd in crowds:
+                self._close_session(crowd)
+        self._room.give(self._held)
+        self._held = 0
+
+    # ---- inside ----------------------------------------------------------------------------------------------------
+
+    def _tell(self, crowd: _Crowd, answer_to: Callable[[int], Answer]) -> None:
+        for node, serials in crowd.members.items():
+            crowd.members[node] = []
+            for serial in serials:
+                del self._waiting[node][serial]
+                self._give(node, answer_to(serial))
+
+    def _dissolve(self, crowd: _Crowd) -> None:
+        self._close_session(crowd)
+        self._leave(crowd, crowd.keys)
+
+    def _leave(self, crowd: _Crowd, keys: Iterable[bytes]) -> None:
+        """It has these keys no more, and can be joined no more."""
+        if self._joinable.get(crowd.keys) is crowd:
+            del self._joinable[crowd.keys]
+        for key in keys:
+            crowds = self._of_key.get(key)
+            if crowds is not None and crowd in crowds:
+                del crowds[crowd]
+                self._take(-len(key) - OVERHEAD)
+                if not crowds:
+                    del self._of_key[key]
+
+    def _close_session(self, crowd: _Crowd) -> None:
+        session, crowd.session = crowd.session, None
+        if session is not None:
+            self._receivers.pop(session, None)
+            self._keyspace.close(session)
+
+    def _take(self, size: int) -> None:
+        self._room.take(size)
+        self._held += size
+
+
+def values_of(
+    keyspace: Keyspace, epoch: int, keys: Sequence[bytes], room: int, largest: int
+) -> tuple[bytes | None, ...]:
+    """What keys hold; None for a queue, and for what is too large to come along with others."""
+    found: list[bytes | None] = []
+    for key in keys:
+        held = keyspace.value(epoch, key)
+        if held is not None and len(held) <= min(room, largest):
+            room -= len(held)
+            found.append(bytes(held))
+        else:
+            found.append(None)
+    return tuple(found)

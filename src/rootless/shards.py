@@ -119,6 +119,16 @@ class Shards:
             self._abandon(session, pending)
         return freed
 
+    def leave(self) -> None:
+        """This node is in another job, or in none: whoever is spoken with from now on has heard nothing yet."""
+        for epoch in list(self._epochs):
+            self.fail(epoch)
+            self._epochs.pop(epoch).copies.close()
+        while self._owned:
+            self._owned.popitem()[1].end()
+        self._links.close()
+        self._here.clear()
+
     def lost(self, node: int) -> None:
         """A connection is gone, with what was under way: it is said again."""
         self._links.lost(node)

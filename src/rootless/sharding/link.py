@@ -166,9 +166,9 @@ class Links:
         return items
 
     def lost(self, node: int) -> None:
-        """A connection is gone, with what was under way."""
+        """A connection is gone, with what was under way, in both directions."""
         for link in self._links.get(node, {}).values():
-            for batch in link.unacknowledged():
+            for batch in (*link.unacknowledged(), link.acknowledgement(again=True)):
                 self._send(node, batch)
 
     def advance(self, epoch: int) -> None:
@@ -180,6 +180,14 @@ class Links:
                 self._owing.pop((node, old), None)
             if not links:
                 del self._links[node]
+
+    def close(self) -> None:
+        """Nothing is spoken of any more."""
+        for links in self._links.values():
+            for link in links.values():
+                link.close()
+        for table in (self._links, self._full, self._owing):
+            table.clear()
 
     def _acknowledge(self) -> None:
         self._waits_to_acknowledge = False

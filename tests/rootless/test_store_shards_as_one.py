@@ -20,7 +20,8 @@ from shard_cluster import Client, ShardCluster
 
 NODES, CLIENTS, OPERATIONS, KEYS = 4, 3, 8, 6
 KINDS = [
-    *["set"] * 4, *["get"] * 4, *["gets"] * 3, "wait", "add", "append", "swap", "delete", "check", "push", "pop", "length",
+    *["set"] * 4, *["get"] * 4, *["gets"] * 3,
+    "wait", "add", "append", "swap", "delete", "check", "push", "pop", "length",
 ]  # fmt: skip
 Play = Generator[rq.Request, bytes, None]
 State = tuple[bytes | None, tuple[bytes, ...]]

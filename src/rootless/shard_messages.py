@@ -34,6 +34,13 @@ class Ask(msgspec.Struct, frozen=True, tag=True, array_like=True):
     together: bool = False
 
 
+class Join(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """To an owner: an ask for the keys of this digest, together. It knows them, or has one node say them."""
+
+    serial: int
+    digest: bytes
+
+
 class Forget(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """To an owner: nobody waits for the answer to this ask any more."""
 
@@ -59,6 +66,23 @@ class Answer(msgspec.Struct, frozen=True, tag=True, array_like=True):
     refused: str = ""
 
 
+class Tell(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """From an owner: say the keys of this ask, whose digest is not known."""
+
+    serial: int
+
+
+class Relay(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """From an owner, by way of others: the answer to asks of many nodes, of which the first is whoever gets this. The
+    rest is passed on, in parts."""
+
+    owner: int
+    targets: tuple[tuple[int, int], ...]
+    """Nodes, and the serial of each's ask."""
+    reply: bytes
+    values: tuple[bytes | None, ...]
+
+
 class Revoke(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """From an owner: use no copy of this key any more, and say that it is released. These asks were for many together
     and get no answer: each client must ask for itself."""
@@ -67,7 +91,7 @@ class Revoke(msgspec.Struct, frozen=True, tag=True, array_like=True):
     serials: tuple[int, ...] = ()
 
 
-Item: TypeAlias = Ask | Forget | Released | Answer | Revoke
+Item: TypeAlias = Ask | Join | Forget | Released | Answer | Tell | Relay | Revoke
 
 
 class Batch(msgspec.Struct, frozen=True, tag=True, array_like=True):

@@ -30,9 +30,23 @@ from . import wire
 from .keyspace import Keyspace
 from .namespace import Session
 from .room import Room
-from .shard_messages import MAX_SHARED_BYTES, Answer, Ask, Batch, Forget, Item, Released, Revoke, StoreMessage
+from .shard_messages import (
+    MAX_SHARED_BYTES,
+    Answer,
+    Ask,
+    Batch,
+    Forget,
+    Item,
+    Join,
+    Relay,
+    Released,
+    Revoke,
+    StoreMessage,
+    Tell,
+)
 from .sharding.asks import Asks
 from .sharding.copies import Copies
+from .sharding.crowds import relays
 from .sharding.epoch import SharedEpoch
 from .sharding.link import Later, Links
 from .sharding.owner import EpochOwner
@@ -342,16 +356,32 @@ class Shards:
         match item:
             case Ask():
                 self._owner(number).serve(node, item, self._now_ns)
+            case Join():
+                self._owner(number).join(node, item)
             case Forget():
                 self._owner(number).forget(node, item.serial)
             case Released():
                 self._owner(number).released(node, item.key, self._now_ns)
             case Answer():
                 self._answered(number, node, item)
+            case Tell():
+                self._asks.tell(number, node, item.serial)
+            case Relay():
+                self._pass_on(number, node, item)
             case Revoke():
                 epoch = self._epochs.get(number)
                 if epoch is not None:
                     self._waits.revoked(epoch, node, item)
+
+    def _pass_on(self, number: int, node: int, relay: Relay) -> None:
+        """An owner's answer has come by way of others: the rest of them get it from here."""
+        epoch = self._epochs.get(number)
+        if epoch is None or node not in epoch.members or not relay.targets:
+            return
+        (_, serial), rest = relay.targets[0], relay.targets[1:]
+        for onward in relays(relay.owner, rest, relay.reply, relay.values):
+            self._put(number, onward.targets[0][0], onward)
+        self._answered(number, relay.owner, Answer(serial, relay.reply, relay.values))
 
     def _owner(self, number: int) -> EpochOwner:
         if number not in self._owned:
@@ -360,6 +390,7 @@ class Shards:
                 self._keyspace,
                 self._receivers,
                 self._room,
+                self._own(),
                 lambda node, item: self._put(number, node, item),
             )
         return self._owned[number]

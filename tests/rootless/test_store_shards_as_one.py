@@ -15,6 +15,7 @@ from functools import cache
 
 import pytest
 from hyperpodrun.rootless import requests as rq
+from hyperpodrun.rootless.sharding import asks, crowds
 from hyperpodrun.rootless.wire import READY, STOP_WAITING, decode_blobs
 from shard_cluster import Client, ShardCluster
 
@@ -189,8 +190,16 @@ def popped(reply: bytes) -> tuple[int, bytes]:
     return count, decode_blobs(reply[8:])[0] if count else b""
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_each_key_has_an_order_that_explains_every_answer(seed: int) -> None:
+@pytest.mark.parametrize("many", [False, True], ids=["few", "many"])
+@pytest.mark.parametrize("seed", range(20))
+def test_each_key_has_an_order_that_explains_every_answer(
+    seed: int, many: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`many`: nodes tell each other what an owner answers, and ask by digests, as they do where there are many."""
+    if many:
+        for where, limit in ((crowds, "_MANY"), (crowds, "_MUCH"), (asks, "_LONG")):
+            monkeypatch.setattr(where, limit, 0)
+        monkeypatch.setattr(crowds, "_BRANCHES", 1)
     dice = random.Random(seed)
     cluster = ShardCluster(NODES, dice)
     history: dict[bytes, list[Done]] = {b"key-%d" % number: [] for number in range(KEYS)}

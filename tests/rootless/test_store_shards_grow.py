@@ -1,7 +1,7 @@
 """What the shared store costs a node as nodes become more: counted, never timed.
 
-Each pattern is played on 200 and on 400 nodes, of two ranks each. Twice the nodes may cost a node at most twice the
-messages, bytes and executed lines of code, the node that serves others and the one that only asks alike.
+Each pattern is played on 200 and on 400 nodes, of which four own keys. Twice the nodes may cost a node at most twice
+the messages, bytes and executed lines of code, the node that serves others and the one that only asks alike.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 import hyperpodrun.rootless
 import pytest
 from hyperpodrun.rootless import requests as rq
-from hyperpodrun.rootless.sharding.epoch import MAX_OWNERS
+from hyperpodrun.rootless.sharding import epoch
 from hyperpodrun.rootless.wire import STOP_WAITING, decode_blobs
 from shard_cluster import Client, ShardCluster
 
-RANKS = 2
+OWNERS = 4
 SOURCE = str(Path(hyperpodrun.rootless.__file__).parent)
 VALUE = b"an address of gloo's".ljust(154, b".")
 
@@ -124,8 +124,8 @@ def neighbours(ranks: Ranks) -> Step:
     """Each rank waits for a key of its own."""
     ask_all(ranks, lambda rank: rq.Wait((b"from-%d" % ((rank + 1) % len(ranks)),)))
     yield
-    ask_all(ranks[::RANKS], lambda index: rq.CancelWait())
-    ask_all(ranks[::RANKS], lambda index: rq.Set(b"from-%d" % (RANKS * index), b"1"))
+    ask_all(ranks[::2], lambda index: rq.CancelWait())
+    ask_all(ranks[::2], lambda index: rq.Set(b"from-%d" % (2 * index), b"1"))
     yield
 
 
@@ -166,10 +166,10 @@ def checks(ranks: Ranks) -> Step:
 def play(nodes: int, pattern: Callable[[Ranks], Step]) -> tuple[Cost, Cost, Cost]:
     cluster = ShardCluster(nodes)
     owners = set(cluster.nodes[0].shards._epochs[0].owners)
-    assert len(owners) == MAX_OWNERS
+    assert len(owners) == OWNERS
     others = set(range(nodes)) - owners
-    lines = Lines({*sorted(owners)[::8], *sorted(others)[:: nodes // 4]})
-    ranks = [node.client() for node in cluster.nodes for _ in range(RANKS)]
+    lines = Lines({*owners, *sorted(others)[:: nodes // 4]})
+    ranks = [node.client() for node in cluster.nodes]
     cluster.watch = lines.watch
     for _ in pattern(ranks):
         cluster.run()
@@ -196,7 +196,10 @@ def play(nodes: int, pattern: Callable[[Ranks], Step]) -> tuple[Cost, Cost, Cost
     ],
     ids=lambda pattern: pattern.__name__,
 )
-def test_twice_the_nodes_cost_a_node_at_most_twice(pattern: Callable[[Ranks], Step]) -> None:
+def test_twice_the_nodes_cost_a_node_at_most_twice(
+    pattern: Callable[[Ranks], Step], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(epoch, "MAX_OWNERS", OWNERS)
     small, large = play(200, pattern), play(400, pattern)
     print(pattern.__name__, small, large)
     for what, before, now, spare in zip(("messages", "bytes", "lines"), small, large, (40, 4000, 4000), strict=True):

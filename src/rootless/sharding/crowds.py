@@ -15,10 +15,15 @@ from .. import wire
 from ..keyspace import Keyspace
 from ..namespace import Session
 from ..room import OVERHEAD, Room
-from ..shard_messages import MAX_COPIED_BYTES, MAX_SHARED_BYTES, Answer
+from ..shard_messages import MAX_COPIED_BYTES, MAX_SHARED_BYTES, Answer, Relay, Tell
+from .parts import digest_of
 from .receiver import Receiver
 
-Give = Callable[[int, Answer], None]
+Give = Callable[[int, Answer | Tell | Relay], None]
+_MANY, _MUCH = 32, 64 << 10
+"""So many nodes pass an answer of so many bytes in all on to each other,"""
+_BRANCHES = 4
+"""each to so many."""
 
 
 class _Crowd:
@@ -27,6 +32,7 @@ class _Crowd:
     def __init__(self, crowds: Crowds, keys: tuple[bytes, ...]) -> None:
         self._crowds = crowds
         self.keys = keys
+        self.digest = digest_of(keys)
         self.session: Session | None = None
         self.members: dict[int, list[int]] = {}
         """By node: its asks that wait."""
@@ -48,9 +54,10 @@ class Crowds:
     """The crowds of one epoch. `give(node, answer)`."""
 
     def __init__(
-        self, epoch: int, keyspace: Keyspace, receivers: dict[Session, Receiver], room: Room, give: Give
+        self, epoch: int, keyspace: Keyspace, receivers: dict[Session, Receiver], room: Room, own: int, give: Give
     ) -> None:
         self._epoch = epoch
+        self._own = own
         self._keyspace = keyspace
         self._receivers = receivers
         self._room = room
@@ -60,6 +67,10 @@ class Crowds:
         self._of_key: dict[bytes, dict[_Crowd, None]] = {}
         self._waiting: dict[int, dict[int, _Crowd]] = defaultdict(dict)
         """Asks without an answer, by node and serial."""
+        self._by_digest: dict[bytes, _Crowd] = {}
+        self._unknown: dict[bytes, dict[tuple[int, int], None]] = {}
+        """Asks by a digest that nobody has said the keys of; the first is asked for them."""
+        self._digests: dict[tuple[int, int], bytes] = {}
 
     def __contains__(self, key: bytes) -> bool:
         """Whether somebody waits for it, or has a copy."""
@@ -71,15 +82,55 @@ class Crowds:
     def join(self, node: int, serial: int, request: rq.Wait) -> bool:
         """A node joins the crowd for these keys, if there is one."""
         crowd = self._joinable.get(request.keys)
-        if crowd is None:
-            return False
+        if crowd is not None:
+            self._add(crowd, node, serial)
+        return crowd is not None
+
+    def join_by_digest(self, node: int, serial: int, digest: bytes) -> None:
+        """A node joins the crowd for keys that it does not say, or waits for the first one to say them."""
+        crowd = self._by_digest.get(digest)
+        if crowd is not None:
+            self._add(crowd, node, serial)
+            return
+        asks = self._unknown.setdefault(digest, {})
+        asks[node, serial] = None
+        self._digests[node, serial] = digest
+        if len(asks) == 1:
+            self._give(node, Tell(serial))
+
+    def know(self, keys: tuple[bytes, ...], promised: bytes | None) -> None:
+        """A node has said these, for the digest that it had promised: those who asked by their digest join, or say
+        them, too, if nobody can."""
+        if not self._unknown:
+            return
+        digest = digest_of(keys)
+        for node, serial in self._unknown.pop(digest, ()):
+            del self._digests[node, serial]
+            crowd = self._by_digest.get(digest)
+            if crowd is not None:
+                self._add(crowd, node, serial)
+            else:
+                self._give(node, Tell(serial))
+        if promised in self._unknown:  # it was another's
+            self._give(*_tell(next(iter(self._unknown[promised]))))
+
+    def said(self, node: int, serial: int) -> bytes | None:
+        """This ask waits no more for somebody to say its keys; their digest, if it did."""
+        digest = self._digests.pop((node, serial), None)
+        if digest is not None:
+            asks = self._unknown[digest]
+            del asks[node, serial]
+            if not asks:
+                del self._unknown[digest]
+        return digest
+
+    def _add(self, crowd: _Crowd, node: int, serial: int) -> None:
         serials = crowd.members.setdefault(node, [])
         if crowd.values is None:
             serials.append(serial)
             self._waiting[node][serial] = crowd
         else:
             self._give(node, Answer(serial, wire.STOP_WAITING, crowd.values))
-        return True
 
     def begin(self, node: int, serial: int, request: rq.Wait, now_ns: int) -> None:
         """A node is the first to wait for these keys. None of them has been changed."""
@@ -90,6 +141,7 @@ class Crowds:
             self._give(node, Answer(serial, b"", refused=str(error)))
             return
         crowd = self._joinable[request.keys] = _Crowd(self, request.keys)
+        self._by_digest[crowd.digest] = crowd
         for key in keys:
             self._of_key.setdefault(key, {})[crowd] = None
         crowd.members[node] = [serial]
@@ -114,13 +166,20 @@ class Crowds:
             values = crowd.values = values_of(
                 self._keyspace, self._epoch, crowd.keys, MAX_SHARED_BYTES, MAX_COPIED_BYTES
             )
-            self._tell(crowd, lambda serial: Answer(serial, reply, values))
+            self._tell_values(crowd, reply, values)
         else:
             self._tell(crowd, lambda serial: Answer(serial, reply))
             self._dissolve(crowd)
 
     def forget(self, node: int, serial: int) -> None:
         """Nobody there waits any more. If it has been answered, the node is told of changes all the same."""
+        digest = self._digests.get((node, serial))
+        if digest is not None:
+            first = next(iter(self._unknown[digest])) == (node, serial)
+            self.said(node, serial)
+            if first and digest in self._unknown:
+                self._give(*_tell(next(iter(self._unknown[digest]))))
+            return
         crowd = self._waiting[node].pop(serial, None)
         if crowd is None:
             return
@@ -162,6 +221,21 @@ class Crowds:
                 del self._waiting[node][serial]
                 self._give(node, answer_to(serial))
 
+    def _tell_values(self, crowd: _Crowd, reply: bytes, values: tuple[bytes | None, ...]) -> None:
+        """Where that is much for many, they pass it on to each other."""
+        size = sum(map(len, filter(None, values)))
+        if len(crowd.members) < _MANY or size * len(crowd.members) < _MUCH:
+            self._tell(crowd, lambda serial: Answer(serial, reply, values))
+            return
+        targets: list[tuple[int, int]] = []
+        for node in sorted(crowd.members):
+            serials, crowd.members[node] = crowd.members[node], []
+            targets += [(node, serial) for serial in serials]
+            for serial in serials:
+                del self._waiting[node][serial]
+        for relay in relays(self._own, tuple(targets), reply, values):
+            self._give(relay.targets[0][0], relay)
+
     def _dissolve(self, crowd: _Crowd) -> None:
         self._close_session(crowd)
         self._leave(crowd, crowd.keys)
@@ -170,6 +244,7 @@ class Crowds:
         """It has these keys no more, and can be joined no more."""
         if self._joinable.get(crowd.keys) is crowd:
             del self._joinable[crowd.keys]
+            del self._by_digest[crowd.digest]
         for key in keys:
             crowds = self._of_key.get(key)
             if crowds is not None and crowd in crowds:
@@ -187,6 +262,18 @@ class Crowds:
     def _take(self, size: int) -> None:
         self._room.take(size)
         self._held += size
+
+
+def _tell(ask: tuple[int, int]) -> tuple[int, Tell]:
+    return ask[0], Tell(ask[1])
+
+
+def relays(
+    owner: int, targets: tuple[tuple[int, int], ...], reply: bytes, values: tuple[bytes | None, ...]
+) -> list[Relay]:
+    """An answer to many nodes, for those who get it next: each its part, itself first."""
+    step = -(-len(targets) // _BRANCHES)
+    return [Relay(owner, targets[first : first + step], reply, values) for first in range(0, len(targets), step or 1)]
 
 
 def values_of(

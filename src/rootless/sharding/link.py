@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from msgspec.structs import replace
 
 from ..room import Room
-from ..shard_messages import Answer, Ask, Batch, Item, Revoke, StoreMessage
+from ..shard_messages import Answer, Ask, Batch, Item, Relay, Revoke, StoreMessage
 from .parts import size_of
 
 _BATCH_BYTES = 1 << 20
@@ -209,6 +209,8 @@ def _size_of(item: Item) -> int:
             return _OF_AN_ITEM + size_of(item.request)
         case Answer():
             return _OF_AN_ITEM + len(item.reply) + 16 * len(item.values) + sum(map(len, filter(None, item.values)))
+        case Relay():
+            return 9 * len(item.targets) + 16 * len(item.values) + sum(map(len, filter(None, item.values)))
         case Revoke():
             return _OF_AN_ITEM + len(item.key) + 9 * len(item.serials)
     return _OF_AN_ITEM

@@ -25,7 +25,7 @@ from .. import wire
 from ..keyspace import Keyspace
 from ..namespace import Session
 from ..room import Room
-from ..shard_messages import MAX_SHARED_BYTES, Answer, Ask, Item, Revoke
+from ..shard_messages import MAX_SHARED_BYTES, Answer, Ask, Item, Join, Revoke
 from .crowds import Crowds, values_of
 from .parts import SILENT, keys_of
 from .receiver import Receiver
@@ -83,13 +83,13 @@ class EpochOwner:
     """The owner's side of one epoch. `receivers` is the table by which the store delivers answers."""
 
     def __init__(
-        self, epoch: int, keyspace: Keyspace, receivers: dict[Session, Receiver], room: Room, put: Put
+        self, epoch: int, keyspace: Keyspace, receivers: dict[Session, Receiver], room: Room, own: int, put: Put
     ) -> None:
         self.put = put
         self._epoch = epoch
         self._keyspace = keyspace
         self._receivers = receivers
-        self._crowds = Crowds(epoch, keyspace, receivers, room, put)
+        self._crowds = Crowds(epoch, keyspace, receivers, room, own, put)
         self._asked: dict[int, dict[int, _Asked]] = defaultdict(dict)
         """Those without an answer, by node and serial."""
         self._revoking: dict[bytes, _Revocation] = {}
@@ -99,11 +99,17 @@ class EpochOwner:
     def serve(self, node: int, ask: Ask, now_ns: int) -> None:
         """Applies an ask, now or when what it changes is released; its answer is put when there is one."""
         if ask.together and isinstance(ask.request, rq.Wait):
+            promised = self._crowds.said(node, ask.serial)
             if not self._crowds.join(node, ask.serial, ask.request):
                 self._begin_crowd(node, ask.serial, ask.request, now_ns)
+            self._crowds.know(ask.request.keys, promised)
             return
         asked = self._asked[node][ask.serial] = _Asked(self, node, ask)
         self._carry_out(asked, now_ns)
+
+    def join(self, node: int, join: Join) -> None:
+        """Applies an ask for keys that the node need not say."""
+        self._crowds.join_by_digest(node, join.serial, join.digest)
 
     def forget(self, node: int, serial: int) -> None:
         """The asking node's clients have given up."""

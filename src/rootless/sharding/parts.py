@@ -6,6 +6,7 @@ Also whether an answer fits its question: nothing is trusted, and torch's client
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -31,6 +32,8 @@ class Part:
     indices: Sequence[int] = ()
     """Which keys of the request they are."""
     waiting: dict[Pending, None] = field(default_factory=dict)
+    revoked: set[bytes] = field(default_factory=set)
+    """Keys that were changed meanwhile: what comes is no copy of them."""
 
 
 @dataclass(eq=False)
@@ -57,6 +60,12 @@ def keys_of(request: rq.Request) -> tuple[bytes, ...]:
         case rq.Validate() | rq.Ping() | rq.CancelWait() | rq.NumKeys() | rq.ListKeys():
             return ()
     return (request.key,)
+
+
+def digest_of(keys: Sequence[bytes]) -> bytes:
+    """Sixteen bytes that no other keys have."""
+    lengths = b"".join(len(key).to_bytes(4, "little") for key in keys)
+    return hashlib.blake2b(lengths + b"".join(keys), digest_size=16).digest()
 
 
 def size_of(request: rq.Request) -> int:

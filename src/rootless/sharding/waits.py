@@ -55,13 +55,14 @@ class ClientWaits:
         """An owner says that they are all there, for the sessions of each that has waited."""
         assert isinstance(part.request, rq.Wait)
         epoch.note_listeners(answer.values)
-        if part.together:
-            for key, value in zip(part.request.keys, answer.values, strict=True):
+        single: dict[bytes, bytes] = {}
+        for key, value in zip(part.request.keys, answer.values, strict=True):
+            if part.together and key not in part.revoked:
                 epoch.copies.keep(key, value)
+            elif value is not None:
+                single[key] = value
         for pending in list(part.waiting):
-            if not part.together:
-                values = zip(part.request.keys, answer.values, strict=True)
-                pending.values.update((key, value) for key, value in values if value is not None)
+            pending.values.update(single)
             if not pending.parts:
                 self._not_joinable(pending, epoch)
                 for session in pending.sessions:
@@ -71,6 +72,7 @@ class ClientWaits:
     def revoked(self, epoch: SharedEpoch, node: int, revoke: Revoke) -> None:
         """A key is changed next: no copy of it is used any more, and who waits for it asks for itself."""
         epoch.copies.revoke(revoke.key)
+        self._asks.revoked(node, revoke.key)
         epoch.waits.clear()
         for serial in revoke.serials:
             part = self._asks.ended(node, serial)

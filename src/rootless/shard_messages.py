@@ -57,13 +57,15 @@ class Answer(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The store's answer as its client would get it; for a wait that was granted also the values, None for a queue and
     for what is too large.
 
-    `refused`: the request cannot be carried out, which its client pays for. The sentence says why.
+    `refused`: the request cannot be carried out, which its client pays for. The sentence says why. `kept`: others may
+    get it from there.
     """
 
     serial: int
     reply: bytes
     values: tuple[bytes | None, ...] = ()
     refused: str = ""
+    kept: bool = False
 
 
 class Tell(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -83,6 +85,14 @@ class Relay(msgspec.Struct, frozen=True, tag=True, array_like=True):
     values: tuple[bytes | None, ...]
 
 
+class PassOn(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """From an owner: the answer to your ask `serial` is also that to one of this node. Pass it on when it is there."""
+
+    serial: int
+    node: int
+    asked: int
+
+
 class Revoke(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """From an owner: use no copy of this key any more, and say that it is released. These asks were for many together
     and get no answer: each client must ask for itself."""
@@ -91,7 +101,7 @@ class Revoke(msgspec.Struct, frozen=True, tag=True, array_like=True):
     serials: tuple[int, ...] = ()
 
 
-Item: TypeAlias = Ask | Join | Forget | Released | Answer | Tell | Relay | Revoke
+Item: TypeAlias = Ask | Join | Forget | Released | Answer | Tell | Relay | PassOn | Revoke
 
 
 class Batch(msgspec.Struct, frozen=True, tag=True, array_like=True):

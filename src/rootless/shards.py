@@ -22,7 +22,6 @@ that gave it; an answer of another node than was asked is not taken.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 
 from . import requests as rq
@@ -30,28 +29,16 @@ from . import wire
 from .keyspace import Keyspace
 from .namespace import Session
 from .room import Room
-from .shard_messages import (
-    MAX_SHARED_BYTES,
-    Answer,
-    Ask,
-    Batch,
-    Forget,
-    Item,
-    Join,
-    Relay,
-    Released,
-    Revoke,
-    StoreMessage,
-    Tell,
-)
+from .shard_messages import MAX_SHARED_BYTES, Answer, Item, PassOn, Relay, Revoke, StoreMessage, Tell
 from .sharding.asks import Asks
 from .sharding.copies import Copies
-from .sharding.crowds import relays
 from .sharding.epoch import SharedEpoch
-from .sharding.link import Later, Links
-from .sharding.owner import EpochOwner
-from .sharding.parts import Pending, answer_of_the_past, keys_of, one_answer, part_of, size_of, values_in
+from .sharding.exchange import Exchange, Send, Soon
+from .sharding.link import Later
+from .sharding.parts import Pending, answer_of_the_past, one_answer, part_of, size_of, values_in
+from .sharding.places import Places
 from .sharding.receiver import Receiver
+from .sharding.relays import Relays
 from .sharding.waits import ClientWaits
 
 _ALL = rq.NumKeys | rq.ListKeys
@@ -60,10 +47,6 @@ _READS = rq.Get | rq.MultiGet
 _WRITES = (
     rq.Set | rq.MultiSet | rq.Add | rq.Append | rq.CompareSet | rq.DeleteKey | rq.QueuePush | rq.QueuePop | rq.Barrier
 )
-_MANY, _REMEMBERED = 64, 8
-"""Of requests for many keys, where the last few belong is known: all ranks of a node ask for the same."""
-
-Soon = Callable[[Callable[[], None]], object]
 
 
 class Shards:
@@ -76,7 +59,7 @@ class Shards:
         self,
         keyspace: Keyspace,
         receivers: dict[Session, Receiver],
-        send: Callable[[int, StoreMessage], None],
+        send: Send,
         own: Callable[[], int],
         *,
         room: Room,
@@ -87,21 +70,13 @@ class Shards:
         self._receivers = receivers
         self._own = own
         self._room = room
-        self._send = send
-        self._soon = soon
-        self._links = Links(room, send, later)
-        self._here: deque[tuple[int, Item]] = deque()
-        """What this node says to itself."""
-        self._turn = False
-        self._now_ns = 0
+        self._exchange = Exchange(keyspace, receivers, room, send, own, soon, later, self._hear)
+        self._asks = Asks(self._exchange.put)
+        self._relays = Relays(self._exchange.put)
         self._epochs: dict[int, SharedEpoch] = {}
-        self._owned: dict[int, EpochOwner] = {}
-        self._asks = Asks(self._put)
+        self._places = Places(keyspace, self.is_shared)
         self._pending: dict[Session, Pending] = {}
         self._waits = ClientWaits(self._asks, self._pending, self._answer)
-        self._places: OrderedDict[tuple[int, tuple[bytes, ...]], tuple[int, tuple[bytes, ...], int | None]] = (
-            OrderedDict()
-        )
 
     # ---- epochs ----------------------------------------------------------------------------------------------------
 
@@ -110,10 +85,8 @@ class Shards:
         for old in [old for old in self._epochs if old < epoch]:
             self.fail(old)
             self._epochs.pop(old).copies.close()
-        for old in [old for old in self._owned if old < epoch]:
-            self._owned.pop(old).end()
-        self._links.advance(epoch)
-        self._here = deque(entry for entry in self._here if entry[0] >= epoch)
+        self._exchange.advance(epoch)
+        self._relays.advance(epoch)
         known = self._epochs.get(epoch)
         if known is None or known.nodes != tuple(nodes):
             if known is not None:
@@ -138,14 +111,12 @@ class Shards:
         for epoch in list(self._epochs):
             self.fail(epoch)
             self._epochs.pop(epoch).copies.close()
-        while self._owned:
-            self._owned.popitem()[1].end()
-        self._links.close()
-        self._here.clear()
+        self._exchange.close()
+        self._relays.close()
 
     def lost(self, node: int) -> None:
         """A connection is gone, with what was under way: it is said again."""
-        self._links.lost(node)
+        self._exchange.lost(node)
 
     def is_shared(self, epoch: int) -> bool:
         """Whether other nodes own keys of it, too."""
@@ -162,7 +133,7 @@ class Shards:
 
     def take(self, session: Session, request: rq.Request, now_ns: int) -> bool:
         """Whether others are asked for this; the answer is then sent to the session's receiver."""
-        self._now_ns = now_ns
+        self._exchange.now_ns = now_ns
         before = self._pending.get(session)
         if before is not None:  # its client has given the wait up
             self._drop(session, before)
@@ -170,7 +141,7 @@ class Shards:
             if before is not None:
                 self._answer(session, [wire.WAIT_CANCELED])
             return before is not None
-        number, keys = self._place(session, request)
+        number, keys = self._places.find(session, request)
         epoch = self._epochs.get(number)
         if isinstance(request, _READS):
             if self._read_here(session, request, number, keys):
@@ -198,41 +169,13 @@ class Shards:
 
     def receive(self, node: int, asker: str, message: StoreMessage, now_ns: int) -> None:
         """Another store speaks. Raises WireError for an answer that does not fit its question."""
-        self._now_ns = now_ns
-        if message.over:
-            known = self._epochs.get(message.epoch)
-            if known is not None and node in known.owners:
-                self.fail(message.epoch)
-        elif message.epoch < self._keyspace.epoch:
-            if message.number:
-                self._send(node, Batch(message.epoch, 0, 0, over=True))
-        else:
-            for item in self._links.receive(node, asker, message):
-                self._hear(message.epoch, node, item)
+        self._exchange.now_ns = now_ns
+        if not message.over:
+            self._exchange.receive(node, asker, message)
+        elif message.epoch in self._epochs and node in self._epochs[message.epoch].owners:
+            self.fail(message.epoch)
 
-    # ---- inside: requests ------------------------------------------------------------------------------------------
-
-    def _place(self, session: Session, request: rq.Request) -> tuple[int, tuple[bytes, ...]]:
-        """The epoch of a request, and its keys there."""
-        keys = keys_of(request)
-        if not keys:
-            return session.epoch if session.named is None else session.named, ()
-        found = self._places.get((session.epoch, keys)) if len(keys) >= _MANY else None
-        if found is None:
-            places = [self._keyspace.place(session, key) for key in keys]
-            epoch = places[0][0]
-            if any(place[0] != epoch for place in places):
-                if any(self.is_shared(place[0]) for place in places):
-                    raise wire.WireError("one request for keys of two epochs")
-                return -1, ()
-            found = epoch, tuple(place[1] for place in places), session.named
-            if len(keys) >= _MANY:
-                self._places[session.epoch, keys] = found
-                if len(self._places) > _REMEMBERED:
-                    self._places.popitem(last=False)
-        elif found[2] is not None:
-            session.named = found[2]
-        return found[0], found[1]
+    # ---- inside ------------------------------------------------------------------------------------------
 
     def _read_here(self, session: Session, request: rq.Request, number: int, keys: tuple[bytes, ...]) -> bool:
         """Answers a read of copies, and of what the client's last WAIT has brought along."""
@@ -293,7 +236,7 @@ class Shards:
 
     def _goes_through_owner(self, request: rq.Request, epoch: SharedEpoch, keys: tuple[bytes, ...]) -> bool:
         """Whether a request for keys of this node changes what others have copies of."""
-        owner = self._owned.get(epoch.number)
+        owner = self._exchange.owner(epoch.number)
         if owner is None or not isinstance(request, _WRITES):
             return False
         return owner.is_needed_for(part_of(request, keys, range(len(keys))))
@@ -330,75 +273,30 @@ class Shards:
     def _observe(self, epoch: SharedEpoch, request: rq.Request) -> None:
         if isinstance(request, rq.Set | rq.MultiSet | rq.Add | rq.Append | rq.CompareSet):
             epoch.note_listeners(values_in(request))
-            epoch.last_write_ns = self._now_ns
-
-    # ---- inside: what nodes say ------------------------------------------------------------------------------------
-
-    def _put(self, epoch: int, node: int, item: Item) -> None:
-        """To be said at the end of this turn."""
-        if node == self._own():
-            self._here.append((epoch, item))
-        else:
-            self._links.put(epoch, node, item)
-        if not self._turn:
-            self._turn = True
-            self._soon(self._flush)
-
-    def _flush(self) -> None:
-        own = self._own()
-        while self._here:
-            epoch, item = self._here.popleft()
-            self._hear(epoch, own, item)
-        self._turn = False
-        self._links.flush()
+            epoch.last_write_ns = self._exchange.now_ns
 
     def _hear(self, number: int, node: int, item: Item) -> None:
+        """What is not for an owner."""
+        epoch = self._epochs.get(number)
+        if epoch is None:
+            return
         match item:
-            case Ask():
-                self._owner(number).serve(node, item, self._now_ns)
-            case Join():
-                self._owner(number).join(node, item)
-            case Forget():
-                self._owner(number).forget(node, item.serial)
-            case Released():
-                self._owner(number).released(node, item.key, self._now_ns)
             case Answer():
-                self._answered(number, node, item)
+                if item.kept:
+                    self._relays.answered(number, node, item)
+                self._answered(epoch, node, item)
+            case Relay() if node in epoch.members and item.targets:
+                self._answered(epoch, item.owner, self._relays.take(number, item))
+            case PassOn():
+                self._relays.pass_on(number, node, item)
             case Tell():
                 self._asks.tell(number, node, item.serial)
-            case Relay():
-                self._pass_on(number, node, item)
             case Revoke():
-                epoch = self._epochs.get(number)
-                if epoch is not None:
-                    self._waits.revoked(epoch, node, item)
+                self._waits.revoked(epoch, node, item)
 
-    def _pass_on(self, number: int, node: int, relay: Relay) -> None:
-        """An owner's answer has come by way of others: the rest of them get it from here."""
-        epoch = self._epochs.get(number)
-        if epoch is None or node not in epoch.members or not relay.targets:
-            return
-        (_, serial), rest = relay.targets[0], relay.targets[1:]
-        for onward in relays(relay.owner, rest, relay.reply, relay.values):
-            self._put(number, onward.targets[0][0], onward)
-        self._answered(number, relay.owner, Answer(serial, relay.reply, relay.values))
-
-    def _owner(self, number: int) -> EpochOwner:
-        if number not in self._owned:
-            self._owned[number] = EpochOwner(
-                number,
-                self._keyspace,
-                self._receivers,
-                self._room,
-                self._own(),
-                lambda node, item: self._put(number, node, item),
-            )
-        return self._owned[number]
-
-    def _answered(self, number: int, node: int, answer: Answer) -> None:
+    def _answered(self, epoch: SharedEpoch, node: int, answer: Answer) -> None:
         part = self._asks.answered(node, answer)
-        epoch = self._epochs.get(number)
-        if part is None or epoch is None:
+        if part is None:
             return
         if answer.refused:  # it was these clients' mistake
             for session, pending in [(session, one) for one in part.waiting for session in one.sessions]:

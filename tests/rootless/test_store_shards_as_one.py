@@ -15,7 +15,7 @@ from functools import cache
 
 import pytest
 from hyperpodrun.rootless import requests as rq
-from hyperpodrun.rootless.sharding import asks, crowds
+from hyperpodrun.rootless.sharding import asks, crowds, relays
 from hyperpodrun.rootless.wire import READY, STOP_WAITING, decode_blobs
 from shard_cluster import Client, ShardCluster
 
@@ -197,9 +197,10 @@ def test_each_key_has_an_order_that_explains_every_answer(
 ) -> None:
     """`many`: nodes tell each other what an owner answers, and ask by digests, as they do where there are many."""
     if many:
-        for where, limit in ((crowds, "_MANY"), (crowds, "_MUCH"), (asks, "_LONG")):
+        for where, limit in ((crowds, "_MANY"), (crowds, "_MUCH"), (crowds, "_WORTH"), (asks, "_LONG")):
             monkeypatch.setattr(where, limit, 0)
-        monkeypatch.setattr(crowds, "_BRANCHES", 1)
+        for where in (relays, crowds):
+            monkeypatch.setattr(where, "BRANCHES", 1)
     dice = random.Random(seed)
     cluster = ShardCluster(NODES, dice)
     history: dict[bytes, list[Done]] = {b"key-%d" % number: [] for number in range(KEYS)}

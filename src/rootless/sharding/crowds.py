@@ -7,7 +7,7 @@ says whom a change of a key concerns. A wait costs O(keys) once, and O(1) for ea
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 
 from .. import requests as rq
@@ -15,15 +15,16 @@ from .. import wire
 from ..keyspace import Keyspace
 from ..namespace import Session
 from ..room import OVERHEAD, Room
-from ..shard_messages import MAX_COPIED_BYTES, MAX_SHARED_BYTES, Answer, Relay, Tell
+from ..shard_messages import MAX_COPIED_BYTES, MAX_SHARED_BYTES, Answer, PassOn, Relay, Tell
 from .parts import digest_of
 from .receiver import Receiver
+from .relays import BRANCHES, branches
 
-Give = Callable[[int, Answer | Tell | Relay], None]
+Give = Callable[[int, Answer | Tell | Relay | PassOn], None]
 _MANY, _MUCH = 32, 64 << 10
 """So many nodes pass an answer of so many bytes in all on to each other,"""
-_BRANCHES = 4
-"""each to so many."""
+_WORTH = 1 << 10
+"""if that is an answer of so many."""
 
 
 class _Crowd:
@@ -38,6 +39,9 @@ class _Crowd:
         """By node: its asks that wait."""
         self.values: tuple[bytes | None, ...] | None = None
         """Once they are all there; then every member has copies."""
+        self.size = 0
+        self.helpers: deque[list[int]] = deque()
+        """Nodes that others may get the answer from, the serial of each's ask, and how many more times."""
 
     def send(self, reply: list[bytes]) -> None:
         """The keyspace has an answer: all keys are there, or the epoch has failed."""
@@ -78,6 +82,10 @@ class Crowds:
 
     def has_copies(self, key: bytes) -> bool:
         return any(crowd.values is not None for crowd in self._of_key.get(key, ()))
+
+    def waits(self, node: int, serial: int) -> bool:
+        """Whether an ask is in a crowd, and has no answer."""
+        return serial in self._waiting[node]
 
     def join(self, node: int, serial: int, request: rq.Wait) -> bool:
         """A node joins the crowd for these keys, if there is one."""
@@ -130,7 +138,7 @@ class Crowds:
             serials.append(serial)
             self._waiting[node][serial] = crowd
         else:
-            self._give(node, Answer(serial, wire.STOP_WAITING, crowd.values))
+            self._give_later(crowd, node, serial, crowd.values)
 
     def begin(self, node: int, serial: int, request: rq.Wait, now_ns: int) -> None:
         """A node is the first to wait for these keys. None of them has been changed."""
@@ -166,6 +174,7 @@ class Crowds:
             values = crowd.values = values_of(
                 self._keyspace, self._epoch, crowd.keys, MAX_SHARED_BYTES, MAX_COPIED_BYTES
             )
+            crowd.size = sum(map(len, filter(None, values)))
             self._tell_values(crowd, reply, values)
         else:
             self._tell(crowd, lambda serial: Answer(serial, reply))
@@ -223,18 +232,38 @@ class Crowds:
 
     def _tell_values(self, crowd: _Crowd, reply: bytes, values: tuple[bytes | None, ...]) -> None:
         """Where that is much for many, they pass it on to each other."""
-        size = sum(map(len, filter(None, values)))
-        if len(crowd.members) < _MANY or size * len(crowd.members) < _MUCH:
-            self._tell(crowd, lambda serial: Answer(serial, reply, values))
-            return
         targets: list[tuple[int, int]] = []
         for node in sorted(crowd.members):
             serials, crowd.members[node] = crowd.members[node], []
             targets += [(node, serial) for serial in serials]
             for serial in serials:
                 del self._waiting[node][serial]
-        for relay in relays(self._own, tuple(targets), reply, values):
-            self._give(relay.targets[0][0], relay)
+        kept = crowd.size >= _WORTH
+        if kept:
+            crowd.helpers.extend([*target, BRANCHES] for target in targets)
+        if self._is_for_many(crowd):
+            for relay in branches(self._own, tuple(targets), reply, values):
+                self._give(relay.targets[0][0], relay)
+        else:
+            for node, serial in targets:
+                self._give(node, Answer(serial, reply, values, kept=kept))
+
+    def _give_later(self, crowd: _Crowd, node: int, serial: int, values: tuple[bytes | None, ...]) -> None:
+        """One who came when all were there gets it from one who came before, where there are many."""
+        if self._is_for_many(crowd) and crowd.helpers:
+            helper = crowd.helpers[0]
+            helper[2] -= 1
+            if not helper[2]:
+                crowd.helpers.popleft()
+            self._give(helper[0], PassOn(helper[1], node, serial))
+        else:
+            self._give(node, Answer(serial, wire.STOP_WAITING, values, kept=crowd.size >= _WORTH))
+        if crowd.size >= _WORTH:
+            crowd.helpers.append([node, serial, BRANCHES])
+
+    def _is_for_many(self, crowd: _Crowd) -> bool:
+        many = len(crowd.members)
+        return crowd.size >= _WORTH and many >= _MANY and crowd.size * many >= _MUCH
 
     def _dissolve(self, crowd: _Crowd) -> None:
         self._close_session(crowd)
@@ -266,14 +295,6 @@ class Crowds:
 
 def _tell(ask: tuple[int, int]) -> tuple[int, Tell]:
     return ask[0], Tell(ask[1])
-
-
-def relays(
-    owner: int, targets: tuple[tuple[int, int], ...], reply: bytes, values: tuple[bytes | None, ...]
-) -> list[Relay]:
-    """An answer to many nodes, for those who get it next: each its part, itself first."""
-    step = -(-len(targets) // _BRANCHES)
-    return [Relay(owner, targets[first : first + step], reply, values) for first in range(0, len(targets), step or 1)]
 
 
 def values_of(

@@ -99,6 +99,8 @@ class EpochOwner:
     def serve(self, node: int, ask: Ask, now_ns: int) -> None:
         """Applies an ask, now or when what it changes is released; its answer is put when there is one."""
         if ask.together and isinstance(ask.request, rq.Wait):
+            if self._crowds.waits(node, ask.serial):  # another has said the keys that it was to say
+                return
             promised = self._crowds.said(node, ask.serial)
             if not self._crowds.join(node, ask.serial, ask.request):
                 self._begin_crowd(node, ask.serial, ask.request, now_ns)

@@ -11,7 +11,8 @@ GET which a client of torch sends next is answered here. Clients of a node that 
 once, and what they read is copied for the epoch (`sharding/copies.py`). An owner that changes a key has its copies
 released first (`sharding/owner.py`), so a copy is never older than what the owner would answer. When every rank
 publishes a key and reads all, a node sends and receives O(ranks) bytes in O(owners) messages, however many ranks it
-has; an owner, which serves all nodes, O(ranks * nodes / owners) bytes.
+has, and an owner O(ranks) bytes in O(nodes) messages: where many wait for the same, one says the keys for all, and they
+pass the answer on to each other (`sharding/relays.py`). One key that all read costs its owner O(nodes), in one turn.
 
 When an epoch fails, everything that is asked for in it is answered at once: waits with a cancel, the rest as the
 keyspace answers for an epoch that has gone. An owner that is lost is a fault of the epoch.
@@ -35,7 +36,7 @@ from .sharding.copies import Copies
 from .sharding.epoch import SharedEpoch
 from .sharding.exchange import Exchange, Send, Soon
 from .sharding.link import Later
-from .sharding.parts import Pending, answer_of_the_past, one_answer, part_of, size_of, values_in
+from .sharding.parts import Pending, answer_of_the_past, one_answer, part_of, size_of
 from .sharding.places import Places
 from .sharding.receiver import Receiver
 from .sharding.relays import Relays
@@ -44,9 +45,6 @@ from .sharding.waits import ClientWaits
 _ALL = rq.NumKeys | rq.ListKeys
 _BLOCKING = rq.Wait | rq.Barrier
 _READS = rq.Get | rq.MultiGet
-_WRITES = (
-    rq.Set | rq.MultiSet | rq.Add | rq.Append | rq.CompareSet | rq.DeleteKey | rq.QueuePush | rq.QueuePop | rq.Barrier
-)
 
 
 class Shards:
@@ -150,7 +148,7 @@ class Shards:
             self._waits.promises.pop(session, None)
         if epoch is None or len(epoch.owners) < 2 or isinstance(request, rq.Validate | rq.Ping):
             return False
-        self._observe(epoch, request)
+        epoch.observe(request, now_ns)
         return self._share(session, request, epoch, keys)
 
     def holds(self, session: Session) -> bool:
@@ -200,7 +198,7 @@ class Shards:
         own = self._own()
         everywhere = isinstance(request, _ALL)
         parts = {node: [] for node in epoch.owners} if everywhere else epoch.by_owner(enumerate(keys))
-        if all(node == own for node in parts) and not self._goes_through_owner(request, epoch, keys):
+        if all(node == own for node in parts) and not self._exchange.is_needed_for(epoch.number, request, keys):
             if isinstance(request, _READS):
                 epoch.note_listeners(self._keyspace.value(epoch.number, key) for key in keys)
             return False
@@ -234,13 +232,6 @@ class Shards:
         if not parts:
             self._complete(pending)
 
-    def _goes_through_owner(self, request: rq.Request, epoch: SharedEpoch, keys: tuple[bytes, ...]) -> bool:
-        """Whether a request for keys of this node changes what others have copies of."""
-        owner = self._exchange.owner(epoch.number)
-        if owner is None or not isinstance(request, _WRITES):
-            return False
-        return owner.is_needed_for(part_of(request, keys, range(len(keys))))
-
     def _complete(self, pending: Pending) -> None:
         """Every part of a request that is one client's is answered."""
         (session,) = pending.sessions
@@ -269,11 +260,6 @@ class Shards:
         receiver = self._receivers.get(session)
         if receiver is not None:
             receiver.send(reply)
-
-    def _observe(self, epoch: SharedEpoch, request: rq.Request) -> None:
-        if isinstance(request, rq.Set | rq.MultiSet | rq.Add | rq.Append | rq.CompareSet):
-            epoch.note_listeners(values_in(request))
-            epoch.last_write_ns = self._exchange.now_ns
 
     def _hear(self, number: int, node: int, item: Item) -> None:
         """What is not for an owner."""

@@ -17,7 +17,7 @@ from typing import Any
 import hyperpodrun.rootless
 import pytest
 from hyperpodrun.rootless import requests as rq
-from hyperpodrun.rootless.sharding import crowds, epoch
+from hyperpodrun.rootless.sharding import asks, crowds, epoch
 from hyperpodrun.rootless.wire import STOP_WAITING, decode_blobs
 from shard_cluster import Client, ShardCluster
 
@@ -200,10 +200,9 @@ def test_twice_the_nodes_cost_a_node_at_most_twice(
     pattern: Callable[[Ranks], Step], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(epoch, "MAX_OWNERS", OWNERS)
-    for limit, low in (("_MANY", 8), ("_MUCH", 0), ("_WORTH", 500)):  # small groups, too, pass answers on
-        monkeypatch.setattr(crowds, limit, low)
+    for where, limit, low in ((crowds, "_MANY", 8), (crowds, "_MUCH", 0), (crowds, "_WORTH", 500), (asks, "_LONG", 99)):
+        monkeypatch.setattr(where, limit, low)  # small groups, too, pass answers on
     small, large = play(200, pattern), play(400, pattern)
-    print(pattern.__name__, small, large)
     for what, before, now, spare in zip(("messages", "bytes", "lines"), small, large, (40, 4000, 4000), strict=True):
         assert now.other <= 2 * before.other + spare, f"{what} of a node that owns nothing: {before}, {now}"
         assert now.owner <= 2 * before.owner + spare, f"{what} of an owner: {before}, {now}"

@@ -8,7 +8,7 @@ says whom a change of a key concerns. A wait costs O(keys) once, and O(1) for ea
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from .. import requests as rq
 from .. import wire
@@ -19,6 +19,7 @@ from ..shard_messages import MAX_COPIED_BYTES, MAX_SHARED_BYTES, Answer, PassOn,
 from .parts import digest_of
 from .receiver import Receiver
 from .relays import BRANCHES, branches
+from .values import values_of
 
 Give = Callable[[int, Answer | Tell | Relay | PassOn], None]
 _MANY, _MUCH = 32, 64 << 10
@@ -295,18 +296,3 @@ class Crowds:
 
 def _tell(ask: tuple[int, int]) -> tuple[int, Tell]:
     return ask[0], Tell(ask[1])
-
-
-def values_of(
-    keyspace: Keyspace, epoch: int, keys: Sequence[bytes], room: int, largest: int
-) -> tuple[bytes | None, ...]:
-    """What keys hold; None for a queue, and for what is too large to come along with others."""
-    found: list[bytes | None] = []
-    for key in keys:
-        held = keyspace.value(epoch, key)
-        if held is not None and len(held) <= min(room, largest):
-            room -= len(held)
-            found.append(bytes(held))
-        else:
-            found.append(None)
-    return tuple(found)

@@ -13,9 +13,10 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from .. import requests as rq
 from ..gloo_addresses import listeners_in
 from .copies import Copies
-from .parts import Pending
+from .parts import Pending, values_in
 
 MAX_OWNERS = 32
 
@@ -59,3 +60,9 @@ class SharedEpoch:
         for value in values:
             for listener in () if value is None else listeners_in(value):
                 self.listeners[listener] = None
+
+    def observe(self, request: rq.Request, now_ns: int) -> None:
+        """A client here asks for this."""
+        if isinstance(request, rq.Set | rq.MultiSet | rq.Add | rq.Append | rq.CompareSet):
+            self.note_listeners(values_in(request))
+            self.last_write_ns = now_ns

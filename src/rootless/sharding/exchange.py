@@ -10,14 +10,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+from .. import requests as rq
 from ..keyspace import Keyspace
 from ..namespace import Session
 from ..room import Room
 from ..shard_messages import Ask, Batch, Forget, Item, Join, Released, StoreMessage
 from .link import Later, Links
 from .owner import EpochOwner
+from .parts import part_of
 from .receiver import Receiver
 
+_WRITES = (
+    rq.Set | rq.MultiSet | rq.Add | rq.Append | rq.CompareSet | rq.DeleteKey | rq.QueuePush | rq.QueuePop | rq.Barrier
+)
 Soon = Callable[[Callable[[], None]], object]
 Send = Callable[[int, StoreMessage], None]
 
@@ -84,9 +89,12 @@ class Exchange:
         """A connection is gone, with what was under way: it is said again."""
         self._links.lost(node)
 
-    def owner(self, epoch: int) -> EpochOwner | None:
-        """The owner's side of an epoch, if anything was asked of it."""
-        return self._owned.get(epoch)
+    def is_needed_for(self, epoch: int, request: rq.Request, keys: tuple[bytes, ...]) -> bool:
+        """Whether a request of a client here, for keys of this node, changes what others have copies of."""
+        owner = self._owned.get(epoch)
+        if owner is None or not isinstance(request, _WRITES):
+            return False
+        return owner.is_needed_for(part_of(request, keys, range(len(keys))))
 
     def advance(self, epoch: int) -> None:
         """Older epochs are not spoken of any more."""

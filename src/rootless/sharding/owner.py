@@ -26,9 +26,10 @@ from ..keyspace import Keyspace
 from ..namespace import Session
 from ..room import Room
 from ..shard_messages import MAX_SHARED_BYTES, Answer, Ask, Item, Join, Revoke
-from .crowds import Crowds, values_of
+from .crowds import Crowds
 from .parts import SILENT, keys_of
 from .receiver import Receiver
+from .values import values_of
 
 Put = Callable[[int, Item], None]
 """(node, what it is told)."""

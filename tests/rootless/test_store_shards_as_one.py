@@ -24,6 +24,7 @@ KINDS = [
     *["set"] * 4, *["get"] * 4, *["gets"] * 3,
     "wait", "add", "append", "swap", "delete", "check", "push", "pop", "length",
 ]  # fmt: skip
+OF_AN_EPOCH = 1 << 10
 Play = Generator[rq.Request, bytes, None]
 State = tuple[bytes | None, tuple[bytes, ...]]
 
@@ -209,5 +210,8 @@ def test_each_key_has_an_order_that_explains_every_answer(
     assert all(script.over for script in scripts)
     for key, done in history.items():
         assert has_an_order(done), f"seed {seed}, {key!r}: {sorted(done, key=lambda one: one.begin)}"
+    cluster.open(1)
+    cluster.run()
     for node in cluster.nodes:
-        assert len(node.shards._asks) == 0
+        assert len(node.shards._asks) == len(node.shards._pending) == 0
+        assert node.room.held == OF_AN_EPOCH, "nothing of an epoch that has gone is held"

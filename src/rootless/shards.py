@@ -3,8 +3,8 @@
 Theory of operation. A client talks to the store of its own node. A request for keys that this node owns is dealt with
 here; for others their owners are asked, and the client's next request waits until all of them have answered. So every
 client sees its own writes, and what it wrote before it told somebody else, as with one store. At most 32 nodes own
-keys (`sharding/epoch.py`), so a node talks to that many, and says what comes up in one turn of the event loop to one of
-them in one message (`sharding/link.py`), which arrives once and in order whatever connections do.
+keys (`sharding/epoch.py`), and what comes up for one of them in one turn of the event loop is one message, which
+arrives once and in order whatever connections do (`sharding/link.py`).
 
 A WAIT is registered at the owners and answered by them once, never polled; the answer brings the values, so that the
 GET which a client of torch sends next is answered here. Clients of a node that wait for the same keys are asked for
@@ -80,16 +80,12 @@ class Shards:
 
     def open(self, epoch: int, nodes: Sequence[int]) -> None:
         """An epoch is shared by these nodes, which are told alike everywhere. Older ones have gone."""
-        for old in [old for old in self._epochs if old < epoch]:
-            self.fail(old)
-            self._epochs.pop(old).copies.close()
+        for old, known in list(self._epochs.items()):
+            if old < epoch or (old == epoch and known.nodes != tuple(nodes)):
+                self._end(old)
         self._exchange.advance(epoch)
         self._relays.advance(epoch)
-        known = self._epochs.get(epoch)
-        if known is None or known.nodes != tuple(nodes):
-            if known is not None:
-                self.fail(epoch)
-                known.copies.close()
+        if epoch not in self._epochs:
             self._epochs[epoch] = SharedEpoch(epoch, tuple(nodes), Copies(epoch, self._room))
 
     def fail(self, epoch: int) -> int:
@@ -107,14 +103,13 @@ class Shards:
     def leave(self) -> None:
         """This node is in another job, or in none: whoever is spoken with from now on has heard nothing yet."""
         for epoch in list(self._epochs):
-            self.fail(epoch)
-            self._epochs.pop(epoch).copies.close()
+            self._end(epoch)
         self._exchange.close()
         self._relays.close()
 
     def lost(self, node: int) -> None:
         """A connection is gone, with what was under way: it is said again."""
-        self._exchange.lost(node)
+        self._exchange.lost(node, waits=self._asks.waits_for(node))
 
     def is_shared(self, epoch: int) -> bool:
         """Whether other nodes own keys of it, too."""
@@ -231,6 +226,10 @@ class Shards:
             self._asks.ask(node, part, (pending,), epoch=epoch.number, indices=indices)
         if not parts:
             self._complete(pending)
+
+    def _end(self, epoch: int) -> None:
+        self.fail(epoch)
+        self._epochs.pop(epoch).copies.close()
 
     def _complete(self, pending: Pending) -> None:
         """Every part of a request that is one client's is answered."""

@@ -208,3 +208,18 @@ def test_a_batch_is_bounded_in_bytes_and_what_is_acknowledged_is_not_held() -> N
     one.receive(other.acknowledgement())
     assert room.held == 0
     assert one.unacknowledged() == []
+
+
+def test_a_node_that_nothing_is_open_with_is_not_called_again_when_its_connection_closes(cluster: ShardCluster) -> None:
+    """It may have gone for good: whoever calls it would hear of one more connection that has closed, and so on."""
+    client = cluster.nodes[0].client()
+    ask(cluster, client, rq.Set(key_of(cluster, 1), b"1"))
+    before = cluster.messages.copy()
+    cluster.nodes[0].lost(1)
+    cluster.nodes[1].lost(0)
+    assert cluster.messages == before
+    client.ask(rq.Wait((key_of(cluster, 1, 5),)))
+    cluster.run()
+    before = cluster.messages.copy()
+    cluster.nodes[0].lost(1)
+    assert cluster.messages[1] > before[1], "the answer may have been on its way"

@@ -30,6 +30,10 @@ class Asks:
     def __len__(self) -> int:
         return len(self._parts)
 
+    def waits_for(self, node: int) -> bool:
+        """Whether an answer of this node is to come."""
+        return any(part.node == node for part in self._parts.values())
+
     def ask(
         self,
         node: int,

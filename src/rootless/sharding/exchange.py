@@ -85,9 +85,9 @@ class Exchange:
         elif batch.number:
             self._send(node, Batch(batch.epoch, 0, 0, over=True))
 
-    def lost(self, node: int) -> None:
-        """A connection is gone, with what was under way: it is said again."""
-        self._links.lost(node)
+    def lost(self, node: int, *, waits: bool) -> None:
+        """A connection is gone, with what was under way: it is said again. `waits`: an answer is to come."""
+        self._links.lost(node, waits=waits)
 
     def is_needed_for(self, epoch: int, request: rq.Request, keys: tuple[bytes, ...]) -> bool:
         """Whether a request of a client here, for keys of this node, changes what others have copies of."""

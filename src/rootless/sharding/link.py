@@ -165,11 +165,14 @@ class Links:
                 self._later(ACKNOWLEDGE_S, self._acknowledge)
         return items
 
-    def lost(self, node: int) -> None:
-        """A connection is gone, with what was under way, in both directions."""
+    def lost(self, node: int, *, waits: bool = False) -> None:
+        """A connection is gone, with what was under way. `waits`: something is to come, of which the other side may
+        believe that it has been said. Where nothing is open nothing is said: the node may have gone for good."""
         for link in self._links.get(node, {}).values():
-            for batch in (*link.unacknowledged(), link.acknowledgement(again=True)):
+            for batch in link.unacknowledged():
                 self._send(node, batch)
+            if waits:
+                self._send(node, link.acknowledgement(again=True))
 
     def advance(self, epoch: int) -> None:
         """Older epochs are not spoken of any more."""

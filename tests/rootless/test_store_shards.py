@@ -8,12 +8,14 @@ from itertools import pairwise
 
 import pytest
 from hyperpodrun.rootless import requests as rq
+from hyperpodrun.rootless.keyspace import Keyspace
 from hyperpodrun.rootless.room import Room
 from hyperpodrun.rootless.shard_messages import Ask, Batch, Forget, encode
 from hyperpodrun.rootless.sharding import crowds
 from hyperpodrun.rootless.sharding.epoch import MAX_OWNERS, owners_among
 from hyperpodrun.rootless.sharding.link import Link, Links
-from hyperpodrun.rootless.wire import READY, STOP_WAITING, WAIT_CANCELED, decode_blobs
+from hyperpodrun.rootless.sharding.places import Places
+from hyperpodrun.rootless.wire import READY, STOP_WAITING, WAIT_CANCELED, WireError, decode_blobs
 from shard_cluster import Client, ShardCluster
 
 
@@ -223,3 +225,21 @@ def test_a_node_that_nothing_is_open_with_is_not_called_again_when_its_connectio
     before = cluster.messages.copy()
     cluster.nodes[0].lost(1)
     assert cluster.messages[1] > before[1], "the answer may have been on its way"
+
+
+def test_whether_keys_name_an_epoch_is_known_of_each_client_by_itself() -> None:
+    """Where the keys of a long request belong is worked out once for all clients of a node."""
+    keyspace = Keyspace()
+    places = Places(keyspace, lambda epoch: True)
+    bare = tuple(b"key-%d" % number for number in range(100))
+    named = tuple(b"hyperpodrun-epoch-3/" + key for key in bare)
+    first, second = keyspace.open(), keyspace.open()
+    for session in (first, second):
+        assert places.find(session, rq.Get(b"hyperpodrun-epoch-2/x" if session is first else b"x"))[0] in (2, 0)
+        assert places.find(session, rq.Wait(bare)) == (0, bare)
+    assert (first.named, second.named) == (2, None)
+    for session in (first, second):
+        assert places.find(session, rq.Wait(named)) == (3, bare)
+        assert session.named == 3
+    with pytest.raises(WireError, match="two epochs"):
+        places.find(first, rq.Wait((*bare, *named)))

@@ -14,7 +14,7 @@ from .. import requests as rq
 from ..keyspace import Keyspace
 from ..namespace import Session
 from ..room import Room
-from ..shard_messages import Ask, Batch, Forget, Item, Join, Released, StoreMessage
+from ..shard_messages import Answer, Ask, Batch, Forget, Item, Join, Released, StoreMessage
 from .link import Later, Links
 from .owner import EpochOwner
 from .parts import part_of
@@ -73,7 +73,14 @@ class Exchange:
         own = self._own()
         while self._here:
             epoch, item = self._here.popleft()
-            self._hear(epoch, own, item)
+            try:
+                self._hear(epoch, own, item)
+            except Exception as error:  # a fault in the store itself must cost one client, not the agent
+                if not isinstance(item, Ask):
+                    raise
+                self._here.append(
+                    (epoch, Answer(item.serial, b"", refused=f"the store cannot carry it out: {error!r}"))
+                )
         self._turn = False
         self._links.flush()
 

@@ -36,7 +36,9 @@ class Places:
             epoch, keys, named = known
             session.named = session.named if named is None else named
             return epoch, keys
+        before, session.named = session.named, None
         places = [self._keyspace.place(session, key) for key in keys]
+        named, session.named = session.named, before if session.named is None else session.named
         epoch = places[0][0]
         if any(place[0] != epoch for place in places):
             if any(self._is_shared(place[0]) for place in places):
@@ -44,7 +46,7 @@ class Places:
             return NOWHERE, ()
         found = tuple(place[1] for place in places)
         if many:
-            self._known[session.epoch, keys] = epoch, found, session.named
+            self._known[session.epoch, keys] = epoch, found, named
             if len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
         return epoch, found

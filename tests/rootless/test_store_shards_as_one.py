@@ -215,3 +215,31 @@ def test_each_key_has_an_order_that_explains_every_answer(
     for node in cluster.nodes:
         assert len(node.shards._asks) == len(node.shards._pending) == 0
         assert node.room.held == OF_AN_EPOCH, "nothing of an epoch that has gone is held"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_fault_at_any_moment_leaves_nobody_without_an_answer(seed: int) -> None:
+    """Each node hears of it at another time, and of the next epoch, in which everything works."""
+    dice = random.Random(seed)
+    cluster = ShardCluster(NODES, dice)
+    history: dict[bytes, list[Done]] = {b"key-%d" % number: [] for number in range(KEYS)}
+    scripts = [Script(cluster, node.client(), dice, history) for node in cluster.nodes for _ in range(CLIENTS)]
+    moment = 30 * dice.random()
+    for node in cluster.nodes:
+        cluster.at(moment + 3 * dice.random(), lambda node=node: node.fail(0))  # type: ignore[misc]
+        cluster.at(moment + 3 + 3 * dice.random(), lambda node=node: node.advance(1, range(NODES)))  # type: ignore[misc]
+    cluster.run()
+    assert all(script.over for script in scripts)
+    writer, *readers = (node.client() for node in cluster.nodes)
+    for reader in readers:
+        reader.ask(rq.Wait((b"a", b"b", b"c")))
+    for key in (b"a", b"b", b"c"):
+        writer.ask(rq.Set(key, key))
+        cluster.run(until=lambda: not writer.node.shards.holds(writer.session))
+    cluster.run()
+    for reader in readers:
+        assert reader.heard == [STOP_WAITING]
+        reader.ask(rq.MultiGet((b"a", b"b", b"c")))
+        assert decode_blobs(reader.heard[-1]) == [b"a", b"b", b"c"]
+    for node in cluster.nodes:
+        assert len(node.shards._asks) == 0

@@ -113,7 +113,8 @@ class Shards:
 
     def is_shared(self, epoch: int) -> bool:
         """Whether other nodes own keys of it, too."""
-        return epoch in self._epochs and len(self._epochs[epoch].owners) > 1
+        own = self._own()
+        return epoch in self._epochs and any(node != own for node in self._epochs[epoch].owners)
 
     def listeners(self, epoch: int) -> tuple[tuple[str, int], ...]:
         """The gloo listeners that have passed by in an epoch."""
@@ -141,7 +142,9 @@ class Shards:
                 return True
         else:
             self._waits.promises.pop(session, None)
-        if epoch is None or len(epoch.owners) < 2 or isinstance(request, rq.Validate | rq.Ping):
+        if epoch is None or isinstance(request, rq.Validate | rq.Ping):
+            return False
+        if not self.is_shared(number) and not self._exchange.is_asked(number):
             return False
         epoch.observe(request, now_ns)
         return self._share(session, request, epoch, keys)
@@ -270,7 +273,7 @@ class Shards:
                 if item.kept:
                     self._relays.answered(number, node, item)
                 self._answered(epoch, node, item)
-            case Relay() if node in epoch.members and item.targets:
+            case Relay() if item.targets:
                 self._answered(epoch, item.owner, self._relays.take(number, item))
             case PassOn():
                 self._relays.pass_on(number, node, item)

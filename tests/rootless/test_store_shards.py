@@ -243,3 +243,14 @@ def test_whether_keys_name_an_epoch_is_known_of_each_client_by_itself() -> None:
         assert session.named == 3
     with pytest.raises(WireError, match="two epochs"):
         places.find(first, rq.Wait((*bare, *named)))
+
+
+def test_the_only_owner_of_an_epoch_tells_others_of_changes_too() -> None:
+    cluster = ShardCluster(3)
+    for node in cluster.nodes:
+        node.advance(1, range(1))
+    writer, reader = cluster.nodes[0].client(), cluster.nodes[1].client()
+    for value in (b"1", b"2", b"3"):
+        ask(cluster, writer, rq.Set(b"key", value))
+        assert ask(cluster, reader, rq.Wait((b"key",))) == STOP_WAITING
+        assert decode_blobs(ask(cluster, reader, rq.Get(b"key"))) == [value]

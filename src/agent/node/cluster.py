@@ -227,8 +227,9 @@ class ClusterHead:
 
     def _ask_again(self, address: str) -> None:
         assert self._sharing is not None
-        if address in self._numbers:
-            self._sharing.lost(self._numbers[address])
+        for number, other in self._addresses.items():
+            if other == address:
+                self._sharing.lost(number)
 
     # ---- what happens ----------------------------------------------------------------------------------------------
 
@@ -247,6 +248,6 @@ class ClusterHead:
         self._on_happened(msg.Received(key, address, message))
 
     def _on_closed(self, address: str, key: str) -> None:
-        if self._loop is not None and address in self._numbers:
+        if self._loop is not None and address in self._addresses.values():
             self._loop.call_later(_ASK_AGAIN_S, self._ask_again, address)
         self._on_happened(msg.Closed(address, key))

@@ -44,7 +44,6 @@ class SharedEpoch:
 
     def __post_init__(self) -> None:
         self.owners = owners_among(self.nodes)
-        self.members = frozenset(self.nodes)
 
     def owner_of(self, key: bytes) -> int:
         return self.owners[zlib.crc32(key) % len(self.owners)]

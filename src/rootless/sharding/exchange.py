@@ -96,6 +96,10 @@ class Exchange:
         """A connection is gone, with what was under way: it is said again. `waits`: an answer is to come."""
         self._links.lost(node, waits=waits)
 
+    def is_asked(self, epoch: int) -> bool:
+        """Whether this node was asked for keys of an epoch."""
+        return epoch in self._owned
+
     def is_needed_for(self, epoch: int, request: rq.Request, keys: tuple[bytes, ...]) -> bool:
         """Whether a request of a client here, for keys of this node, changes what others have copies of."""
         owner = self._owned.get(epoch)

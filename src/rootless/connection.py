@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 from ..protocol.seldom import Seldom
 from .keyspace import Keyspace
 from .namespace import Session
+from .repeated import Repeated
 from .room import Room
 from .waits import Answer
 from .wire import Limits, RequestParser, WireError
 
 if TYPE_CHECKING:
-    from .shard_owner import Receiver
+    from .sharding.receiver import Receiver
     from .shards import Shards
 
 REQUESTS_PER_SLICE = 256
@@ -44,6 +45,7 @@ class Hub:
     connections: dict[Session, Connection] = field(default_factory=dict)
     receivers: dict[Session, Receiver] = field(default_factory=dict)
     """The connections, and the asks of other nodes."""
+    repeated: Repeated = field(default_factory=Repeated)
     sharing: Shards | None = None
     """Where the store is one of many."""
     requests: int = 0
@@ -68,7 +70,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._parser = RequestParser(hub.limits)
+        self._parser = RequestParser(hub.limits, hub.repeated)
         self._outbox: deque[bytes | memoryview] = deque()
         self._transport: asyncio.Transport
         self._session: Session

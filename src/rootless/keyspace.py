@@ -149,6 +149,15 @@ class Keyspace:
         space = self._epochs.peek(epoch)
         return None if space is None else space.values.get(key)
 
+    def has(self, epoch: int, key: bytes) -> bool:
+        """Whether a key of an epoch has a value."""
+        return self.value(epoch, key) is not None
+
+    def is_queue(self, epoch: int, key: bytes) -> bool:
+        """Whether a key of an epoch is a queue that is not empty."""
+        space = self._epochs.peek(epoch)
+        return space is not None and key in space.queues
+
     def full_key(self, session: Session, epoch: int, key: bytes) -> bytes:
         """A key of an epoch as this session would write it."""
         if session.named is None:

@@ -1,6 +1,7 @@
 """How much memory a store may hold: keys, values, waits and requests that are not complete, all together.
 
-Called by: `namespace.py` and `waits.py` for what is kept, `connection.py` for what is on its way.
+Called by: `namespace.py` and `waits.py` for what is kept, `connection.py` for what is on its way, `sharding/` for
+copies of other nodes' keys and messages that are not acknowledged.
 """
 
 from __future__ import annotations
@@ -18,12 +19,20 @@ class Room:
         self._limit = limit
         self.held = 0
 
+    def has(self, size: int) -> bool:
+        """Whether so many bytes more are within the limit."""
+        return self.held + size <= self._limit
+
     def take(self, size: int) -> None:
         """Holds so many bytes more. Raises WireError if that is over the limit: whoever asks for them is refused."""
-        if size > 0 and self.held + size > self._limit:
+        if size > 0 and not self.has(size):
             raise wire.WireError(
                 f"{size} bytes more than the {self.held} that the store holds are over its limit of {self._limit}"
             )
+        self.held += size
+
+    def hold(self, size: int) -> None:
+        """Holds what must be held, whatever the limit: until it is free again, others are refused sooner."""
         self.held += size
 
     def give(self, size: int) -> None:

@@ -104,7 +104,16 @@ class StoreServer:
         """From now on this store is one of many: `send(node, message)` reaches the others, `own` is this node."""
         from .shards import Shards
 
-        self._hub.sharing = Shards(self._keyspace, self._hub.receivers, send, own)
+        loop = asyncio.get_running_loop()
+        self._hub.sharing = Shards(
+            self._keyspace,
+            self._hub.receivers,
+            send,
+            own,
+            room=self._hub.room,
+            soon=loop.call_soon,
+            later=loop.call_later,
+        )
         return self._hub.sharing
 
     def cancel(self, epoch: int) -> int:
@@ -119,11 +128,13 @@ class StoreServer:
         return len(answers) + asked
 
     def published_listeners(self, epoch: int) -> tuple[tuple[str, int], ...]:
-        """Where the gloo ranks of an epoch listen, by what they published; nothing once it has gone."""
-        found = {listener: None for value in self._keyspace.values(epoch) for listener in listeners_in(value)}
-        if self._hub.sharing is not None:
-            found.update(dict.fromkeys(self._hub.sharing.listeners(epoch)))
-        return tuple(found)
+        """Where the gloo ranks of an epoch listen that workers here can be connected with; nothing once it has gone.
+
+        Where this is the only store, all who have published that; else who was published, or read, by workers here.
+        """
+        if self._hub.sharing is not None and self._hub.sharing.is_shared(epoch):
+            return self._hub.sharing.listeners(epoch)
+        return tuple({listener: None for value in self._keyspace.values(epoch) for listener in listeners_in(value)})
 
     def last_write_ns(self, epoch: int) -> int | None:
         """`time.monotonic_ns()` of the last write in an epoch, within milliseconds; None if none or gone."""

@@ -2,374 +2,304 @@
 
 Theory of operation. A client talks to the store of its own node. A request for keys that this node owns is dealt with
 here; for others their owners are asked, and the client's next request waits until all of them have answered. So every
-client sees its own writes, and what it wrote before it told somebody else, as with one store. A WAIT is registered at
-the owners and answered by them once, never polled; the answer brings the values, so that the GET which a client of
-torch sends next is answered here.
+client sees its own writes, and what it wrote before it told somebody else, as with one store. At most 32 nodes own
+keys (`sharding/epoch.py`), and what comes up for one of them in one turn of the event loop is one message, which
+arrives once and in order whatever connections do (`sharding/link.py`).
+
+A WAIT is registered at the owners and answered by them once, never polled; the answer brings the values, so that the
+GET which a client of torch sends next is answered here. Clients of a node that wait for the same keys are asked for
+once, and what they read is copied for the epoch (`sharding/copies.py`). An owner that changes a key has its copies
+released first (`sharding/owner.py`), so a copy is never older than what the owner would answer. When every rank
+publishes a key and reads all, a node sends and receives O(ranks) bytes in O(owners) messages, however many ranks it
+has, and an owner O(ranks) bytes in O(nodes) messages: where many wait for the same, one says the keys for all, and they
+pass the answer on to each other (`sharding/relays.py`). One key that all read costs its owner O(nodes), in one turn.
 
 When an epoch fails, everything that is asked for in it is answered at once: waits with a cancel, the rest as the
-keyspace answers for an epoch that has gone. What a broken connection has swallowed is asked again.
+keyspace answers for an epoch that has gone. An owner that is lost is a fault of the epoch.
 
 What cannot be carried out costs the client that asked for it; an answer that does not fit its question costs the node
 that gave it; an answer of another node than was asked is not taken.
-
-The values that pass by are searched for addresses of gloo's listeners: those that this node's workers are connected
-with have all been published, or read, through here.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from . import requests as rq
 from . import wire
-from .gloo_addresses import listeners_in
 from .keyspace import Keyspace
-from .namespace import EpochKey, Session
-from .shard_answers import check_answer
-from .shard_messages import MAX_SHARED_BYTES, Answer, Ask, Forget, Shared, StoreMessage
-from .shard_owner import Receiver, ShardOwner
+from .namespace import Session
+from .room import Room
+from .shard_messages import MAX_SHARED_BYTES, Answer, Item, PassOn, Relay, Revoke, StoreMessage, Tell
+from .sharding.asks import Asks
+from .sharding.copies import Copies
+from .sharding.epoch import SharedEpoch
+from .sharding.exchange import Exchange, Send, Soon
+from .sharding.link import Later
+from .sharding.parts import Pending, answer_of_the_past, one_answer, part_of, size_of
+from .sharding.places import Places
+from .sharding.receiver import Receiver
+from .sharding.relays import Relays
+from .sharding.waits import ClientWaits
 
-_MANY = rq.MultiGet | rq.MultiSet | rq.Check | rq.Wait
 _ALL = rq.NumKeys | rq.ListKeys
+_BLOCKING = rq.Wait | rq.Barrier
 _READS = rq.Get | rq.MultiGet
 
 
-@dataclass
-class _Part:
-    """What one owner is asked."""
-
-    node: int
-    request: Shared
-    indices: tuple[int, ...]
-    answer: Answer | None = None
-
-
-@dataclass
-class _Pending:
-    """A client's request that others must answer."""
-
-    session: Session
-    request: rq.Request
-    epoch: int
-    places: tuple[EpochKey, ...]
-    parts: dict[int, _Part] = field(default_factory=dict)
-
-
 class Shards:
-    """The asking side of one node's store. `send(node, message)` may lose messages; `lost` tells when."""
+    """One node's part in it: what its clients ask of others, and what others ask of it.
+
+    `send(node, message)` may lose messages; `lost` tells when. `soon` and `later` are those of the event loop.
+    """
 
     def __init__(
         self,
         keyspace: Keyspace,
         receivers: dict[Session, Receiver],
-        send: Callable[[int, StoreMessage], None],
+        send: Send,
         own: Callable[[], int],
+        *,
+        room: Room,
+        soon: Soon,
+        later: Later,
     ) -> None:
         self._keyspace = keyspace
         self._receivers = receivers
-        self._send = send
         self._own = own
-        self.owner = ShardOwner(keyspace, receivers)
-        self._owners: dict[int, tuple[int, ...]] = {}
-        self._failed: set[int] = set()
-        self._serial = 0
-        self._pending: dict[int, _Pending] = {}
-        """By the serial of each part."""
-        self._of_session: dict[Session, _Pending] = {}
-        self._kept: dict[Session, dict[EpochKey, bytes]] = {}
-        """What the last WAIT of a client has brought along."""
-        self._listeners: dict[int, dict[tuple[str, int], None]] = {}
-        self._last_write_ns: dict[int, int] = {}
+        self._room = room
+        self._exchange = Exchange(keyspace, receivers, room, send, own, soon, later, self._hear)
+        self._asks = Asks(self._exchange.put)
+        self._relays = Relays(self._exchange.put)
+        self._epochs: dict[int, SharedEpoch] = {}
+        self._places = Places(keyspace, self.is_shared)
+        self._pending: dict[Session, Pending] = {}
+        self._waits = ClientWaits(self._asks, self._pending, self._answer)
 
     # ---- epochs ----------------------------------------------------------------------------------------------------
 
-    def open(self, epoch: int, owners: Sequence[int]) -> None:
-        """An epoch is shared by these nodes, in this order. Older ones have gone."""
-        self._owners[epoch] = tuple(owners)
-        for old in [old for old in self._owners if old < epoch]:
-            self.fail(old)
-            for table in (self._owners, self._listeners, self._last_write_ns):
-                table.pop(old, None)
-            self._failed.discard(old)
-        self.owner.advance(epoch)
+    def open(self, epoch: int, nodes: Sequence[int]) -> None:
+        """An epoch is shared by these nodes, which are told alike everywhere. Older ones have gone."""
+        for old, known in list(self._epochs.items()):
+            if old < epoch or (old == epoch and known.nodes != tuple(nodes)):
+                self._end(old)
+        self._exchange.advance(epoch)
+        self._relays.advance(epoch)
+        if epoch not in self._epochs:
+            self._epochs[epoch] = SharedEpoch(epoch, tuple(nodes), Copies(epoch, self._room))
 
     def fail(self, epoch: int) -> int:
         """Everything that is asked for in an epoch is answered now; how many waits that frees."""
-        self._failed.add(epoch)
+        known = self._epochs.get(epoch)
+        if known is None:
+            return 0
+        known.failed = True
         freed = 0
-        for pending in [p for p in self._of_session.values() if p.epoch == epoch]:
-            freed += isinstance(pending.request, rq.Wait | rq.Barrier)
-            self._abandon(pending)
+        for session, pending in [(s, p) for s, p in self._pending.items() if p.epoch == epoch]:
+            freed += isinstance(pending.request, _BLOCKING)
+            self._abandon(session, pending)
         return freed
 
+    def leave(self) -> None:
+        """This node is in another job, or in none: whoever is spoken with from now on has heard nothing yet."""
+        for epoch in list(self._epochs):
+            self._end(epoch)
+        self._exchange.close()
+        self._relays.close()
+
     def lost(self, node: int) -> None:
-        """A connection is gone, with what was under way: it is asked again."""
-        for serial, pending in list(self._pending.items()):
-            part = pending.parts[serial]
-            if part.node == node and part.answer is None:
-                self._send(node, self._ask(serial, pending.epoch, part.request))
+        """A connection is gone, with what was under way: it is said again."""
+        self._exchange.lost(node, waits=self._asks.waits_for(node))
+
+    def is_shared(self, epoch: int) -> bool:
+        """Whether other nodes own keys of it, too."""
+        own = self._own()
+        return epoch in self._epochs and any(node != own for node in self._epochs[epoch].owners)
 
     def listeners(self, epoch: int) -> tuple[tuple[str, int], ...]:
         """The gloo listeners that have passed by in an epoch."""
-        return tuple(self._listeners.get(epoch, ()))
+        return tuple(self._epochs[epoch].listeners) if epoch in self._epochs else ()
 
     def last_write_ns(self, epoch: int) -> int | None:
-        return self._last_write_ns.get(epoch)
+        return self._epochs[epoch].last_write_ns if epoch in self._epochs else None
 
     # ---- this node's clients ---------------------------------------------------------------------------------------
 
     def take(self, session: Session, request: rq.Request, now_ns: int) -> bool:
         """Whether others are asked for this; the answer is then sent to the session's receiver."""
-        before = self._of_session.get(session)
-        if isinstance(request, rq.CancelWait):
-            if before is None:
-                return False
-            self._drop(before)
-            self._answer(session, [wire.WAIT_CANCELED])
-            return True
+        self._exchange.now_ns = now_ns
+        before = self._pending.get(session)
         if before is not None:  # its client has given the wait up
-            self._drop(before)
-        places = tuple(self._keyspace.place(session, key) for key in _keys_of(request))
-        epoch = places[0][0] if places else (session.epoch if session.named is None else session.named)
-        owners = self._owners.get(epoch, ())
-        shared = any(node != self._own() for node in owners) and not isinstance(request, rq.Validate | rq.Ping)
-        if shared:
-            self._observe(epoch, request, now_ns)
-        if isinstance(request, _READS) and self._answer_kept(session, request, places):
-            return True
-        if not isinstance(request, _READS):
-            self._kept.pop(session, None)
-        if not shared:
+            self._drop(session, before)
+        if isinstance(request, rq.CancelWait):
+            if before is not None:
+                self._answer(session, [wire.WAIT_CANCELED])
+            return before is not None
+        number, keys = self._places.find(session, request)
+        epoch = self._epochs.get(number)
+        if isinstance(request, _READS):
+            if self._read_here(session, request, number, keys):
+                return True
+        else:
+            self._waits.promises.pop(session, None)
+        if epoch is None or isinstance(request, rq.Validate | rq.Ping):
             return False
-        if any(place[0] != epoch for place in places):
-            raise wire.WireError("one request for keys of two epochs")
-        if (size := _size_of(request)) > MAX_SHARED_BYTES:  # whoever owns it: what works must not depend on a hash
-            raise wire.WireError(f"a request of {size} bytes is over the limit of {MAX_SHARED_BYTES} on several nodes")
-        nodes = owners if isinstance(request, _ALL) else [self._owner_of(place) for place in places]
-        if all(node == self._own() for node in nodes):
+        if not self.is_shared(number) and not self._exchange.is_asked(number):
             return False
-        pending = _Pending(session, request, epoch, places)
-        self._of_session[session] = pending
-        if epoch in self._failed or epoch < self._keyspace.epoch:
-            self._abandon(pending)
-            return True
-        for node in dict.fromkeys(nodes):
-            indices = tuple(index for index, other in enumerate(nodes) if other == node)
-            self._serial += 1
-            pending.parts[self._serial] = _Part(node, _part_of(request, places, indices), indices)
-            self._pending[self._serial] = pending
-        for serial, part in list(pending.parts.items()):
-            if self._of_session.get(session) is not pending:  # one part has decided it
-                break
-            self._dispatch(serial, pending, part, now_ns)
-        return True
+        epoch.observe(request, now_ns)
+        return self._share(session, request, epoch, keys)
 
     def holds(self, session: Session) -> bool:
         """Whether the session's next request must wait. One that blocks can be given up, so it does not count."""
-        pending = self._of_session.get(session)
-        return pending is not None and not isinstance(pending.request, rq.Wait | rq.Barrier)
+        pending = self._pending.get(session)
+        return pending is not None and not isinstance(pending.request, _BLOCKING)
 
     def close(self, session: Session) -> None:
         """A client is gone."""
-        self._kept.pop(session, None)
-        pending = self._of_session.get(session)
+        self._waits.promises.pop(session, None)
+        pending = self._pending.get(session)
         if pending is not None:
-            self._drop(pending)
+            self._drop(session, pending)
 
     # ---- other nodes -----------------------------------------------------------------------------------------------
 
     def receive(self, node: int, asker: str, message: StoreMessage, now_ns: int) -> None:
         """Another store speaks. Raises WireError for an answer that does not fit its question."""
-        match message:
-            case Ask():
-                self.owner.serve(asker, message, lambda answer: self._send(node, answer), now_ns)
-            case Forget():
-                self.owner.forget(asker, message.serial)
-            case Answer():
-                self._answered(node, message)
+        self._exchange.now_ns = now_ns
+        if not message.over:
+            self._exchange.receive(node, asker, message)
+        elif message.epoch in self._epochs and node in self._epochs[message.epoch].owners:
+            self.fail(message.epoch)
 
-    # ---- inside ----------------------------------------------------------------------------------------------------
+    # ---- inside ------------------------------------------------------------------------------------------
 
-    def _owner_of(self, place: EpochKey) -> int:
-        owners = self._owners[place[0]]
-        return owners[zlib.crc32(place[1]) % len(owners)]
+    def _read_here(self, session: Session, request: rq.Request, number: int, keys: tuple[bytes, ...]) -> bool:
+        """Answers a read of copies, and of what the client's last WAIT has brought along."""
+        promise = self._waits.promises.get(session)
+        if promise is not None and promise.copies.epoch != number:
+            promise = None
+        copies = (
+            promise.copies if promise is not None else self._epochs[number].copies if number in self._epochs else None
+        )
+        reply = copies.reply(keys, promise) if copies is not None and keys else None
+        if reply is not None:
+            self._answer(session, reply)
+        return reply is not None
 
-    def _ask(self, serial: int, epoch: int, request: Shared) -> Ask:
-        return Ask(serial, epoch, min(self._pending, default=serial), request)
-
-    def _dispatch(self, serial: int, pending: _Pending, part: _Part, now_ns: int) -> None:
-        ask = self._ask(serial, pending.epoch, part.request)
-        if part.node == self._own():
-            self.owner.serve("", ask, lambda answer: self._answered(part.node, answer), now_ns)
+    def _share(self, session: Session, request: rq.Request, epoch: SharedEpoch, keys: tuple[bytes, ...]) -> bool:
+        """Answers a request with copies, or asks the owners; False if that is this node alone."""
+        waits = isinstance(request, rq.Wait)
+        if waits and keys and self._waits.join(session, epoch, keys):
+            return True
+        if (size := size_of(request)) > MAX_SHARED_BYTES:  # whoever owns it: what works must not depend on a hash
+            raise wire.WireError(f"a request of {size} bytes is over the limit of {MAX_SHARED_BYTES} on several nodes")
+        own = self._own()
+        everywhere = isinstance(request, _ALL)
+        parts = {node: [] for node in epoch.owners} if everywhere else epoch.by_owner(enumerate(keys))
+        if all(node == own for node in parts) and not self._exchange.is_needed_for(epoch.number, request, keys):
+            if isinstance(request, _READS):
+                epoch.note_listeners(self._keyspace.value(epoch.number, key) for key in keys)
+            return False
+        pending = Pending({session: None}, request, epoch.number, keys)
+        self._pending[session] = pending
+        if epoch.failed or epoch.number < self._keyspace.epoch:
+            self._abandon(session, pending)
+        elif waits:
+            self._waits.begin(pending, epoch)
         else:
-            self._send(part.node, ask)
+            self._ask(pending, epoch, parts)
+        return True
 
-    def _answered(self, node: int, answer: Answer) -> None:
-        pending = self._pending.get(answer.serial)
-        if pending is None:
-            return
-        part = pending.parts[answer.serial]
-        if part.answer is not None or part.node != node:
-            return
-        if answer.refused:
-            self._refuse(pending, answer.refused)
-            return
-        check_answer(part.request, answer)
-        part.answer = answer
-        waits = isinstance(pending.request, rq.Wait | rq.Barrier)
-        if waits and answer.reply == wire.WAIT_CANCELED:
-            self._abandon(pending)
-        elif all(part.answer is not None for part in pending.parts.values()):
-            self._forget(pending)
+    def _ask(self, pending: Pending, epoch: SharedEpoch, parts: dict[int, list[int]]) -> None:
+        """The owners of what there are no copies of."""
+        request, keys = pending.request, pending.keys
+        if isinstance(request, rq.Check):
+            parts = epoch.by_owner((index, key) for index, key in enumerate(keys) if key not in epoch.copies)
+        elif isinstance(request, rq.MultiGet):
+            promise = self._waits.promises.get(next(iter(pending.sessions)))
+            if promise is not None and promise.copies is not epoch.copies:
+                promise = None
+            for key in keys:
+                value = epoch.copies.find(key, promise)
+                if value is not None:
+                    pending.values[key] = value
+            parts = epoch.by_owner((index, key) for index, key in enumerate(keys) if key not in pending.values)
+        for node, indices in parts.items():
+            part = part_of(request, keys, indices)
+            self._asks.ask(node, part, (pending,), epoch=epoch.number, indices=indices)
+        if not parts:
             self._complete(pending)
 
-    def _complete(self, pending: _Pending) -> None:
-        session, request = pending.session, pending.request
-        answers = [(part, part.answer) for part in pending.parts.values() if part.answer is not None]
-        if isinstance(request, rq.Wait):
-            kept = self._kept.setdefault(session, {})
-            for part, answer in answers:
-                for index, value in zip(part.indices, answer.values, strict=True):
-                    if value is not None:
-                        kept[pending.places[index]] = value
-                        self._note_listeners(pending.epoch, value)
-            self._answer(session, [wire.STOP_WAITING])
-        elif isinstance(request, rq.MultiGet):
-            values: dict[int, bytes] = {}
-            for part, answer in answers:
-                values.update(zip(part.indices, wire.decode_blobs(answer.reply), strict=True))
-            for value in values.values():
-                self._note_listeners(pending.epoch, value)
-            self._answer(session, wire.encode_blobs(values[index] for index in range(len(request.keys))))
-        elif isinstance(request, rq.Check):
-            ready = all(answer.reply == wire.READY for _, answer in answers)
-            self._answer(session, [wire.READY if ready else wire.NOT_READY])
-        elif isinstance(request, rq.NumKeys):
-            self._answer(session, [wire.encode_i64(sum(wire.decode_i64(answer.reply) for _, answer in answers))])
-        elif isinstance(request, rq.ListKeys):
-            keys = [key for _, answer in answers for key in wire.decode_blobs(answer.reply[8:])]
+    def _end(self, epoch: int) -> None:
+        self.fail(epoch)
+        self._epochs.pop(epoch).copies.close()
+
+    def _complete(self, pending: Pending) -> None:
+        """Every part of a request that is one client's is answered."""
+        (session,) = pending.sessions
+        del self._pending[session]
+        if isinstance(pending.request, rq.ListKeys):
+            keys = [key for _, answer in pending.answers for key in wire.decode_blobs(answer.reply[8:])]
             keys = [self._keyspace.full_key(session, pending.epoch, key) for key in keys]
             self._answer(session, [wire.encode_i64(len(keys)), *wire.encode_blobs(keys)])
+        elif isinstance(pending.request, rq.Barrier):
+            self._answer(session, [wire.STOP_WAITING])
         else:
-            self._answer(session, [answer.reply for _, answer in answers if answer.reply])
+            self._answer(session, one_answer(pending))
 
-    def _refuse(self, pending: _Pending, reason: str) -> None:
-        """It was this client's mistake."""
-        self._drop(pending)
-        receiver = self._receivers.get(pending.session)
-        if receiver is not None:
-            receiver.refuse(reason)
-
-    def _abandon(self, pending: _Pending) -> None:
+    def _abandon(self, session: Session, pending: Pending) -> None:
         """It is answered as for an epoch that has gone."""
-        self._drop(pending)
-        if isinstance(pending.request, rq.Wait | rq.Barrier):
-            pending.session.cancel_unasked = True
-        self._answer(pending.session, _answer_of_the_past(pending.request))
+        self._drop(session, pending)
+        if isinstance(pending.request, _BLOCKING):
+            session.cancel_unasked = True
+        self._answer(session, answer_of_the_past(pending.request))
 
-    def _drop(self, pending: _Pending) -> None:
-        self._forget(pending)
-        for serial, part in pending.parts.items():
-            if part.answer is not None:
-                continue
-            if part.node == self._own():
-                self.owner.forget("", serial)
-            else:
-                self._send(part.node, Forget(serial))
-
-    def _forget(self, pending: _Pending) -> None:
-        if self._of_session.get(pending.session) is pending:
-            del self._of_session[pending.session]
-        for serial in pending.parts:
-            self._pending.pop(serial, None)
+    def _drop(self, session: Session, pending: Pending) -> None:
+        del self._pending[session]
+        self._waits.drop(session, pending, self._epochs.get(pending.epoch))
 
     def _answer(self, session: Session, reply: list[bytes]) -> None:
         receiver = self._receivers.get(session)
         if receiver is not None:
             receiver.send(reply)
 
-    def _answer_kept(self, session: Session, request: rq.Request, places: Sequence[EpochKey]) -> bool:
-        kept = self._kept.get(session, {})
-        if not kept or any(place not in kept for place in places):
-            return False
-        self._answer(session, wire.encode_blobs(kept[place] for place in places))
-        return True
+    def _hear(self, number: int, node: int, item: Item) -> None:
+        """What is not for an owner."""
+        epoch = self._epochs.get(number)
+        if epoch is None:
+            return
+        match item:
+            case Answer():
+                if item.kept:
+                    self._relays.answered(number, node, item)
+                self._answered(epoch, node, item)
+            case Relay() if item.targets:
+                self._answered(epoch, item.owner, self._relays.take(number, item))
+            case PassOn():
+                self._relays.pass_on(number, node, item)
+            case Tell():
+                self._asks.tell(number, node, item.serial)
+            case Revoke():
+                self._waits.revoked(epoch, node, item)
 
-    def _observe(self, epoch: int, request: rq.Request, now_ns: int) -> None:
-        match request:
-            case rq.Set():
-                self._note_listeners(epoch, request.value)
-            case rq.MultiSet():
-                for _, value in request.items:
-                    self._note_listeners(epoch, value)
-            case rq.Add() | rq.Append() | rq.CompareSet():
-                pass
-            case _:
-                return
-        self._last_write_ns[epoch] = now_ns
-
-    def _note_listeners(self, epoch: int, value: bytes) -> None:
-        for listener in listeners_in(value):
-            self._listeners.setdefault(epoch, {})[listener] = None
-
-
-def _keys_of(request: rq.Request) -> tuple[bytes, ...]:
-    match request:
-        case rq.MultiGet() | rq.Check() | rq.Wait():
-            return request.keys
-        case rq.MultiSet():
-            return tuple(key for key, _ in request.items)
-        case rq.Validate() | rq.Ping() | rq.CancelWait() | rq.NumKeys() | rq.ListKeys():
-            return ()
-    return (request.key,)
-
-
-def _size_of(request: rq.Request) -> int:
-    """Bytes of keys and values."""
-    match request:
-        case rq.Set() | rq.Append() | rq.QueuePush():
-            return len(request.key) + len(request.value)
-        case rq.CompareSet():
-            return len(request.key) + len(request.expected) + len(request.desired)
-        case rq.MultiSet():
-            return sum(len(key) + len(value) + 16 for key, value in request.items)
-    return sum(len(key) + 16 for key in _keys_of(request))
-
-
-def _part_of(request: rq.Request, places: Sequence[EpochKey], indices: Sequence[int]) -> Shared:
-    """The request for one owner's keys, without the prefix of their epoch."""
-    from msgspec.structs import replace
-
-    keys = tuple(places[index][1] for index in indices) if places else ()
-    match request:
-        case rq.MultiGet() | rq.Check() | rq.Wait():
-            return replace(request, keys=keys)
-        case rq.MultiSet():
-            values = [request.items[index][1] for index in indices]
-            return rq.MultiSet(tuple(zip(keys, values, strict=True)))
-        case rq.NumKeys() | rq.ListKeys():
-            return request
-        case rq.Validate() | rq.Ping() | rq.CancelWait():
-            raise AssertionError("not shared")
-    return replace(request, key=keys[0])
-
-
-def _answer_of_the_past(request: rq.Request) -> list[bytes]:
-    match request:
-        case rq.Wait() | rq.Barrier():
-            return [wire.WAIT_CANCELED]
-        case rq.Get():
-            return wire.encode_blobs([b""])
-        case rq.CompareSet():
-            return wire.encode_blobs([b""])
-        case rq.MultiGet():
-            return wire.encode_blobs([b""] * len(request.keys))
-        case rq.Check():
-            return [wire.NOT_READY]
-        case rq.Set() | rq.MultiSet() | rq.Append() | rq.QueuePush():
-            return []
-        case rq.ListKeys():
-            return [wire.encode_i64(0)]
-    return [wire.encode_i64(0)]
+    def _answered(self, epoch: SharedEpoch, node: int, answer: Answer) -> None:
+        part = self._asks.answered(node, answer)
+        if part is None:
+            return
+        if answer.refused:  # it was these clients' mistake
+            for session, pending in [(session, one) for one in part.waiting for session in one.sessions]:
+                self._drop(session, pending)
+                if session in self._receivers:
+                    self._receivers[session].refuse(answer.refused)
+        elif isinstance(part.request, _BLOCKING) and answer.reply == wire.WAIT_CANCELED:
+            for session, pending in [(session, one) for one in part.waiting for session in one.sessions]:
+                self._abandon(session, pending)
+        elif isinstance(part.request, rq.Wait):
+            self._waits.answered(epoch, part, answer)
+        else:
+            (pending,) = part.waiting
+            pending.answers.append((part, answer))
+            if isinstance(part.request, _READS):
+                epoch.note_listeners(wire.decode_blobs(answer.reply))
+            if not pending.parts:
+                self._complete(pending)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import requests as rq
+from .repeated import Repeated
 
 VALIDATION_MAGIC = 0x3C85F7CE
 
@@ -131,8 +132,9 @@ class RequestParser:
     copied once. After a `WireError` the stream has lost its meaning: close it.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, repeated: Repeated | None = None) -> None:
         self._limits = limits
+        self._repeated = Repeated() if repeated is None else repeated
         self._buffer = bytearray()
         self._at = 0
         self._validated = False
@@ -140,6 +142,7 @@ class RequestParser:
 
     def _begin(self) -> None:
         self._shape: _Shape | None = None
+        self._code = -1
         self._fields: list[Any] = []
         self._expected = -1  # fields of this request; -1 while its count is not known
         self._length = -1  # of the key or value being read; -1 while not known
@@ -165,6 +168,14 @@ class RequestParser:
             if self._at == len(self._buffer):
                 self._compact()
                 return None
+            if self._validated:
+                known = self._repeated.find(self._buffer, self._at)
+                if known is not None:
+                    if known.size <= self.buffered:
+                        self._at += known.size
+                        return known.request
+                    self._compact()  # so far it is that one: the rest is on its way
+                    return None
             self._start(self._buffer[self._at])
             self._at += 1
         shape = self._shape
@@ -184,6 +195,8 @@ class RequestParser:
                 return None
             fields.append(field)
         request = shape.build(fields)
+        if shape.counted and len(row) == 1:
+            self._repeated.note(self._code, fields, self._size, request)
         self._begin()
         return request
 
@@ -196,6 +209,7 @@ class RequestParser:
         if code != QueryType.VALIDATE and not self._validated:
             raise WireError(f"query type {code} came before VALIDATE")
         self._validated = True
+        self._code = code
         self._shape = shape
         if not shape.counted:
             self._expected = len(shape.row)

@@ -58,11 +58,12 @@ CONTROL_SAMPLES = [
     msg.Tell(9, 0, 1, 0, ev.Exited(0, 0, 1)),
 ]
 STORE_SAMPLES = [
-    shard_messages.Ask(1, 0, 0, rq.Set(b"key", b"value")),
-    shard_messages.Ask(2, 0, 0, rq.Wait((b"a", b"b"))),
-    shard_messages.Ask(3, 0, 0, rq.Barrier(b"a", 3)),
-    shard_messages.Answer(1, b"reply", (b"value", None)),
-    shard_messages.Forget(1),
+    shard_messages.Batch(0, 1, 0, (shard_messages.Ask(1, rq.Set(b"key", b"value")),)),
+    shard_messages.Batch(0, 2, 0, (shard_messages.Ask(2, rq.Wait((b"a", b"b")), together=True),)),
+    shard_messages.Batch(0, 3, 0, (shard_messages.Ask(3, rq.Barrier(b"a", 3)), shard_messages.Forget(3))),
+    shard_messages.Batch(0, 1, 2, (shard_messages.Answer(1, b"reply", (b"value", None)),)),
+    shard_messages.Batch(0, 2, 2, (shard_messages.Revoke(b"key", (1,)), shard_messages.Released(b"key"))),
+    shard_messages.Batch(0, 0, 2, again=True),
 ]
 
 

@@ -234,7 +234,7 @@ def test_every_kind_of_message_survives_mutation() -> None:
         msg.encode(msg.RequestVote(3, (2, 1), pre=False)),
         msg.encode(msg.Heartbeat(1, 0, 2, 3)),
         msg.encode(msg.Tell(1, 0, 1, 0, msg.Report((1, 1)))),
-        shard_messages.encode(shard_messages.Answer(4, b"reply", (b"value", None))),
+        shard_messages.encode(shard_messages.Batch(1, 1, 0, (shard_messages.Answer(4, b"reply", (b"value", None)),))),
     ]
     for _ in range(4000):
         data = bytearray(dice.choice(samples))

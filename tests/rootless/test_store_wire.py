@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hyperpodrun.rootless import requests as rq
+from hyperpodrun.rootless.repeated import Repeated
 from hyperpodrun.rootless.wire import Limits, QueryType, RequestParser, WireError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -128,3 +129,27 @@ def test_refused_before_it_is_buffered(data: bytes, reason: str) -> None:
 def test_a_connection_opens_with_validate(data: bytes, reason: str) -> None:
     with pytest.raises(WireError, match=reason):
         parse(RequestParser(Limits()), data)
+
+
+def test_a_long_request_that_was_read_before_is_known_however_it_is_cut() -> None:
+    """All ranks of a node ask for the same keys: the second reads none of them, and gets the very same request."""
+    keys = tuple(b"//cpu//0/%d" % rank for rank in range(1000))
+    other = (*keys[:-1], b"//cpu//0/xyz")
+    assert len(other[-1]) == len(keys[-1])
+    repeated = Repeated()
+    first = RequestParser(Limits(), repeated)
+    (_, made) = parse(first, encode(rq.Validate()), encode(rq.Wait(keys)))
+    assert made == rq.Wait(keys)
+    data = encode(rq.Wait(keys)) + encode(rq.Ping(7))
+    for cuts in ([1, 9, 10, 5000], [len(data) // 2], [], [len(data) - 6]):
+        parser = RequestParser(Limits(), repeated)
+        pieces = [data[start:end] for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+        found = parse(parser, encode(rq.Validate()), *pieces)
+        assert found[1:] == [rq.Wait(keys), rq.Ping(7)]
+        assert (found[1] is made) == (1 not in cuts), "nine bytes say which it may be"
+        assert parser.held == 0
+    for request in (rq.Wait(other), rq.MultiGet(keys), rq.Wait(keys[:-1])):
+        for cut in (4000, len(encode(request)) - 2):
+            parser = RequestParser(Limits(), repeated)
+            data = encode(request)
+            assert parse(parser, encode(rq.Validate()), data[:cut], data[cut:])[1:] == [request]

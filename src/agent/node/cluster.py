@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _HINT = "a job of its own needs an endpoint of its own"
 _ASK_AGAIN_S = 0.2
-"""After a connection has closed, what was asked of the store at its other end is asked again."""
+"""After a connection has closed, what was said to the store at its other end is said again."""
 
 
 class ClusterHead:
@@ -206,7 +206,7 @@ class ClusterHead:
                 self._addresses = {number: member.address for number, member in members}
                 self._numbers = {member.address: number for number, member in members}
                 self._number = -1 if action.own is None else action.own
-                self._job = zlib.crc32(action.configurations.proposed.founder.encode())
+                self._be_in(zlib.crc32(action.configurations.proposed.founder.encode()))
             case msg.Ended():
                 if action.end.exit_code == 0 and not self._local.has_run:
                     self._console.log("spare", end="the job has succeeded, and nothing of it ran here", hint=_HINT)
@@ -217,6 +217,12 @@ class ClusterHead:
         assert self._transport is not None
         tried = "; ".join(f"{address}: {outcome}" for address, outcome in self._transport.tried.items())
         return {"listens": self._listens, "tried": tried or None}
+
+    def _be_in(self, job: int) -> None:
+        """Epochs of another incarnation may have the same numbers, and its stores have heard nothing of this one."""
+        if job != self._job and self._sharing is not None:
+            self._sharing.leave()
+        self._job = job
 
     # ---- the store of many nodes -----------------------------------------------------------------------------------
 

@@ -72,7 +72,7 @@ def test_messages_go_both_ways_over_one_connection(keys: Any) -> None:
         await until(lambda: other.heard == [("one", b"hello")])
         other.say(one, b"you too")
         await until(lambda: one.heard == [("other", b"you too")])
-        assert not other.transport._outgoing, "the connection that is there is used"
+        assert not len(other.transport.outgoing), "the connection that is there is used"
 
     play(scene, End("one", keys), End("other", keys))
 
@@ -198,7 +198,7 @@ def test_connections_that_say_nothing_are_bounded_and_an_agent_still_gets_in() -
         for task, (_, writer) in zip(ended, held, strict=True):
             writer.close()
             task.cancel()
-        await until(lambda: not one.transport._peers)
+        await until(lambda: not len(one.transport.incoming))
         friend.say(one, b"another")
         await until(lambda: (b"another") in [data for _, data in one.heard])
         assert [event for event, _ in one.logged] == ["peer-refused"]

@@ -77,6 +77,7 @@ class ClusterHead:
 
     async def serve(self, loop: asyncio.AbstractEventLoop) -> None:
         """Binds the port and begins to look for the job, or to found it. Raises OSError if there is no free port."""
+        from ...rendezvous.incoming import descriptor_warning
         from ...rendezvous.keys import derive_keys
         from ...rendezvous.transport import Transport
 
@@ -90,6 +91,9 @@ class ClusterHead:
         warning = port_warning(port, port)
         if warning is not None:
             self._console.log("ephemeral-ports", message=warning)
+        warning = descriptor_warning(self._config.nodes[1])
+        if warning is not None:
+            self._console.log("descriptors", message=warning)
         self._listens = format_address(cluster.bind, port)
         because = self._config.rendezvous.because
         if because:

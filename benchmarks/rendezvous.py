@@ -176,7 +176,9 @@ def main() -> int:
             reached = {name: harness.median([run[name] for run in runs]) for name in MILESTONES}
             row[f"{what}_s"], row[f"{what}_milestones_s"] = reached["all-reduce"], reached
             line.append(harness.spread([run["all-reduce"] for run in runs]))
-            where.append([str(agents), launcher, what, *(f"{reached[name]:.2f}" if runs else "-" for name in MILESTONES)])
+            where.append(
+                [str(agents), launcher, what, *(f"{reached[name]:.2f}" if runs else "-" for name in MILESTONES)]
+            )
             if what == "start":
                 row["first_line_s"] = reached["line"]
         rows.append({**row, "failed": failed[agents, launcher]})

@@ -8,13 +8,13 @@ Called by: `incoming.py`, `outgoing.py`.
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import zmq
-import zmq.utils.monitor
 
 from .sockets import ENDS, WATCHED, descriptor_of
 
@@ -28,6 +28,10 @@ _LAST_WORDS = 16 * _AT_ONCE
 """So many messages are read before the end of a connection is told: what it said before counts."""
 _TRIED_AT_ONCE = 64
 _TRY_AGAIN_S = 0.05
+
+_NOBLOCK, _MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
+"""As numbers: arithmetic with pyzmq's flags takes longer than sending."""
+_EVENT = struct.Struct("=Hi")
 
 OnMessage = Callable[[bytes, list[bytes], int], None]
 """(the peer's identity, frames, the descriptor they came from)."""
@@ -135,7 +139,10 @@ class Router:
     def _try(self, identity: bytes, frames: Sequence[bytes]) -> bool | None:
         """Whether it is sent; False if the peer is not there, None if there is no room."""
         try:
-            self.socket.send_multipart([identity, *frames], zmq.NOBLOCK)
+            self.socket.send(identity, _MORE)
+            for frame in frames[:-1]:
+                self.socket.send(frame, _MORE)
+            self.socket.send(frames[-1], _NOBLOCK)
         except zmq.Again:
             return None
         except zmq.ZMQError:  # it has gone, or this socket has been closed
@@ -186,7 +193,9 @@ class Router:
         """Whether there may be more."""
         for _ in range(most):
             try:
-                frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                frames = [self.socket.recv(_NOBLOCK, copy=False)]
+                while frames[-1].more:
+                    frames.append(self.socket.recv(_NOBLOCK, copy=False))
             except zmq.ZMQError:  # no more, or closed by what the last message brought about
                 return False
             identity, *parts = [bytes(frame.buffer) for frame in frames]
@@ -198,12 +207,13 @@ class Router:
             if self._monitor.closed:
                 return False
             try:
-                news = zmq.utils.monitor.recv_monitor_message(self._monitor, zmq.NOBLOCK)
+                kind, value = _EVENT.unpack(self._monitor.recv(_NOBLOCK))
+                endpoint = self._monitor.recv(_NOBLOCK).decode("ascii", "replace")
             except zmq.ZMQError:
                 return False
-            if news["event"] in ENDS:
+            if kind in ENDS:
                 self._receive(_LAST_WORDS)
-            self._on_event(news["event"], int(news["value"]), news["endpoint"].decode("ascii", "replace"))
+            self._on_event(kind, value, endpoint)
         return True
 
 

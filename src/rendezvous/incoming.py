@@ -48,6 +48,8 @@ class _Connection:
     host: str = ""
     """Counted among its strangers while this is not empty and the identity is not known."""
     identity: bytes | None = None
+    is_early: bool = False
+    """Heard of before the end of the connection that had the descriptor before is told."""
 
 
 class Incoming:
@@ -117,12 +119,13 @@ class Incoming:
     def _introduced(self, descriptor: int, identity: bytes) -> None:
         connection = self._connections.get(descriptor)
         if connection is None:  # its beginning will be told after its first message
-            connection = self._connections[descriptor] = _Connection()
+            connection = self._connections[descriptor] = _Connection(peer_name(descriptor))
         if connection.identity == identity:
             return
         self._no_stranger(connection)
-        if connection.identity is not None:  # the descriptor is another's by now
+        if connection.identity is not None:
             self._leave(connection.identity, descriptor)
+            connection = self._connections[descriptor] = _Connection(peer_name(descriptor), is_early=True)
         connection.identity = identity
         self._descriptors.setdefault(identity, set()).add(descriptor)
 
@@ -157,8 +160,12 @@ class Incoming:
         hang_up(descriptor, peer)
 
     def _disconnected(self, descriptor: int) -> None:
-        connection = self._connections.pop(descriptor, None) or _Connection()
         failure, self._failure = self._failure, None
+        known = self._connections.get(descriptor)
+        if known is not None and known.is_early:
+            known.is_early = False
+            return
+        connection = self._connections.pop(descriptor, None) or _Connection()
         if connection.identity is None:
             self._no_stranger(connection)
             if failure is not None:  # who is gone before it can be asked has no name

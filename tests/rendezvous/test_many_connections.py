@@ -292,3 +292,24 @@ def test_a_limit_that_is_too_low_for_the_job_is_said_in_a_sentence(monkeypatch: 
         said = incoming.descriptor_warning(most + 1) or ""
         assert f"with {most + 1} nodes" in said
         assert "ulimit -Hn" in said
+
+
+def test_a_descriptor_that_is_another_agents_before_the_end_of_the_first_is_told_costs_the_second_nothing() -> None:
+    left: list[str] = []
+    owner = Transport("me", None, lambda *_, **__: None)
+    owner._on_closed = lambda address, key: left.append(address)
+    try:
+        side = owner.incoming
+        first, second = b"one|127.0.0.1:1", b"two|127.0.0.1:2"
+        side._on_event(zmq.EVENT_ACCEPTED, 9999, "")
+        side._on_message(first, [CONTROL, b"one", b"hello"], 9999)
+        side._on_message(second, [CONTROL, b"two", b"hello"], 9999)
+        assert left == ["127.0.0.1:1"]
+        for event in (zmq.EVENT_DISCONNECTED, zmq.EVENT_ACCEPTED):
+            side._on_event(event, 9999, "")
+        assert left == ["127.0.0.1:1"]
+        side._on_event(zmq.EVENT_DISCONNECTED, 9999, "")
+        assert left == ["127.0.0.1:1", "127.0.0.1:2"]
+        assert len(side) == 0
+    finally:
+        owner.close(0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 import zlib
+from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,8 @@ class ClusterHead:
         self._sharing: Shards | None = None
         self._addresses: dict[int, str] = {}
         self._numbers: dict[str, int] = {}
+        self._at: dict[str, list[int]] = {}
+        """While a member is replaced there are two at its address."""
         self._number = -1
         self._listens = ""
         self._job = 0
@@ -181,6 +184,9 @@ class ClusterHead:
                 members = sorted(action.configurations.everybody().items())
                 self._addresses = {number: member.address for number, member in members}
                 self._numbers = {member.address: number for number, member in members}
+                self._at = defaultdict(list)
+                for number, member in members:
+                    self._at[member.address].append(number)
                 self._number = -1 if action.own is None else action.own
                 self._job = zlib.crc32(action.configurations.proposed.founder.encode())
             case msg.Ended():
@@ -225,9 +231,8 @@ class ClusterHead:
 
     def _ask_again(self, address: str) -> None:
         assert self._sharing is not None
-        for number, other in self._addresses.items():
-            if other == address:
-                self._sharing.lost(number)
+        for number in self._at.get(address, ()):
+            self._sharing.lost(number)
 
     # ---- what happens ----------------------------------------------------------------------------------------------
 
@@ -246,6 +251,6 @@ class ClusterHead:
         self._on_happened(msg.Received(key, address, message))
 
     def _on_closed(self, address: str, key: str) -> None:
-        if self._loop is not None and address in self._addresses.values():
+        if self._loop is not None and address in self._at:
             self._loop.call_later(_ASK_AGAIN_S, self._ask_again, address)
         self._on_happened(msg.Closed(address, key))

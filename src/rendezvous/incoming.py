@@ -23,10 +23,11 @@ _STRANGERS = 64
 """So many connections of one host may be open whose agent has not said who it is. More are ended as they come: each
 costs a descriptor, until ZeroMQ gives it up."""
 _RESERVE = 256
-"""Descriptors for workers' pipes, the store and the connections that this agent makes."""
+"""Descriptors for workers' pipes and the store."""
 
 
 def most_connections() -> int:
+    """So many that descriptors are left for the rest of the agent."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return max(soft - _RESERVE, soft // 2)
 
@@ -53,9 +54,9 @@ class _Connection:
 
 
 class Incoming:
-    """`most`: so many connections there may be; descriptors must be left for the rest of the agent."""
+    """One side of the transport, which is the `owner`."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], keys: JobKeys | None, owner: Owner, most: int) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], keys: JobKeys | None, owner: Owner) -> None:
         sock = secured_router(context, keys)
         if keys is not None:
             sock.setsockopt(zmq.CURVE_SERVER, 1)
@@ -63,7 +64,6 @@ class Incoming:
         self._router = Router(sock, self._too_slow)
         self._has_secret = keys is not None
         self._owner = owner
-        self._most = most
         self._connections: dict[int, _Connection] = {}
         self._descriptors: dict[bytes, set[int]] = {}
         """By identity."""
@@ -144,8 +144,9 @@ class Incoming:
         host = parse_address(connection.peer)[0]
         if connection.peer == UNKNOWN:
             return
-        if len(self._connections) > self._most:
-            self._one_too_many(descriptor, f"{self._most} connections are open, and there are no descriptors for more")
+        no_room = self._owner.no_room()
+        if no_room:
+            self._one_too_many(descriptor, no_room)
         elif connection.identity is None:
             connection.host = host
             self._strangers[host] += 1

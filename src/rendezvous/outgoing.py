@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import socket
 from collections import deque
@@ -106,6 +107,9 @@ class Outgoing:
     def open(self, connection: Connection, host: str, port: int) -> None:
         """Begins to connect to a numeric address. Raises OSError if it cannot."""
         assert self._loop is not None
+        no_room = self._owner.no_room()
+        if no_room:
+            raise OSError(errno.EMFILE, no_room)
         with socket.socket():  # ZeroMQ does not tell that there is no descriptor left
             pass
         endpoint = self._free_text(connection, host, port)

@@ -54,6 +54,9 @@ class Owner(Protocol):
 
     def is_refused(self, identity: bytes) -> bool: ...
 
+    def no_room(self) -> str:
+        """Why there may not be as many connections as there are; empty if there may."""
+
     def tell_seldom(self, event: str, **fields: object) -> None: ...
 
 

@@ -47,7 +47,8 @@ class Transport:
         self._log = log
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self.counters: Counter[str] = Counter()
-        self.incoming = Incoming(self._context, keys, self, most_connections())
+        self._most = most_connections()
+        self.incoming = Incoming(self._context, keys, self)
         self.outgoing = Outgoing(self._context, keys, self, self._ended)
         self._allowlist: Allowlist | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -202,6 +203,11 @@ class Transport:
 
     def is_refused(self, identity: bytes) -> bool:
         return identity in self._refused
+
+    def no_room(self) -> str:
+        if len(self.incoming) + len(self.outgoing) <= self._most:
+            return ""
+        return f"{self._most} connections are open, and there are no descriptors for more"
 
     def tell_seldom(self, event: str, **fields: object) -> None:
         """One line a minute: who scans ports, or says what nobody understands, must not fill the log."""

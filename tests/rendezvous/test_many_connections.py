@@ -278,8 +278,11 @@ def test_a_connection_for_which_no_descriptor_is_left_is_ended_with_one_line(
         dealers += [connected(peers, agent, number) for number in range(3, 6)]
         await until(lambda: agent.transport.counters["too_many"] >= 3)
         assert [event for event, _ in agent.logged] == ["peer-refused"]
-        assert "no descriptors" in str(agent.logged)
         assert agent.closed == []
+        agent.send("127.0.0.1:1", b"x")
+        await until(lambda: agent.closed == ["127.0.0.1:1"])
+        assert [event for event, _ in agent.logged] == ["peer-refused", "unreachable"]
+        assert all("no descriptors" in str(said) for _, said in agent.logged)
 
     play(scene)
 

@@ -17,11 +17,13 @@ import zmq
 from .addresses import format_address, parse_address
 from .keys import JobKeys
 from .router import TOO_SLOW, Owner, Router
-from .sockets import FAILED, UNKNOWN, hang_up, key_in, parse_identity, peer_name, secured_router, why_refused
+from .sockets import FAILED, UNKNOWN, hang_up, is_open, key_in, parse_identity, peer_name, secured_router, why_refused
 
 _STRANGERS = 64
 """So many connections of one host may be open whose agent has not said who it is. More are ended as they come: each
 costs a descriptor, until ZeroMQ gives it up."""
+_CLOSED_WITHIN_S = 0.05
+"""ZeroMQ tells the end of a connection before it closes the descriptor, at once in the same thread."""
 _RESERVE = 256
 """Descriptors for workers' pipes and the store."""
 
@@ -49,8 +51,6 @@ class _Connection:
     host: str = ""
     """Counted among its strangers while this is not empty and the identity is not known."""
     identity: bytes | None = None
-    is_early: bool = False
-    """Heard of before the end of the connection that had the descriptor before is told."""
 
 
 class Incoming:
@@ -64,6 +64,7 @@ class Incoming:
         self._router = Router(sock, self._too_slow)
         self._has_secret = keys is not None
         self._owner = owner
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._connections: dict[int, _Connection] = {}
         self._descriptors: dict[bytes, set[int]] = {}
         """By identity."""
@@ -86,6 +87,7 @@ class Incoming:
         self._router.socket.bind(f"tcp://{format_address(host, port)}")
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self._router.start(loop, self._on_message, self._on_event)
 
     def close(self, linger_s: float) -> None:
@@ -119,14 +121,16 @@ class Incoming:
     def _introduced(self, descriptor: int, identity: bytes) -> None:
         connection = self._connections.get(descriptor)
         if connection is None:  # its beginning will be told after its first message
-            connection = self._connections[descriptor] = _Connection(peer_name(descriptor))
+            connection = self._connections[descriptor] = _Connection()
         if connection.identity == identity:
             return
         self._no_stranger(connection)
         if connection.identity is not None:
             self._leave(connection.identity, descriptor)
-            connection = self._connections[descriptor] = _Connection(peer_name(descriptor), is_early=True)
+            connection = self._connections[descriptor] = _Connection()
         connection.identity = identity
+        connection.peer = peer_name(descriptor)
+        self._router.has_another(identity)
         self._descriptors.setdefault(identity, set()).add(descriptor)
 
     def _on_event(self, kind: int, value: int, endpoint: str) -> None:
@@ -139,8 +143,12 @@ class Incoming:
             self._disconnected(value)
 
     def _accepted(self, descriptor: int) -> None:
+        peer = peer_name(descriptor)
+        known = self._connections.get(descriptor)
+        if known is not None and known.identity is not None and known.peer != peer:
+            self._ended(descriptor, known)
         connection = self._connections.setdefault(descriptor, _Connection())
-        connection.peer = peer_name(descriptor)
+        connection.peer = peer
         host = parse_address(connection.peer)[0]
         if connection.peer == UNKNOWN:
             return
@@ -162,16 +170,26 @@ class Incoming:
 
     def _disconnected(self, descriptor: int) -> None:
         failure, self._failure = self._failure, None
-        known = self._connections.get(descriptor)
-        if known is not None and known.is_early:
-            known.is_early = False
-            return
-        connection = self._connections.pop(descriptor, None) or _Connection()
+        connection = self._connections.get(descriptor) or _Connection()
         if connection.identity is None:
+            self._connections.pop(descriptor, None)
             self._no_stranger(connection)
             if failure is not None:  # who is gone before it can be asked has no name
                 self._owner.tell_seldom("peer-refused", peer=connection.peer, reason=failure)
-            return
+        elif is_open(descriptor, connection.peer) and self._loop is not None:
+            # Another's, which had the descriptor before and whose end is told after the first word of this one; or
+            # ZeroMQ is about to close it.
+            self._loop.call_later(_CLOSED_WITHIN_S, self._ended_unless_open, descriptor, connection)
+        else:
+            self._ended(descriptor, connection)
+
+    def _ended_unless_open(self, descriptor: int, connection: _Connection) -> None:
+        if self._connections.get(descriptor) is connection and not is_open(descriptor, connection.peer):
+            self._ended(descriptor, connection)
+
+    def _ended(self, descriptor: int, connection: _Connection) -> None:
+        assert connection.identity is not None
+        del self._connections[descriptor]
         self._leave(connection.identity, descriptor)
 
     def _no_stranger(self, connection: _Connection) -> None:

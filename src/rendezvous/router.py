@@ -81,6 +81,8 @@ class Router:
         self._on_event: OnEvent = lambda *_: None
         self._queues: OrderedDict[bytes, _Queue] = OrderedDict()
         self._bytes = 0
+        self._too_slow: set[bytes] = set()
+        """Their connections are being ended: nothing is kept for them any more."""
         self._due = False
         self._retry: asyncio.TimerHandle | None = None
 
@@ -111,6 +113,8 @@ class Router:
 
     def send(self, identity: bytes, frames: Sequence[bytes]) -> bool:
         """False if there is no such peer. What it has no room for waits."""
+        if identity in self._too_slow:
+            return True
         queue = self._queues.get(identity)
         if queue is None:
             sent = self._try(identity, frames)
@@ -123,20 +127,26 @@ class Router:
         queue.bytes += size
         self._bytes += size
         if queue.bytes > MOST_BYTES:
-            self._too_slow(identity)
+            self._end(identity)
         elif self._bytes > _MOST_BYTES_OF_ALL:
-            self._too_slow(max(self._queues, key=lambda other: self._queues[other].bytes))
+            self._end(max(self._queues, key=lambda other: self._queues[other].bytes))
         self.soon()
         return True
 
     def forget(self, identity: bytes) -> None:
-        """Nothing waits for this peer any more."""
+        """It has gone: nothing waits for it any more."""
+        self._too_slow.discard(identity)
         queue = self._queues.pop(identity, None)
         if queue is not None:
             self._bytes -= queue.bytes
 
-    def _too_slow(self, identity: bytes) -> None:
+    def has_another(self, identity: bytes) -> None:
+        """A peer has made another connection, which is not slow yet."""
+        self._too_slow.discard(identity)
+
+    def _end(self, identity: bytes) -> None:
         self.forget(identity)
+        self._too_slow.add(identity)
         self._on_slow(identity)
 
     def _try(self, identity: bytes, frames: Sequence[bytes]) -> bool | None:

@@ -43,6 +43,7 @@ WATCHED = (
 _FRAMES = 3  # channel, the sender's key, the message
 _KEY = re.compile(rb"[0-9a-z-]{1,64}")
 _HANDSHAKE_MS = 5000
+_ESTABLISHED = 1
 
 
 def secured_router(context: zmq.Context[zmq.Socket[bytes]], keys: JobKeys | None) -> zmq.Socket[bytes]:
@@ -106,6 +107,16 @@ def peer_name(descriptor: int) -> str:
             return _name_of(peer)
     except OSError:
         return UNKNOWN
+
+
+def is_open(descriptor: int, name: str) -> bool:
+    """Whether it is a connection with `name` whose other end has not left."""
+    try:
+        with _borrowed(descriptor) as peer:
+            state = peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+            return state == _ESTABLISHED and _name_of(peer) == name
+    except OSError:
+        return False
 
 
 def hang_up(descriptor: int, name: str) -> None:

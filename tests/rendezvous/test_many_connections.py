@@ -9,13 +9,14 @@ import asyncio
 import contextlib
 import os
 import resource
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 import zmq
 from hyperpodrun.rendezvous import incoming, router
-from hyperpodrun.rendezvous.sockets import CONTROL
+from hyperpodrun.rendezvous.sockets import CONTROL, is_open
 from hyperpodrun.rendezvous.transport import Transport
 
 MANY = 450
@@ -225,6 +226,13 @@ def test_a_peer_that_does_not_read_loses_its_connection_and_the_others_go_on(
         assert agent.transport.counters["too_slow"] == 2
         assert [event for event, _ in agent.logged] == ["peer-slow"], "the other is in its next line, a minute later"
         assert others.getsockopt(zmq.EVENTS) & zmq.POLLIN
+        stuck.close(0)
+        again = connected(peers, agent, 0)
+        again.send_multipart([CONTROL, b"peer", b"here I am again"])
+        await until(lambda: len(agent.heard) == 3)
+        agent.send("127.0.0.1:1000", b"welcome")
+        await until(lambda: again.poll(0))
+        assert again.recv_multipart()[2] == b"welcome"
 
     play(scene)
 
@@ -297,22 +305,33 @@ def test_a_limit_that_is_too_low_for_the_job_is_said_in_a_sentence(monkeypatch: 
         assert "ulimit -Hn" in said
 
 
-def test_a_descriptor_that_is_another_agents_before_the_end_of_the_first_is_told_costs_the_second_nothing() -> None:
-    left: list[str] = []
-    owner = Transport("me", None, lambda *_, **__: None)
-    owner._on_closed = lambda address, key: left.append(address)
-    try:
-        side = owner.incoming
-        first, second = b"one|127.0.0.1:1", b"two|127.0.0.1:2"
-        side._on_event(zmq.EVENT_ACCEPTED, 9999, "")
-        side._on_message(first, [CONTROL, b"one", b"hello"], 9999)
-        side._on_message(second, [CONTROL, b"two", b"hello"], 9999)
-        assert left == ["127.0.0.1:1"]
+@pytest.mark.parametrize("said", [True, False], ids=["the first has spoken", "the first has said nothing"])
+def test_a_descriptor_that_is_another_agents_before_the_end_of_the_first_is_told_costs_the_second_nothing(
+    said: bool,
+) -> None:
+    first, second = b"one|127.0.0.1:1", b"two|127.0.0.1:2"
+
+    async def scene(agent: Agent) -> None:
+        side = agent.transport.incoming
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            client = socket.create_connection(server.getsockname())
+            connection, _ = server.accept()
+        descriptor = connection.fileno()
+        side._on_event(zmq.EVENT_ACCEPTED, descriptor, "")
+        if said:
+            side._on_message(first, [CONTROL, b"one", b"hello"], descriptor)
+        side._on_message(second, [CONTROL, b"two", b"hello"], descriptor)
+        left = ["127.0.0.1:1"] if said else []
+        assert agent.closed == left
         for event in (zmq.EVENT_DISCONNECTED, zmq.EVENT_ACCEPTED):
-            side._on_event(event, 9999, "")
-        assert left == ["127.0.0.1:1"]
-        side._on_event(zmq.EVENT_DISCONNECTED, 9999, "")
-        assert left == ["127.0.0.1:1", "127.0.0.1:2"]
+            side._on_event(event, descriptor, "")
+        await asyncio.sleep(3 * incoming._CLOSED_WITHIN_S)
+        assert agent.closed == left
+        client.close()
+        await until(lambda: not is_open(descriptor, side._connections[descriptor].peer))
+        side._on_event(zmq.EVENT_DISCONNECTED, descriptor, "")
+        assert agent.closed == [*left, "127.0.0.1:2"]
         assert len(side) == 0
-    finally:
-        owner.close(0)
+        connection.close()
+
+    play(scene)

@@ -214,6 +214,7 @@ def test_frames_that_are_not_of_the_protocol_are_refused_with_one_line() -> None
             dealer = context.socket(zmq.DEALER)
             dealer.setsockopt(zmq.IDENTITY, identity)
             dealer.setsockopt(zmq.LINGER, 200)
+            dealer.setsockopt(zmq.RECONNECT_IVL, -1)  # one that goes while it connects again is told of, too
             dealer.connect(f"tcp://{one.address}")
             for frames in ([b"c", b"fine"], [b"x", b"fine", b"data"], [b"c", b"another", b"data"], [b""] * 5):
                 dealer.send_multipart(frames)

@@ -48,6 +48,9 @@ def descriptor_warning(nodes: int) -> str | None:
 @dataclass
 class _Connection:
     peer: str = UNKNOWN
+    """Its other end, once its beginning has been told: who may be hung up on."""
+    seen: str = UNKNOWN
+    """Whose the descriptor was at its first word. A later connection's, if this one had gone by then."""
     host: str = ""
     """Counted among its strangers while this is not empty and the identity is not known."""
     identity: bytes | None = None
@@ -129,7 +132,7 @@ class Incoming:
             self._leave(connection.identity, descriptor)
             connection = self._connections[descriptor] = _Connection()
         connection.identity = identity
-        connection.peer = peer_name(descriptor)
+        connection.seen = peer_name(descriptor)
         self._router.has_another(identity)
         self._descriptors.setdefault(identity, set()).add(descriptor)
 
@@ -145,7 +148,7 @@ class Incoming:
     def _accepted(self, descriptor: int) -> None:
         peer = peer_name(descriptor)
         known = self._connections.get(descriptor)
-        if known is not None and known.identity is not None and known.peer != peer:
+        if known is not None and known.identity is not None and known.seen != peer:
             self._ended(descriptor, known)
         connection = self._connections.setdefault(descriptor, _Connection())
         connection.peer = peer
@@ -176,7 +179,7 @@ class Incoming:
             self._no_stranger(connection)
             if failure is not None:  # who is gone before it can be asked has no name
                 self._owner.tell_seldom("peer-refused", peer=connection.peer, reason=failure)
-        elif is_open(descriptor, connection.peer) and self._loop is not None:
+        elif is_open(descriptor, connection.seen) and self._loop is not None:
             # Another's, which had the descriptor before and whose end is told after the first word of this one; or
             # ZeroMQ is about to close it.
             self._loop.call_later(_CLOSED_WITHIN_S, self._ended_unless_open, descriptor, connection)
@@ -184,7 +187,7 @@ class Incoming:
             self._ended(descriptor, connection)
 
     def _ended_unless_open(self, descriptor: int, connection: _Connection) -> None:
-        if self._connections.get(descriptor) is connection and not is_open(descriptor, connection.peer):
+        if self._connections.get(descriptor) is connection and not is_open(descriptor, connection.seen):
             self._ended(descriptor, connection)
 
     def _ended(self, descriptor: int, connection: _Connection) -> None:

@@ -328,7 +328,7 @@ def test_a_descriptor_that_is_another_agents_before_the_end_of_the_first_is_told
         await asyncio.sleep(3 * incoming._CLOSED_WITHIN_S)
         assert agent.closed == left
         client.close()
-        await until(lambda: not is_open(descriptor, side._connections[descriptor].peer))
+        await until(lambda: not is_open(descriptor, side._connections[descriptor].seen))
         side._on_event(zmq.EVENT_DISCONNECTED, descriptor, "")
         assert agent.closed == [*left, "127.0.0.1:2"]
         assert len(side) == 0

@@ -1,9 +1,15 @@
-"""Agents on several nodes: until all workers are there, and from SIGKILL of an agent until all train again.
+"""Agents on several nodes: until all workers train together, and from SIGKILL of an agent until all train again.
 
 Nodes are network namespaces on this machine, one worker each; torchrun (c10d) does the same beside it. The agent that
 is killed is not the one at the endpoint, whose loss torchrun does not survive; it is started again at once on its
-node, as a scheduler would, in both. *First line*: from the start of the first agent until the last worker runs its
-first statement. *Recovery*: from the SIGKILL until the last rank has completed an all-reduce with all others.
+node, as a scheduler would, in both. *Start*: from the start of the first agent until the last rank has completed its
+first all-reduce with all others; *recovery*: the same from the SIGKILL. The *first line* of the last worker, which is
+in the rows too, is no measure: a worker of hyperpodrun is forked from a process that has imported torch, and torchrun's
+imports it after that line.
+
+Where the time goes is told by milestones, each when the last rank has reached it: its *process* is there, it runs its
+first *line*, *imports* are done, the *function* is entered (here: with all others), there is a *group*, and the
+*all-reduce*. Ranks that have lived on are at the later ones only.
 
     python benchmarks/rendezvous.py [--quick] [--agents 2,4,8] [--runs N] [--json FILE]
 """
@@ -11,6 +17,7 @@ first statement. *Recovery*: from the SIGKILL until the last rank has completed 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -18,13 +25,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import harness
 from namespaces import Namespaces, why_not
 
 WORKER = harness.BENCHMARKS / "rendezvous_worker.py"
+MILESTONES = ("process", "line", "imports", "function", "group", "all-reduce")
 _DEADLINE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run. Milestones in seconds since its beginning, and since the fault."""
+
+    start: dict[str, float]
+    recovery: dict[str, float]
 
 
 class Cluster:
@@ -75,18 +92,23 @@ class Cluster:
                 raise harness.RunFailed(f"{what} not within {_DEADLINE_S:.0f} s\n{said}")
             time.sleep(0.002)
 
-    def firsts_after(self, at_ns: int) -> dict[str, int]:
-        """By rank, when its first all-reduce since then was completed."""
-        found: dict[str, int] = {}
+    def firsts_after(self, at_ns: int) -> dict[str, tuple[int, Path]]:
+        """By rank, when its first all-reduce since then was completed, and the file that tells the rest."""
+        found: dict[str, tuple[int, Path]] = {}
         for path in self.room.glob("first.*"):
             _, rank, moment = path.name.split(".")
-            if int(moment) > at_ns:
-                found[rank] = min(int(moment), found.get(rank, int(moment)))
+            if int(moment) > at_ns and (rank not in found or int(moment) < found[rank][0]):
+                found[rank] = int(moment), path
         return found
 
+    def milestones(self, since_ns: int) -> dict[str, float]:
+        """When the last rank had reached each; one that nobody has reached since then was reached at once."""
+        times = [json.loads(path.read_text()) for _, path in self.firsts_after(since_ns).values()]
+        return {name: max(0, *(each[name] - since_ns for each in times)) / 1e9 for name in MILESTONES}
 
-def measure(launcher: str, agents: int) -> tuple[float, float]:
-    """(first line, recovery) of one run, in seconds. Raises RunFailed."""
+
+def measure(launcher: str, agents: int) -> Measured:
+    """Raises RunFailed."""
     namespaces = Namespaces(agents)
     try:
         with tempfile.TemporaryDirectory() as directory:
@@ -95,21 +117,23 @@ def measure(launcher: str, agents: int) -> tuple[float, float]:
         namespaces.close()
 
 
-def _measure(cluster: Cluster, agents: int) -> tuple[float, float]:
+def _measure(cluster: Cluster, agents: int) -> Measured:
     began = time.monotonic_ns()
     for node in range(agents):
         cluster.start(node)
-    cluster.wait_for("all workers", lambda: len(list(cluster.room.glob("line.*"))) >= agents)
-    lines = max(int(path.read_text() or "0") for path in cluster.room.glob("line.*"))
     cluster.wait_for("the first all-reduce", lambda: len(cluster.firsts_after(began)) == agents)
-    time.sleep(0.5)  # it trains: the standby is warm, nothing of the start is under way any more
+    time.sleep(0.5)  # it trains: nothing of the start is under way any more
     killed = time.monotonic_ns()
     cluster.kill(agents - 1)
     cluster.start(agents - 1)
     cluster.wait_for("an all-reduce after the fault", lambda: len(cluster.firsts_after(killed)) == agents)
-    recovered = max(cluster.firsts_after(killed).values())
+    measured = Measured(cluster.milestones(began), cluster.milestones(killed))
     cluster.stop()
-    return (lines - began) / 1e9, (recovered - killed) / 1e9
+    return measured
+
+
+def _told(milestones: dict[str, float]) -> str:
+    return ", ".join(f"{name} {milestones[name]:.2f}" for name in MILESTONES)
 
 
 def main() -> int:
@@ -127,7 +151,7 @@ def main() -> int:
         return 0
     counts = [2] if arguments.quick else [int(text) for text in arguments.agents.split(",")]
     print(harness.describe_machine())
-    results: dict[tuple[int, str], list[tuple[float, float]]] = {
+    results: dict[tuple[int, str], list[Measured]] = {
         (agents, launcher): [] for agents in counts for launcher in arguments.launchers.split(",")
     }
     failed = dict.fromkeys(results, 0)
@@ -136,27 +160,32 @@ def main() -> int:
             name = f"{launcher}, {agents} agents, run {number + 1}"
             try:
                 found.append(measure(launcher, agents))
-                harness.progress(f"{name}: first line {found[-1][0]:.2f} s, recovery {found[-1][1]:.2f} s")
+                harness.progress(f"{name}, start: {_told(found[-1].start)}")
+                harness.progress(f"{name}, recovery: {_told(found[-1].recovery)}")
             except harness.RunFailed as error:
                 failed[agents, launcher] += 1
                 harness.progress(f"{name}: {error}")
     rows: list[dict[str, object]] = []
     lines: list[list[str]] = []
+    where: list[list[str]] = []
     for (agents, launcher), found in results.items():
-        first, recovery = ([result[i] for result in found] for i in range(2))
-        rows.append(
-            {
-                "benchmark": "rendezvous",
-                "launcher": launcher,
-                "agents": agents,
-                "first_line_s": harness.median(first),
-                "recovery_s": harness.median(recovery),
-                "failed": failed[agents, launcher],
-            }
-        )
-        failures = str(failed[agents, launcher])
-        lines.append([str(agents), launcher, harness.spread(first), harness.spread(recovery), failures])
-    print(harness.table(["agents", "launcher", "first line, s", "recovery, s", "failed"], lines))
+        row: dict[str, object] = {"benchmark": "rendezvous", "launcher": launcher, "agents": agents}
+        line = [str(agents), launcher]
+        for what in ("start", "recovery"):
+            runs: list[dict[str, float]] = [getattr(measured, what) for measured in found]
+            reached = {name: harness.median([run[name] for run in runs]) for name in MILESTONES}
+            row[f"{what}_s"], row[f"{what}_milestones_s"] = reached["all-reduce"], reached
+            line.append(harness.spread([run["all-reduce"] for run in runs]))
+            where.append(
+                [str(agents), launcher, what, *(f"{reached[name]:.2f}" if runs else "-" for name in MILESTONES)]
+            )
+            if what == "start":
+                row["first_line_s"] = reached["line"]
+        rows.append({**row, "failed": failed[agents, launcher]})
+        lines.append([*line, str(failed[agents, launcher])])
+    print(harness.table(["agents", "launcher", "start, s", "recovery, s", "failed"], lines))
+    print("\nwhen the last rank had come to, s")
+    print(harness.table(["agents", "launcher", "", *MILESTONES], where))
     harness.write_rows(arguments.json, rows)
     return 0
 

@@ -29,6 +29,8 @@ class SourceOptions(msgspec.Struct, frozen=True):
     """The pid of the agent."""
     python_path: str | None
     """PYTHONPATH as the workers have it."""
+    needs: int = EVERYTHING
+    """What the workers' script needs imported, as far as its text tells."""
     preload: tuple[str, ...] = ()
     inprocess: bool = False
     """Workers restart in process: what that needs of this package is imported, too."""

@@ -5,27 +5,29 @@ Also who is at the other end of one: an agent is known by its identity, `key|add
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import zmq
-import zmq.utils.monitor
 
 from .addresses import format_address, parse_address
 from .keys import JobKeys
 
 MAX_FRAME_BYTES = 32 << 20
 CONTROL, STORE = b"c", b"s"
-ROOM = 100_000
-"""Messages that wait for a peer who does not read them; more are dropped."""
+_ROOM = 64
+"""Messages of one connection that ZeroMQ keeps. What has no room there is counted in bytes (`router.py`)."""
+_BACKLOG = 4096
+"""Connections that may wait to be accepted: agents of a large job come all at once. The kernel's limit is below it."""
 UNKNOWN = "unknown"
 FAILED = {
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
     zmq.EVENT_HANDSHAKE_FAILED_AUTH,
 }
+ENDS = FAILED | {zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED}
 _OTHER_SECRET = zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC
 _SECRET_ON_ONE_SIDE = zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
 WATCHED = (
@@ -41,17 +43,19 @@ WATCHED = (
 _FRAMES = 3  # channel, the sender's key, the message
 _KEY = re.compile(rb"[0-9a-z-]{1,64}")
 _HANDSHAKE_MS = 5000
+_ESTABLISHED = 1
 
 
-def secured(context: zmq.Context[zmq.Socket[bytes]], kind: int, keys: JobKeys | None) -> zmq.Socket[bytes]:
-    """A socket with limits on what it takes and keeps. `keys` None: neither encrypted nor authenticated."""
-    sock: zmq.Socket[bytes] = context.socket(kind)
+def secured_router(context: zmq.Context[zmq.Socket[bytes]], keys: JobKeys | None) -> zmq.Socket[bytes]:
+    """A ROUTER with limits on what it takes and keeps. `keys` None: neither encrypted nor authenticated."""
+    sock: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
     for option, value in (
         (zmq.MAXMSGSIZE, MAX_FRAME_BYTES),
         (zmq.LINGER, 0),
         (zmq.IPV6, 1),
-        (zmq.SNDHWM, ROOM),
-        (zmq.RCVHWM, ROOM),
+        (zmq.SNDHWM, _ROOM),
+        (zmq.RCVHWM, _ROOM),
+        (zmq.BACKLOG, _BACKLOG),
         (zmq.HANDSHAKE_IVL, _HANDSHAKE_MS),
     ):
         sock.setsockopt(option, value)
@@ -59,15 +63,6 @@ def secured(context: zmq.Context[zmq.Socket[bytes]], kind: int, keys: JobKeys | 
         sock.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
         sock.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
     return sock
-
-
-def next_event(monitor: zmq.Socket[bytes]) -> tuple[int, int] | None:
-    """(event, its value, most often a descriptor) of a watched socket; None if there is no news, or no socket."""
-    try:
-        event = zmq.utils.monitor.recv_monitor_message(monitor, zmq.NOBLOCK)
-    except zmq.ZMQError:
-        return None
-    return event["event"], int(event["value"])
 
 
 def why_refused(event: int, value: int, *, secret: bool) -> str:
@@ -108,10 +103,20 @@ def descriptor_of(frame: zmq.Frame) -> int:
 def peer_name(descriptor: int) -> str:
     """Where the other end of a connection is; `unknown` if it has gone."""
     try:
-        with socket.socket(fileno=os.dup(descriptor)) as peer:
+        with _borrowed(descriptor) as peer:
             return _name_of(peer)
     except OSError:
         return UNKNOWN
+
+
+def is_open(descriptor: int, name: str) -> bool:
+    """Whether it is a connection with `name` whose other end has not left."""
+    try:
+        with _borrowed(descriptor) as peer:
+            state = peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+            return state == _ESTABLISHED and _name_of(peer) == name
+    except OSError:
+        return False
 
 
 def hang_up(descriptor: int, name: str) -> None:
@@ -120,11 +125,21 @@ def hang_up(descriptor: int, name: str) -> None:
     ZeroMQ sees the end of the stream. A descriptor that belongs to another connection by now is left alone.
     """
     try:
-        with socket.socket(fileno=os.dup(descriptor)) as peer:
+        with _borrowed(descriptor) as peer:
             if _name_of(peer) == name:
                 peer.shutdown(socket.SHUT_RDWR)
     except OSError:
         return  # it has gone by itself
+
+
+@contextlib.contextmanager
+def _borrowed(descriptor: int) -> Iterator[socket.socket]:
+    """A socket of ZeroMQ's, which is not closed here. Needs no descriptor of its own: there may be none left."""
+    peer = socket.socket(fileno=descriptor)
+    try:
+        yield peer
+    finally:
+        peer.detach()
 
 
 def _name_of(peer: socket.socket) -> str:

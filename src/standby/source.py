@@ -25,8 +25,8 @@ _OWN_LATER = ("hyperpodrun.checkpointless.manager", "hyperpodrun.dataloader.load
 _COMPILER = ("torch._inductor.compile_fx",)
 """The first torch.compile imports it: one second, and four where Triton is installed."""
 _QUIET_S = 5.0
-"""So long after the last fork the source imports what only a respawned worker finds done: a start is not slowed down by
-that, neither by waiting nor by sharing the processors."""
+"""So long after the last fork the source imports what workers do not need, or what only a respawned one finds done: a
+start is not slowed down by that, neither by waiting nor by sharing the processors."""
 
 
 class CannotServe(Exception):
@@ -49,13 +49,17 @@ def _serve(options: protocol.SourceOptions, names: set[str], *, own: bool) -> No
     source = _Source(control, options.agent)
     modules = (*_LATER, *(_OWN if own else ()), *options.preload)
     try:
-        _import_all(_CORE, names)
-        if source.fork_all(protocol.CORE, wait_s=0):
+        _import_torch(names)
+        if options.needs == protocol.CORE:
+            control.send(protocol.encode(protocol.Ready()))
+            if source.fork_until_quiet(protocol.CORE):
+                return
+            control.send(protocol.encode(protocol.Ready(busy=True)))
+        if source.fork_all(protocol.CORE, wait_s=0) or _import_in_turns(modules, names, source):
             return
-        _import_all(modules, names)
         control.send(protocol.encode(protocol.Ready()))
         if own or options.compiler:
-            if source.fork_until_quiet():
+            if source.fork_until_quiet(protocol.EVERYTHING):
                 return
             control.send(protocol.encode(protocol.Ready(busy=True)))
             _import_all(_OWN_LATER if own else (), names)
@@ -85,16 +89,56 @@ def _take_options() -> protocol.SourceOptions:
     return options
 
 
+def _import_torch(names: set[str]) -> None:
+    """Without looking for garbage meanwhile, or afterwards: that takes a sixth of the time, and finds two megabytes."""
+    gc.disable()
+    try:
+        for name in _CORE:
+            _import(name, names)
+    finally:
+        gc.enable()
+    gc.freeze()
+    _check(_CORE)
+
+
+def _import_in_turns(modules: tuple[str, ...], names: set[str], source: _Source) -> bool:
+    """Imports, and between two modules forks who needs none of them. True in a worker."""
+    for name in modules:
+        _import(name, names)
+        if source.is_asked(protocol.CORE):
+            _check(modules)
+            if source.fork_all(protocol.CORE, wait_s=0):
+                return True
+    _tidy()
+    _check(modules)
+    return False
+
+
 def _import_all(modules: tuple[str, ...], names: set[str]) -> None:
     """Raises CannotServe when a module cannot be imported, or leaves behind what does not survive a fork."""
     for name in modules:
-        try:
-            with unseen.noting_reads(names):
-                importlib.import_module(name)
-        except (Exception, SystemExit) as error:  # whatever a module does at import
-            raise CannotServe(f"import {name}: {type(error).__name__}: {error}") from None
+        _import(name, names)
+    _tidy()
+    _check(modules)
+
+
+def _import(name: str, names: set[str]) -> None:
+    try:
+        with unseen.noting_reads(names):
+            importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # whatever a module does at import
+        raise CannotServe(f"import {name}: {type(error).__name__}: {error}") from None
+
+
+def _tidy() -> None:
+    """The collector of a worker must not touch, and so copy, the pages they share."""
+    gc.unfreeze()
     gc.collect()
-    gc.freeze()  # the collector of a worker must not touch, and so copy, the pages they share
+    gc.freeze()
+
+
+def _check(modules: tuple[str, ...]) -> None:
+    """Before a fork: raises CannotServe if there is, after these imports, what does not survive one."""
     # Libraries that know of fork (OpenBLAS) stop their threads before one. A thread that is there afterwards is lost.
     pid = os.fork()
     if pid == 0:
@@ -146,14 +190,20 @@ class _Source:
         self._waiting: list[tuple[protocol.Fork, list[int]]] = []
         self._forked = 0
 
-    def fork_until_quiet(self) -> bool:
-        """Forks workers until for a while none has been asked for. True in a worker."""
+    def fork_until_quiet(self, imported: int) -> bool:
+        """Forks the first workers, and more until for a while none has been asked for. True in a worker."""
         forked = -1
         while forked != self._forked:
             forked = self._forked
-            if self.fork_all(protocol.EVERYTHING, wait_s=_QUIET_S):
+            if self.fork_all(imported, wait_s=_QUIET_S if forked else None):
                 return True
         return False
+
+    def is_asked(self, imported: int) -> bool:
+        """Whether a worker is asked for that needs no more than this."""
+        while select.select([self._control], [], [], 0)[0]:
+            self._waiting.append(self._receive())
+        return any(request[0].needs <= imported for request in self._waiting)
 
     def fork_all(self, imported: int, *, wait_s: float | None) -> bool:
         """Forks the workers that are asked for, now or within `wait_s`, and need no more than what is imported. True in

@@ -325,6 +325,22 @@ def test_a_source_that_the_backend_spoils_is_replaced_by_one_without(launch):
     assert job.process.stdout.read() == "imported: False\n"
 
 
+STARTED_LATE = """
+import sys, torch
+print("imported:", "torch._dynamo" in sys.modules, flush=True)
+"""
+
+
+def test_a_source_imports_nothing_that_workers_do_not_need_before_they_have_started(launch, script):
+    """Where the other nodes are waited for, workers start when it is warm: not a second later, nor in competition."""
+    waits = script("#!/bin/sh\nuntil [ -e go ]; do sleep 0.01; done\n", "waits.sh")
+    waits.chmod(0o755)
+    job = launch("--nproc-per-node=1", f"--pre-train-script={waits}", body=STARTED_LATE)
+    log = log_of_a_kill_when(job, "standby-ready")
+    assert log.count("hyperpodrun: forked") == 1, log
+    assert job.process.stdout.read() == "imported: False\n"
+
+
 @pytest.mark.parametrize("off", ["option", "variable"])
 def test_standbys_can_be_turned_off(launch, off):
     options = ["--start-method=spawn"] if off == "option" else []

@@ -145,5 +145,8 @@ def test_rendezvous_compares_both_launchers_or_says_why_not(tmp_path: Path) -> N
         return
     (row,) = rows
     assert (row["benchmark"], row["launcher"], row["agents"], row["failed"]) == ("rendezvous", "hyperpodrun", 2, 0)
-    assert row["first_line_s"] > 0
-    assert row["recovery_s"] > 0
+    assert 0 < row["first_line_s"] < row["start_s"]
+    for what in ("start", "recovery"):
+        reached = list(row[f"{what}_milestones_s"].values())
+        assert reached == sorted(reached)
+        assert 0 < reached[0] < reached[-1] == row[f"{what}_s"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 import zlib
+from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,8 @@ class ClusterHead:
         self._sharing: Shards | None = None
         self._addresses: dict[int, str] = {}
         self._numbers: dict[str, int] = {}
+        self._at: dict[str, list[int]] = {}
+        """While a member is replaced there are two at its address."""
         self._number = -1
         self._listens = ""
         self._job = 0
@@ -77,6 +80,7 @@ class ClusterHead:
 
     async def serve(self, loop: asyncio.AbstractEventLoop) -> None:
         """Binds the port and begins to look for the job, or to found it. Raises OSError if there is no free port."""
+        from ...rendezvous.incoming import descriptor_warning
         from ...rendezvous.keys import derive_keys
         from ...rendezvous.transport import Transport
 
@@ -92,6 +96,9 @@ class ClusterHead:
             self._console.log("ephemeral-ports", message=warning)
         if not self._config.rootless:
             self._serve_plainly(port + PORT_OFFSET)
+        warning = descriptor_warning(self._config.nodes[1])
+        if warning is not None:
+            self._console.log("descriptors", message=warning)
         self._listens = format_address(cluster.bind, port)
         because = self._config.rendezvous.because
         if because:
@@ -205,6 +212,9 @@ class ClusterHead:
                 members = sorted(action.configurations.everybody().items())
                 self._addresses = {number: member.address for number, member in members}
                 self._numbers = {member.address: number for number, member in members}
+                self._at = defaultdict(list)
+                for number, member in members:
+                    self._at[member.address].append(number)
                 self._number = -1 if action.own is None else action.own
                 self._be_in(zlib.crc32(action.configurations.proposed.founder.encode()))
             case msg.Ended():
@@ -255,9 +265,8 @@ class ClusterHead:
 
     def _ask_again(self, address: str) -> None:
         assert self._sharing is not None
-        for number, other in self._addresses.items():
-            if other == address:
-                self._sharing.lost(number)
+        for number in self._at.get(address, ()):
+            self._sharing.lost(number)
 
     # ---- what happens ----------------------------------------------------------------------------------------------
 
@@ -276,6 +285,6 @@ class ClusterHead:
         self.handle(msg.Received(key, address, message))
 
     def _on_closed(self, address: str, key: str) -> None:
-        if self._loop is not None and address in self._addresses.values():
+        if self._loop is not None and address in self._at:
             self._loop.call_later(_ASK_AGAIN_S, self._ask_again, address)
         self.handle(msg.Closed(address, key))

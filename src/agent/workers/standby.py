@@ -184,14 +184,13 @@ class Standbys:
         if len(environment) > self._room:
             self._console.debug("cold-start", reason="large environment", bytes=len(environment))
             return False
-        needs = protocol.CORE if self._wanted is Imports.TORCH else protocol.EVERYTHING
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         file = os.memfd_create("environment")
         try:
             os.write(file, environment)
             os.lseek(file, 0, os.SEEK_SET)
             fds = [file, theirs.fileno(), _descriptor(launch.stdout, 1), _descriptor(launch.stderr, 2)]
-            socket.send_fds(source.control, [protocol.encode(protocol.Fork(needs))], fds)
+            socket.send_fds(source.control, [protocol.encode(protocol.Fork(self._needs()))], fds)
         except OSError as error:  # the source is gone, or its queue is full
             self._console.debug("cold-start", reason=str(error))
             ours.close()
@@ -204,6 +203,11 @@ class Standbys:
         if self._loop is not None:
             self._watch_line(ours)
         return True
+
+    def _needs(self) -> int:
+        from ...protocol import standby as protocol
+
+        return protocol.CORE if self._wanted is Imports.TORCH else protocol.EVERYTHING
 
     def _watch_line(self, line: socket.socket) -> None:
         assert self._loop is not None
@@ -281,6 +285,7 @@ class Standbys:
             "control": theirs.fileno(),
             "agent": os.getpid(),
             "python_path": path,
+            "needs": self._needs(),
             "preload": self._preload,
             "inprocess": self._inprocess,
             "compiler": self._wanted is Imports.COMPILER,

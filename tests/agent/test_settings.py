@@ -41,6 +41,8 @@ READS = [
     "subprocess.run(command, env=os.environ)",
     "environment = dict(os.environ)\nenvironment['OMP_NUM_THREADS'] = '2'",
     "copy = os.environ.copy()",
+    "names = [finder for finder in sys.meta_path]",
+    "if len(sys.meta_path) > 4: pass",
     "print({k: v for k, v in os.environ.items()}, os.getenv('PYTORCH_JIT'))",
     'os.environ["MASTER_ADDR"] = "localhost"',
     'os.environ.setdefault("NCCL_DEBUG", "INFO")',

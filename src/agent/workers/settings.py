@@ -43,6 +43,7 @@ _OTHERS = {
     "install_import_hook": "how modules are imported",
     "setLoggerClass": "the class of loggers",
 }
+_LISTS = ("meta_path", "path_hooks")
 _UNKNOWN = "the environment"
 _LONGEST = 200_000
 """A longer one, which would take long to be understood, counts as a change."""
@@ -86,8 +87,10 @@ def _changes(node: ast.AST, parents: Mapping[ast.AST, ast.AST]) -> Iterator[str]
         call = parents.get(node)
         yield _key(call.args[0]) if isinstance(call, ast.Call) and call.func is node and call.args else _UNKNOWN
     elif name in _OTHERS:
-        call = parents.get(node)
-        if name != "cpu_affinity" or (isinstance(call, ast.Call) and call.args):
+        parent = parents.get(node)
+        if name in _LISTS and _is_only_read(node, parent):
+            return
+        if name != "cpu_affinity" or (isinstance(parent, ast.Call) and parent.args):
             yield _OTHERS[name]
     elif name == "modules" and isinstance(node, ast.Attribute) and _last_name(node.value) == "sys":
         if _is_changed(node, parents.get(node)):
@@ -119,6 +122,17 @@ def _is_changed(node: ast.AST, parent: ast.AST | None) -> bool:
     if isinstance(parent, ast.Subscript):
         return parent.value is node and not isinstance(parent.ctx, ast.Load)
     return isinstance(parent, ast.Attribute) and parent.attr in ("clear", "pop", "setdefault", "update")
+
+
+def _is_only_read(node: ast.AST, parent: ast.AST | None) -> bool:
+    match parent:
+        case ast.comprehension(iter=read) | ast.For(iter=read):
+            return read is node
+        case ast.Subscript(value=read, ctx=ast.Load()):
+            return read is node
+        case ast.Call(func=func):
+            return func is not node and _last_name(func) in _HARMLESS_CALLS
+    return isinstance(parent, ast.Compare | ast.FormattedValue)
 
 
 def _of_environ(node: ast.AST, parents: Mapping[ast.AST, ast.AST]) -> Iterator[str]:

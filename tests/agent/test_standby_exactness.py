@@ -48,8 +48,8 @@ EQUAL = {
     """,
     "environment": """
     import ctypes, posix
-    volatile = ("HYPERPODRUN_JOB", "HYPERPODRUN_AGENT", "HYPERPODRUN_DATA", "HYPERPODRUN_STATE", "HYPERPODRUN_STORE", "MASTER_PORT",
-                "TORCHELASTIC_ERROR_FILE", "RUN")
+    volatile = ("HYPERPODRUN_JOB", "HYPERPODRUN_AGENT", "HYPERPODRUN_DATA", "HYPERPODRUN_STATE", "HYPERPODRUN_STORE",
+                "MASTER_PORT", "TORCHELASTIC_ERROR_FILE", "RUN")
     def steady(pairs):
         return sorted((k, v) for k, v in pairs if not k.startswith(volatile) and "PYTEST" not in k)
     libc = ctypes.CDLL(None)

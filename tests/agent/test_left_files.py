@@ -113,8 +113,7 @@ def test_shared_memory_is_taken_away_however_the_job_ends(start, script, tmp_pat
         os.kill(launch.pid, getattr(signal, how))
     launch.wait(30)
     assert len(made(tmp_path)) == 1
-    # The launcher itself waits for that, unless it was killed.
-    wait_until(lambda: not any(path.exists() for path in made(tmp_path)), 5 if how == "SIGKILL" else 0.5, "left over")
+    wait_until(lambda: not any(path.exists() for path in made(tmp_path)), 5, "left over")
 
 
 def test_the_next_launch_removes_what_a_killed_one_and_its_keeper_have_left(start, run, script, tmp_path, temporary):

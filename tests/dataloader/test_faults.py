@@ -7,6 +7,7 @@ import functools
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import fault_runs
@@ -47,8 +48,14 @@ def test_what_lies_ready_is_read_while_a_new_producer_starts(load, tmp_path):
     loader = load(part(gated, str(gate)), prefetch_length=6)
     batches = iter(loader)
     next(batches)
-    ready = [Path(loader._opened().directory) / f"0-{number}.safetensors" for number in range(1, 6)]
-    wait_for(lambda: all(file.exists() for file in ready))  # they are not finished in their order
+    connection = loader._open()
+
+    def lies_ready() -> bool:
+        """The reader has been told; that the files are there is not enough."""
+        connection.hear(time.monotonic() + 0.01)
+        return connection.until >= (0, 6)
+
+    wait_for(lies_ready)
     gate.unlink()  # the next producer's factory does not return
     kill(producer_of(loader))
     for _ in range(5):

@@ -37,7 +37,7 @@ from hyperpodrun.control.membership.leader import Leader
 from hyperpodrun.control.membership.members import Configuration
 from hyperpodrun.control.membership.node import Node
 from hyperpodrun.control.membership.roles import NodeConfig
-from scenario_language import INDENT, ScenarioError
+from scenario_language import ScenarioError, replay
 
 _HOP_S = 0.001
 _LINE_S = 0.05
@@ -45,25 +45,7 @@ _LINE_S = 0.05
 
 def play(text: str) -> str:
     """The scenario with what the agents do now."""
-    scenario: Scenario | None = None
-    out: list[str] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.startswith((" ", "\t")):
-            continue  # an answer of an earlier run
-        if not line or line.startswith("#"):
-            if line or (out and out[-1]):
-                out.append(line)
-            continue
-        try:
-            if scenario is None:
-                scenario = Scenario(line)
-                out.append(line)
-                continue
-            answers = scenario.answer(line)
-        except (ScenarioError, ValueError, KeyError) as error:
-            raise ScenarioError(f"line {number}: {line!r}: {error}") from error
-        out += [line, *(INDENT + answer for answer in answers)]
-    return "\n".join(out).rstrip() + "\n"
+    return replay(text, Scenario)
 
 
 class Agent:

@@ -45,7 +45,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from filed import check_files
 from hyperpodrun.control.job import causes
@@ -84,9 +84,20 @@ class ScenarioError(Exception):
     """A line that is not in the language."""
 
 
+class Answers(Protocol):
+    """A scenario that has begun."""
+
+    def answer(self, line: str) -> list[str]: ...
+
+
 def play(text: str) -> str:
     """The scenario with the answers that the job gives now."""
-    scenario: Scenario | None = None
+    return replay(text, lambda line: Scenario(*_config(line)))
+
+
+def replay(text: str, begin: Callable[[str], Answers]) -> str:
+    """A text with the answers that are given to its lines now; `begin` makes the scenario of the first."""
+    scenario: Answers | None = None
     out: list[str] = []
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith((" ", "\t")):
@@ -97,11 +108,11 @@ def play(text: str) -> str:
             continue
         try:
             if scenario is None:
-                scenario = Scenario(*_config(line))
+                scenario = begin(line)
                 out.append(line)
                 continue
             answers = scenario.answer(line)
-        except (ScenarioError, ValueError) as error:
+        except (ScenarioError, ValueError, KeyError) as error:
             raise ScenarioError(f"line {number}: {line!r}: {error}") from error
         out += [line, *(INDENT + answer for answer in answers)]
     return "\n".join(out).rstrip() + "\n"

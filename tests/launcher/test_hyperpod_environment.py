@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -94,22 +92,15 @@ dist.destroy_process_group()
 """
 
 
-def test_without_rootless_all_ranks_dial_one_store_also_after_a_restart(tmp_path, free_port, script, monkeypatch):
+def test_without_rootless_all_ranks_dial_one_store_also_after_a_restart(
+    tmp_path, free_port, script, monkeypatch, both_succeed
+):
     """A script's own keys, which name no epoch, are those of one store, and of the epoch that it was started for."""
     monkeypatch.setenv("HPCT_USE_ROOTLESS", "0")
     port = free_port()
     worker = script(STOCK)
     options = ["--nnodes=2", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=plain", "--max-restarts=1"]
-    nodes = [
-        subprocess.Popen([sys.executable, "-m", "hyperpodrun", *options, worker], stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    try:
-        errors = [node.communicate(timeout=90)[1] for node in nodes]
-    finally:
-        for node in nodes:
-            node.kill()
-    assert [node.returncode for node in nodes] == [0, 0], errors
+    errors = both_succeed(options, worker)
     told = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("told.*")}
     assert sorted(told) == [f"told.{attempt}.{rank}" for attempt in (0, 1) for rank in (0, 1)], errors
     assert all(total == 3.0 and others == ["0", "1"] for total, others, _ in told.values())

@@ -109,18 +109,9 @@ pathlib.Path("done." + os.environ["RANK"]).touch()
 """
 
 
-def test_a_scripts_mistakes_with_the_store_cost_no_node(tmp_path, free_port, script):
+def test_a_scripts_mistakes_with_the_store_cost_no_node(tmp_path, free_port, script, both_succeed):
     worker = script(_MISTAKES)
     options = ["--nnodes=2", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=mistakes", "--start-method=spawn"]
-    nodes = [
-        subprocess.Popen([sys.executable, "-m", "hyperpodrun", *options, worker], stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    try:
-        errors = [node.communicate(timeout=90)[1] for node in nodes]
-    finally:
-        for node in nodes:
-            node.kill()
-    assert [node.returncode for node in nodes] == [0, 0], errors
+    errors = both_succeed(options, worker)
     assert sorted(path.name for path in tmp_path.glob("done.*")) == ["done.0", "done.1"]
     assert not any("node-lost" in text or "bad-message" in text for text in errors)

@@ -26,10 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from ..protocol.plan import Holding, Origin
+from .arrivals import ArrivalOrders
 from .caller import Caller, NoCaller
-from .ddp import ArrivalOrder, data_parallel
+from .ddp import Arranger
 from .errors import LocalStateLost, UnsupportedStateError
 from .state.fingerprint import digest
 from .state.names import Names, same_objects
@@ -93,7 +95,8 @@ class CheckpointManager:
         self._shard: str | None = None
         self._history = History()
         self._tracker = StepTracker()
-        self._order = ArrivalOrder()
+        self._orders = ArrivalOrders()
+        self._arranger = Arranger(self._orders)
         self._handover = Handover(offload=enable_offload)
         self._copies = Copies(
             Snapshots(snapshot_every) if snapshot_every is not None else None,
@@ -147,6 +150,7 @@ class CheckpointManager:
         self._registry = registry
         self._structure = registry.structure()
         self._prologue.registered(registry)
+        self._arranger.registered(registry)
         self._update.watch(registry)
         self._ready = ready
 
@@ -171,7 +175,7 @@ class CheckpointManager:
                 registry,
                 self._history,
                 self._tracker,
-                self._order,
+                self._orders,
                 rank=self._caller.rank,
                 shard=self._shard,
                 checksum=self._checksum,
@@ -192,10 +196,12 @@ class CheckpointManager:
         registry.state.reset()
         self._history.begin_with(small, registry.taker, kept=None if restorer.changed else self._kept_step())
         self._tracker.go_to(small.step)
+        self._orders.go_to(small.step)
         self._tracker.sharded = bool(self._shard) and self._caller.world_size > 1
         plan = self._caller.plan
         nothing = plan is None or plan.origin is Origin.START or (small.step == 0 and not self._update.begun)
         self._update.resume(small, anew=nothing)
+        self._arranger.restored(resumed=small.step > 0)
         self._whole = self._ready = True
         self._compared = False
         self._refused.clear()
@@ -204,10 +210,10 @@ class CheckpointManager:
     def data_parallel(self, module: torch.nn.Module, **settings: Any) -> torch.nn.parallel.DistributedDataParallel:
         """`DistributedDataParallel(module, **settings)` that rounds after a restart as it did before.
 
-        Call it after `restore`, on every rank. A DDP made by hand works too, but its gradients are added in another
-        order than those of the run without the fault (unless `find_unused_parameters=True`).
+        So does one that is made by hand, or by a library, if it is made after `restore`: this is only its shorter name.
+        On every rank, inside the function.
         """
-        return data_parallel(module, self._order, settings)
+        return DistributedDataParallel(module, **settings)
 
     def steps(self, stop: int) -> Iterator[int]:
         """The steps that are left up to `stop`, beginning with the one to be repeated: the loop of training."""
@@ -259,18 +265,18 @@ class CheckpointManager:
         """A step has ended: its update, if there was one, is complete."""
         for observer in self._observers:
             observer.end()
+        self._orders.step_ends(self._tracker.index + 1)
         updated = self._update.end()
         for observer in self._observers:
             observer.ended()
         if not updated:
             return
-        self._order.first_step_done()
         self._caller.step_completed(self._tracker.point)
         if not self._compared:
             self._compare()
         if self._copies.due(self._tracker.point):
             self._copies.make(
-                self._registered(), self._history, self._tracker, self._order, self._shard or "", self._caller.rank
+                self._registered(), self._history, self._tracker, self._orders, self._shard or "", self._caller.rank
             )
 
     def begin_backward(self) -> None:
@@ -295,7 +301,7 @@ class CheckpointManager:
             self._history.clear()
             self._tracker.go_to(0)
             self._tracker.learned = Learned()
-            self._order.forget()
+            self._orders.forget()
             self._update.forget()
 
     def wraps(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -315,6 +321,7 @@ class CheckpointManager:
             if self._holds_whole():
                 self._update.writes.entered()
         self._names.entered()
+        self._arranger.follow()
         self._caller = caller
         self._update.caller = caller
         self._ready = False
@@ -323,10 +330,12 @@ class CheckpointManager:
     def left(self) -> str:
         """How the function that has returned left its loop before the end; empty where it did not."""
         self._names.returned()
+        self._arranger.leave()
         return "" if self._stop is None else f"it left manager.steps({self._stop}) at step {self._tracker.index}"
 
     def on_restart(self, caller: Any) -> None:
         """User code has been left after a fault."""
+        self._orders.step_ends(self._tracker.index + 1)
         self._update.abandon()
         self._copies.stop()
         if self._registry is not None:

@@ -48,6 +48,14 @@ def test_a_rank_that_sends_wrong_bytes_is_not_used_again(runs, wanted):
     assert "from rank 0 has a wrong checksum" in runs.ended(wanted).stderr
 
 
+@pytest.mark.parametrize(
+    "wanted", [exactness.Plan("exact.py", ("--rollback",), ("kill:2:0:before", "raise:0:1:between"))], ids=str
+)
+def test_a_run_whose_first_step_is_repeated_arranges_its_gradients_as_one_that_begins(runs, wanted):
+    """DDP's buckets, and what it sends when it is made, are those of a beginning on the new rank and on the old ones."""
+    assert (wrong := runs.wrong(wanted)) is None, wrong
+
+
 @pytest.mark.parametrize("wanted", [exactness.Plan("exact.py", ("--rollback",), ("kill:1:6:after",), 2)], ids=str)
 def test_a_step_that_cannot_be_completed_everywhere_is_rolled_back(runs, wanted):
     """Everybody is behind the update and none at the end of its step: what changes there must not be lost."""

@@ -81,7 +81,7 @@ def trained(value: float, note: str) -> Registry:
 def test_several_providers_move_as_one_state():
     source, receiver = trained(1.0, "x"), trained(5.0, "")
     assert source.state.shard() == "a::x,b::xx"
-    header = describe(source, source.taker.take(7), Learned(), None)
+    header = describe(source, source.taker.take(7), Learned(), {})
     memory = build(receiver, header, 7)
     memory.fill_from(Memory(source.state.named_tensors()))
     assert {name: t.tolist() for name, t in receiver.state.named_tensors().items()} == {

@@ -22,7 +22,7 @@ from torch.optim import lr_scheduler
 
 def move(source: Registry, receiver: Registry) -> None:
     """All that a receiver gets from a peer."""
-    told = decode(encode(describe(source, source.taker.take(3), Learned(), None).as_dict()))
+    told = decode(encode(describe(source, source.taker.take(3), Learned(), {}).as_dict()))
     header = Header.from_dict(told)
     build(receiver, header, 3).fill_from(Memory(source.state.named_tensors()))
     receiver.taker.put_back(read_small_state(header))

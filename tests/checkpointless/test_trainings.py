@@ -19,7 +19,7 @@ REFUSED = {
     "prefetched": "'loader' moved between restore() and the first step",
 }
 """By training: what is said of it, at its beginning."""
-RANKS = {"static": 3, "plain": 3}
+RANKS = {"static": 3, "plain": 3, "gan": 4, "gan11": 4, "wgan": 4}
 
 
 TOGETHER = 6
@@ -37,7 +37,7 @@ def cases(script: str) -> list[tuple[str, str]]:
 
 
 SCRIPTS = ("trainings.py", "trainings_more.py", "trainings_loops.py")
-LOOPS = ("epochs_a", "epochs_b", "workers_b", "begin_end", "ppo", "schedule_free", "stateful")
+LOOPS = ("gan11", "wgan", "epochs_a", "epochs_b", "workers_b", "begin_end", "ppo", "schedule_free", "stateful")
 DIES = {node.name for script in SCRIPTS for node in classes(script) if "'kill'" in ast.unparse(node)}
 CASES = [*cases("trainings.py"), *cases("trainings_more.py"), *(("trainings_loops.py", name) for name in LOOPS)]
 

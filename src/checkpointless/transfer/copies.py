@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...protocol.names import STATE_DIRECTORY
-from ..ddp import ArrivalOrder
+from ..arrivals import ArrivalOrders
 from ..state.registry import Registry
 from ..step.history import History
 from ..step.tracker import StepTracker
@@ -36,11 +36,11 @@ class Copies:
         return self._to_memory(step) or self._to_disk(step)
 
     def make(
-        self, registry: Registry, history: History, tracker: StepTracker, order: ArrivalOrder, shard: str, rank: int
+        self, registry: Registry, history: History, tracker: StepTracker, orders: ArrivalOrders, shard: str, rank: int
     ) -> None:
         """A step is complete: begins the copies of it that are due."""
         step = tracker.point
-        header = describe(registry, history[step], tracker.learned, order.indices)
+        header = describe(registry, history[step], tracker.learned, orders.told(step))
         if self.snapshots is not None and self._to_memory(step):
             self.snapshots.make(header, registry.state)
         if self.disk is not None and self._to_disk(step):

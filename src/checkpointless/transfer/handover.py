@@ -60,7 +60,7 @@ class Handover:
         if old is not None and whole:
             if rows is None:
                 rows = Memory(self._describe(old)).rows
-            header = Header(0, list(self._skeleton), self._layouts, self._host_state, b"", (0, b""), Learned(), None)
+            header = Header(0, list(self._skeleton), self._layouts, self._host_state, b"", (0, b""), Learned(), {})
             build(registry, header, 0).fill_from(Memory.of_rows(rows))
         self._old = self._rows = None
 

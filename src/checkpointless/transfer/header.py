@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from ..arrivals import Known
 from ..errors import RestoreError
 from ..state.provider import Layouts, check_layouts, check_skeleton, layouts_of
 from ..state.registry import Registry
@@ -29,12 +30,12 @@ class Header:
     """The step before it and its small state, encoded, for who must find out whether a part of it was equal to its own;
     (0, b""): not known any more."""
     learned: Learned
-    order: list[int] | None
-    """In which gradients arrived: see `ddp.py`."""
+    orders: dict[str, Known]
+    """In which gradients arrived: see `arrivals.py`."""
 
     def as_dict(self) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {**values, "learned": msgspec.to_builtins(self.learned)}
+        return {**values, "learned": msgspec.to_builtins(self.learned), "orders": msgspec.to_builtins(self.orders)}
 
     @staticmethod
     def from_dict(told: dict[str, Any]) -> Header:
@@ -49,7 +50,7 @@ class Header:
                 msgspec.convert(told["small"], bytes),
                 msgspec.convert(told["before"], tuple[int, bytes]),
                 msgspec.convert(told["learned"], Learned),
-                msgspec.convert(told["order"], list[int] | None),
+                msgspec.convert(told["orders"], dict[str, Known]),
             )
         except KeyError as error:
             raise RestoreError(f"the description of the state lacks {error}") from None
@@ -64,7 +65,7 @@ def describe(
     registry: Registry,
     small: SmallState,
     learned: Learned,
-    order: list[int] | None,
+    orders: dict[str, Known],
     before: SmallState | None = None,
 ) -> Header:
     """The header of the registered state, which is that before `small.step`. `before`: of the step before it."""
@@ -79,7 +80,7 @@ def describe(
         taker.whole_bytes(small),
         earlier,
         learned,
-        order,
+        orders,
     )
 
 

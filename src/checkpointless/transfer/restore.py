@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...protocol.plan import Origin, RestorePlan, Transfer
-from ..ddp import ArrivalOrder
+from ..arrivals import ArrivalOrders
 from ..errors import ChecksumError, LocalStateLost, RestoreError
 from ..state.registry import Registry
 from ..state.small import SmallState, differing
@@ -40,7 +40,7 @@ class Restorer:
         registry: Registry,
         history: History,
         tracker: StepTracker,
-        order: ArrivalOrder,
+        orders: ArrivalOrders,
         *,
         rank: int,
         shard: str,
@@ -53,7 +53,7 @@ class Restorer:
         self._registry = registry
         self._history = history
         self._tracker = tracker
-        self._order = order
+        self._orders = orders
         self._rank = rank
         self._shard = shard
         self._checksum = checksum
@@ -133,7 +133,7 @@ class Restorer:
             self._registry,
             history[step],
             self._tracker.learned,
-            self._order.indices,
+            self._orders.told(step),
             history.get(self._tracker.previous if self._tracker.previous < step else step - 1),
         )
         return header, Memory(self._registry.state.named_tensors())
@@ -181,7 +181,7 @@ class Restorer:
         self._registry.taker.distrust(frozenset(header.learned.untracked))
         self._registry.taker.put_back(small, generators=False)
         self._tracker.learned = header.learned
-        self._order.indices = header.order
+        self._orders.adopt(header.orders)
         return small
 
     def _take_own_part(self, small: SmallState, header: Header, giver: int) -> None:

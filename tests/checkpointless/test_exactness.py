@@ -52,7 +52,7 @@ def test_a_rank_that_sends_wrong_bytes_is_not_used_again(runs, wanted):
     "wanted", [exactness.Plan("exact.py", ("--rollback",), ("kill:2:0:before", "raise:0:1:between"))], ids=str
 )
 def test_a_run_whose_first_step_is_repeated_arranges_its_gradients_as_one_that_begins(runs, wanted):
-    """DDP's buckets, and what it sends when it is made, are those of a beginning on the new rank and on the old ones."""
+    """DDP's buckets, and what it sends when it is made, are those of a beginning, on new ranks and on old ones."""
     assert (wrong := runs.wrong(wanted)) is None, wrong
 
 

@@ -164,9 +164,10 @@ EXTRAS: dict[str, Callable[[], str | None]] = {
     "cluster": _no_namespaces,
     "gpu": _no_gpu,
     "clients": lambda: "a second environment, for which Lightning and Hugging Face's libraries are downloaded",
+    "more": lambda: "minutes, for further members of kinds of which the suite has one",
 }
 """What may be left out: why this machine cannot run it, or should not unasked."""
-ONLY_IF_ASKED = {"clients"}
+ONLY_IF_ASKED = {"clients", "more"}
 _reasons: dict[str, str | None] = {}
 _left_out: dict[str, int] = {}
 

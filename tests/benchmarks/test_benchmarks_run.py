@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
@@ -86,6 +88,7 @@ def test_dataloader_compares_the_loaders(tmp_path: Path) -> None:
         assert row["cpu_s"] > 0
 
 
+@pytest.mark.more
 def test_dataloader_compares_what_a_cold_node_can_do(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     command = [sys.executable, str(BENCHMARKS / "dataloader.py"), "--cold", "--quick", "--workloads=tiny"]
@@ -99,6 +102,7 @@ def test_dataloader_compares_what_a_cold_node_can_do(tmp_path: Path) -> None:
     assert all(row["first_batch_s"] > 0 for row in rows)
 
 
+@pytest.mark.more
 def test_launch_compares_both_launchers(tmp_path: Path) -> None:
     rows = quick_rows("launch", tmp_path)
     assert [(row["launcher"], row["script"]) for row in rows] == [

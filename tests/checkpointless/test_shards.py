@@ -36,15 +36,15 @@ def with_faults(*faults: str, optimizer: str = "") -> Plan:
 @pytest.mark.parametrize(
     "wanted",
     [
-        with_faults("raise:1:5:forward", "kill:2:8:before"),
+        pytest.param(with_faults("raise:1:5:forward", "kill:2:8:before"), marks=pytest.mark.more),
         with_faults("kill:3:2:inside", "kill:0:6:between"),
         with_faults("kill:1:0:before", "raise:2:4:inside", "kill:3:9:forward"),
         with_faults("kill:0+1:5:forward", "kill:2+3:7:inside"),
-        with_faults("kill:0+3:3:between"),
+        pytest.param(with_faults("kill:0+3:3:between"), marks=pytest.mark.more),
         # ZeroRedundancyOptimizer sends parts of the model inside its step: a fault there needs rollback.
         with_faults("kill:3:5:forward", "kill:0:7:part", optimizer="--zero"),
         with_faults("raise:1:4:part", "kill:0+3:6:before", optimizer="--zero"),
-        with_faults("kill:2:3:inside", optimizer="--zero"),
+        pytest.param(with_faults("kill:2:3:inside", optimizer="--zero"), marks=pytest.mark.more),
     ],
     ids=str,
 )

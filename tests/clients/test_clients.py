@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.parametrize("mode", [[], ["--inprocess-restart"]], ids=["plain", "in-process"])
-@pytest.mark.parametrize("client", ["checkpoint", "multiprocessing"])
+@pytest.mark.parametrize("client", ["checkpoint", pytest.param("multiprocessing", marks=pytest.mark.more)])
 def test_client_works(run, client, mode):
     finished = run("--nproc-per-node=2", *mode, HERE / f"{client}_client.py", timeout=110)
     assert finished.returncode == 0, finished.output

@@ -160,14 +160,16 @@ def _no_gpu() -> str | None:
     return None if torch.cuda.is_available() else "there is no NVIDIA GPU, or torch is not built for CUDA"
 
 
+_FRAMEWORKS = sorted(path.parent.name for path in (Path(__file__).parent / "integrations").glob("*/requirements.txt"))
 EXTRAS: dict[str, Callable[[], str | None]] = {
     "cluster": _no_namespaces,
     "gpu": _no_gpu,
     "clients": lambda: "a second environment, for which Lightning and Hugging Face's libraries are downloaded",
     "more": lambda: "minutes, for further members of kinds of which the suite has one",
+    **{name: lambda: "an environment of its own, for which packages are downloaded" for name in _FRAMEWORKS},
 }
 """What may be left out: why this machine cannot run it, or should not unasked."""
-ONLY_IF_ASKED = {"clients", "more"}
+ONLY_IF_ASKED = {"clients", "more", *_FRAMEWORKS}
 _reasons: dict[str, str | None] = {}
 _left_out: dict[str, int] = {}
 

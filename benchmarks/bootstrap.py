@@ -10,8 +10,9 @@ Both stores are measured in turn in each round. TCPStore's server is torch's own
 beside it stand processes that are to an agent's store what an agent is, one for each node: its shards and its
 transport are the real ones. Both get gloo's two switches for batched requests, which hyperpodrun sets and torchrun does
 not. `busiest` is that server, or whichever of the agents had the most: requests, with messages between agents; bytes
-both ways, as the kernel counts them; processor time. Latency is each way: of the network in `gloo` and `warm`, and in
-`replay` of messages between agents, and of the ranks' ways to TCPStore, but for those on its node.
+both ways, as the kernel counts them; processor time. A replay that takes over 110 s is left, with what it had cost by
+then. Latency is each way: of the network in `gloo` and `warm`, and in `replay` of messages between agents, and of the
+ranks' ways to TCPStore, but for those on its node.
 
     python benchmarks/bootstrap.py [--quick] [--modes gloo,replay] [--replay 512:64,4096:64] [--json FILE] [--markdown]
 """
@@ -36,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).parent / "stores"))
 import harness
 from meeting import Desk
 from namespaces import Namespaces, why_not
+from replay import LIMIT_S
 from switch import SlowNamespaces
 
 STORES = ("tcpstore", "rootless")
@@ -284,11 +286,14 @@ def replay(nodes: Nodes, rounds: int) -> dict[str, Measured]:
     requests = REQUESTS_OF_A_RANK * nodes.ranks
     for store in STORES:
         nodes.connect_load(store)
-        nodes.replay(nodes.open_epoch())  # connections between agents come up
-        for _ in range(rounds):
+        for number in range(-1, rounds):
             prefix = nodes.open_epoch()
-            nodes.measure(store, found[store], lambda p=prefix: nodes.replay(p), requests)
-            if _is_late():
+            into = found[store] if number >= 0 else Measured()  # the first is for connections between agents
+            nodes.measure(store, into, lambda p=prefix: nodes.replay(p), requests)
+            if into.seconds[-1] >= LIMIT_S:
+                found[store] = into
+                break
+            if _is_late() and number >= 0:
                 break
     return found
 
@@ -342,9 +347,13 @@ def measure(options: argparse.Namespace, mode: str, ranks: int, nodes: int, late
 def cells(row: dict[str, Any]) -> list[str]:
     return [
         row["mode"], str(row["ranks"]), str(row["agents"]), f"{row['latency_ms']:g}", row["store"],
-        f"{row['median_s']:.4f}", f"{row['p99_s']:.4f}", str(row["busiest_requests"]), f"{row['busiest_bytes']:,}",
+        _seconds(row["median_s"]), _seconds(row["p99_s"]), str(row["busiest_requests"]), f"{row['busiest_bytes']:,}",
         f"{row['busiest_cpu_s']:.3f}",
     ]  # fmt: skip
+
+
+def _seconds(value: float) -> str:
+    return f"> {LIMIT_S:.0f}" if value >= LIMIT_S else f"{value:.4f}"
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:

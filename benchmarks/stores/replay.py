@@ -16,6 +16,8 @@ from typing import Any
 from meeting import come, raise_limits
 
 VALUE_BYTES = 154
+LIMIT_S = 110.0
+"""No bootstrap is waited for longer."""
 _SET, _WAIT, _MULTI_GET = 1, 6, 10
 _HELLO = b"\x00" + struct.pack("<I", 0x3C85F7CE)
 
@@ -94,11 +96,16 @@ class Load:
             self._ranks.append(rank)
 
     async def replay(self, prefix: str) -> float:
-        """One bootstrap: how long until the last rank had everything."""
+        """One bootstrap: how long until the last rank had everything, or `LIMIT_S`; then all connections are closed."""
         keys = keys_of(prefix, len(self._ranks))
         listed = struct.pack("<Q", len(keys)) + b"".join(map(_blob, keys))
         began = time.monotonic()
-        await asyncio.wait_for(asyncio.gather(*(rank.bootstrap(keys, listed) for rank in self._ranks)), 110)
+        try:
+            await asyncio.wait_for(asyncio.gather(*(rank.bootstrap(keys, listed) for rank in self._ranks)), LIMIT_S)
+        except asyncio.TimeoutError:
+            for rank in self._ranks:
+                rank.close()
+            return LIMIT_S
         return time.monotonic() - began
 
 

@@ -34,13 +34,16 @@ from typing import Any
 from ..protocol.names import epoch_prefix
 from . import requests as rq
 from . import wire
-from .namespace import EpochKey, Namespace, Session
+from .namespace import EpochKey, Namespace, Placed, Session
 from .room import Room
 from .waits import Answer, Epochs
 
 _MARKS = (b"/hyperpodrun-epoch-", b"hyperpodrun-epoch-")
 _EPOCH_KEY = re.compile(rb"(/?)hyperpodrun-epoch-(0|[1-9][0-9]{0,17})/")
 _LARGEST_ANSWER = wire.Limits().request
+_MANY, _MOST, _PLACED = 8, 1 << 14, 8
+"""Requests for so many keys are looked at as a whole, as all ranks ask for the same, and so many are remembered."""
+_LARGEST_KEPT = 1 << 20
 _NOTHING: tuple[Answer, ...] = ()
 
 
@@ -51,6 +54,7 @@ class Keyspace:
         self.dropped_stale_writes = 0
         self._epochs = Epochs(epoch, Room() if room is None else room)
         self._sessions: set[Session] = set()
+        self._placed: dict[tuple[int, tuple[bytes, ...]], Placed] = {}
         self._now_ns = 0
         self._handlers: dict[type, Callable[[Session, Any], Sequence[Answer]]] = {
             rq.Validate: lambda session, request: _NOTHING,
@@ -174,6 +178,24 @@ class Keyspace:
                 return session.named, match[1] + key[match.end() :]
         return session.epoch, key
 
+    def places(self, session: Session, keys: tuple[bytes, ...]) -> Placed:
+        """Of several keys, as `place`. Of the last few long requests it is known: all ranks ask for the same."""
+        many = _MANY <= len(keys) <= _MOST
+        known = self._placed.get((session.epoch, keys)) if many else None
+        if known is None:
+            before, session.named = session.named, None
+            places = tuple([self.place(session, key) for key in keys])
+            named, session.named = session.named, before
+            epochs = {epoch for epoch, _ in places}
+            known = Placed(places, epochs.pop() if len(epochs) == 1 else None, tuple([key for _, key in places]), named)
+            if many:
+                self._placed[session.epoch, keys] = known
+                if len(self._placed) > _PLACED:
+                    del self._placed[next(iter(self._placed))]
+        if known.named is not None:
+            session.named = known.named
+        return known
+
     def _find(self, session: Session, key: bytes) -> tuple[Namespace | None, bytes]:
         epoch, key = self.place(session, key)
         return self._epochs.open(epoch), key
@@ -235,19 +257,26 @@ class Keyspace:
         deleted = space is not None and space.remove(key)
         return [(session, [wire.encode_i64(deleted)])]
 
-    def _read(self, session: Session, key: bytes) -> bytes | bytearray:
-        place = self.place(session, key)
+    def _read(self, session: Session, place: EpochKey) -> bytes | bytearray:
         space = self._epochs.peek(place[0])
         return space.values.get(place[1], b"") if space is not None else session.kept.get(place, b"")
 
     def _get(self, session: Session, request: rq.Get) -> Sequence[Answer]:
-        return [(session, wire.encode_blobs([self._read(session, request.key)]))]
+        return [(session, wire.encode_blobs([self._read(session, self.place(session, request.key))]))]
 
     def _multi_get(self, session: Session, request: rq.MultiGet) -> Sequence[Answer]:
-        values = [self._read(session, key) for key in request.keys]
+        placed = self.places(session, request.keys)
+        space = None if placed.epoch is None else self._epochs.peek(placed.epoch)
+        if space is not None and (known := space.answer(placed.keys)) is not None:
+            return [(session, [known])]
+        values = [self._read(session, place) for place in placed.places]
         if (size := sum(map(len, values))) > _LARGEST_ANSWER:
             raise wire.WireError(f"an answer of {size} bytes is over the limit of {_LARGEST_ANSWER}")
-        return [(session, wire.encode_blobs(values))]
+        answer = wire.encode_blobs(values)
+        if space is not None and len(values) >= _MANY and size <= _LARGEST_KEPT:
+            answer = [b"".join(answer)]
+            space.note_answer(placed.keys, answer[0])
+        return [(session, answer)]
 
     def _check(self, session: Session, request: rq.Check) -> Sequence[Answer]:
         for key in request.keys:
@@ -268,7 +297,7 @@ class Keyspace:
         return [(session, [wire.encode_i64(len(keys)), *wire.encode_blobs(keys)])]
 
     def _wait(self, session: Session, request: rq.Wait) -> Sequence[Answer]:
-        return self._epochs.wait(session, tuple(self.place(session, key) for key in request.keys))
+        return self._epochs.wait(session, self.places(session, request.keys).places)
 
     def _barrier(self, session: Session, request: rq.Barrier) -> Sequence[Answer]:
         space, key = self._find(session, request.key)

@@ -18,6 +18,7 @@ EpochKey = tuple[int, bytes]
 
 _OF_AN_EPOCH = 1 << 10
 """Bytes that the tables of an epoch cost."""
+_ANSWERS = 2
 _DECIMAL = re.compile(rb"\s*[+-]?[0-9]{1,19}")
 
 
@@ -31,6 +32,19 @@ class Session:
     cancel_unasked: bool = False  # the last answer was a cancel that the client had not asked for
     granted: tuple[EpochKey, ...] = ()  # what its last WAIT promised
     kept: dict[EpochKey, bytes | bytearray] = field(default_factory=dict)  # promised, of an epoch that has gone
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where the keys of one request are."""
+
+    places: tuple[EpochKey, ...]
+    epoch: int | None
+    """Of all of them; None: of several epochs."""
+    keys: tuple[bytes, ...]
+    """Inside their epochs."""
+    named: int | None
+    """The epoch that the last of them to name one has named."""
 
 
 @dataclass(eq=False, slots=True)
@@ -59,6 +73,8 @@ class Namespace:
         self.cancelled = False
         self.last_write_ns: int | None = None
         self.values: dict[bytes, bytes | bytearray] = {}
+        self._answers: dict[tuple[bytes, ...], bytes] = {}
+        """To reads of many keys, as long as nothing changes: the ranks of a node read the same."""
         self.queues: dict[bytes, deque[bytes]] = {}
         self.waiting: Waiters = {}
         self.arrived: Waiters = {}
@@ -70,17 +86,31 @@ class Namespace:
 
     def free(self) -> None:
         """The epoch has gone, with all it held."""
+        self._answers.clear()
         self._room.give(self._held)
         self._held = 0
 
+    def answer(self, keys: tuple[bytes, ...]) -> bytes | None:
+        """To a read of these, if it is known."""
+        return self._answers.get(keys)
+
+    def note_answer(self, keys: tuple[bytes, ...], answer: bytes) -> None:
+        """Who reads these next is answered alike."""
+        if len(self._answers) >= _ANSWERS:
+            del self._answers[next(iter(self._answers))]
+        self._answers[keys] = answer
+
     def put(self, key: bytes, value: bytes) -> None:
         """Give a key a value."""
+        if self._answers:
+            self._answers.clear()
         held = self.values.get(key)
         self._charge(len(value) - len(held) if held is not None else len(key) + len(value) + OVERHEAD)
         self.values[key] = value
 
     def remove(self, key: bytes) -> bool:
         """Forget a key; whether it had a value."""
+        self._answers.clear()
         held = self.values.pop(key, None)
         if held is None:
             return False
@@ -107,6 +137,7 @@ class Namespace:
         if held is None:
             self.put(key, value)
             return
+        self._answers.clear()
         self._charge(len(value))
         if isinstance(held, bytearray):
             held += value

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from . import requests as rq
 
-_SHORTEST, _LONGEST = 4 << 10, 4 << 20
+_SHORTEST, _LONGEST = 256, 4 << 20
 _REMEMBERED = 4
 _U64 = struct.Struct("<Q")
 _BEGIN = 1 + _U64.size

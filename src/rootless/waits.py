@@ -53,8 +53,10 @@ class Epochs:
         """Wait for keys: answered now if all are there, or if one of them cannot come any more."""
         missing: set[EpochKey] = set()
         hopeless = False
+        space: Namespace | None = None
         for place in places:
-            space = self.open(place[0])
+            if space is None or space.epoch != place[0]:
+                space = self.open(place[0])
             if space is None:
                 hopeless = True
             elif not space.has(place[1]):

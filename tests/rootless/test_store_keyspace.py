@@ -8,7 +8,9 @@ import pytest
 from desk import Desk
 from hyperpodrun.protocol.names import epoch_prefix
 from hyperpodrun.rootless import requests as rq
-from hyperpodrun.rootless.wire import NOT_READY, READY, STOP_WAITING, WAIT_CANCELED, WireError
+from hyperpodrun.rootless.keyspace import Keyspace
+from hyperpodrun.rootless.room import Room
+from hyperpodrun.rootless.wire import NOT_READY, READY, STOP_WAITING, WAIT_CANCELED, WireError, decode_blobs
 from wire_client import blob
 
 
@@ -259,3 +261,50 @@ def test_the_last_write_of_an_epoch_has_a_time(desk: Desk) -> None:
     assert desk.keyspace.last_write_ns(0) == written
     desk.advance(1)
     assert desk.keyspace.last_write_ns(0) is desk.keyspace.last_write_ns(1) is None
+
+
+def test_a_read_of_many_keys_is_answered_from_memory_until_one_of_them_changes():
+    """All ranks read the same keys; who reads them after any change sees it."""
+    keyspace = Keyspace(0, Room(1 << 30))
+    session = keyspace.open()
+    keys = tuple(b"hyperpodrun-epoch-0/%d" % number for number in range(20))
+
+    def read() -> list[bytes]:
+        ((_, reply),) = keyspace.apply(session, rq.MultiGet(keys), 0)
+        return decode_blobs(b"".join(reply))
+
+    for key in keys:
+        keyspace.apply(session, rq.Set(key, b"1"), 0)
+    assert read() == read() == [b"1"] * 20
+    for request, value in (
+        (rq.Set(keys[3], b"2"), b"2"),
+        (rq.Append(keys[3], b"0"), b"20"),
+        (rq.Append(keys[3], b"0"), b"200"),
+        (rq.Add(keys[3], 5), b"205"),
+        (rq.CompareSet(keys[3], b"205", b"7"), b"7"),
+        (rq.DeleteKey(keys[3]), b""),
+        (rq.MultiSet(((keys[3], b"8"),)), b"8"),
+    ):
+        keyspace.apply(session, request, 0)
+        assert read() == [*[b"1"] * 3, value, *[b"1"] * 16]
+        assert read()[3] == value
+    keyspace.advance(1)  # it had not been promised to this client
+    assert read() == [b""] * 20
+
+
+def test_the_keys_of_a_long_request_are_of_the_epoch_that_each_client_means():
+    """The same bytes are other keys for a client of another epoch."""
+    keyspace = Keyspace(0, Room(1 << 30))
+    old = keyspace.open()
+    keys = tuple(b"key %d" % number for number in range(20))
+    keyspace.apply(old, rq.MultiSet(tuple((key, b"old") for key in keys)), 0)
+    assert keyspace.places(old, keys).epoch == 0
+    keyspace.advance(1)
+    new = keyspace.open()
+    assert keyspace.places(new, keys).epoch == 1
+    assert keyspace.places(old, keys).epoch == 0
+    named = tuple(b"hyperpodrun-epoch-1/" + key for key in keys)
+    for _ in range(2):  # read key by key, then known
+        assert keyspace.places(old, named).keys == tuple(b"" + key for key in keys)
+        assert old.named == 1
+        old.named = None

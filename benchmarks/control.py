@@ -18,7 +18,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import harness
-from hyperpodrun.control.membership.leader import Leader
+from hyperpodrun.control.membership.leading.leader import Leader
 from hyperpodrun.control.membership.messages import NodeEvent
 from hyperpodrun.simulation.agents import SimulatedAgent
 from hyperpodrun.simulation.schedule import Schedule

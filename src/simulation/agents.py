@@ -9,7 +9,7 @@ from ..control.job import commands as cmd
 from ..control.job import events as ev
 from ..control.membership import messages as msg
 from ..control.membership.follower import Follower
-from ..control.membership.leader import Leader
+from ..control.membership.leading.leader import Leader
 from ..control.membership.node import Node
 from ..control.membership.roles import NodeConfig
 from .workers import SimulatedWorker, WorldOfWorkers

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from ..control.job import commands as cmd
-from ..control.membership.leader import Leader
+from ..control.membership.leading.leader import Leader
 from .agents import SimulatedAgent
 from .schedule import Schedule
 from .workers import SimulatedWorker

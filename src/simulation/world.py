@@ -15,7 +15,7 @@ from ..control.job import commands as cmd
 from ..control.job.events import Begin, StopRequested
 from ..control.job.state import JobConfig
 from ..control.membership import messages as msg
-from ..control.membership.leader import Leader
+from ..control.membership.leading.leader import Leader
 from ..control.membership.node import Node
 from ..control.membership.roles import NodeConfig
 from .agents import SimulatedAgent

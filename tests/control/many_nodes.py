@@ -18,7 +18,7 @@ from hyperpodrun.control.job.places import NodeState
 from hyperpodrun.control.job.slots import SlotState
 from hyperpodrun.control.job.state import JobConfig, Phase
 from hyperpodrun.control.membership import messages as msg
-from hyperpodrun.control.membership.directing import Directing, Progress
+from hyperpodrun.control.membership.leading.directing import Directing, Progress
 from hyperpodrun.control.membership.members import Member
 from hyperpodrun.control.membership.roles import Context, NodeConfig, Role
 from hyperpodrun.protocol.plan import Holding

@@ -33,7 +33,7 @@ from hyperpodrun.control.job.state import JobConfig
 from hyperpodrun.control.membership import messages as msg
 from hyperpodrun.control.membership.candidate import Candidate
 from hyperpodrun.control.membership.follower import Follower
-from hyperpodrun.control.membership.leader import Leader
+from hyperpodrun.control.membership.leading.leader import Leader
 from hyperpodrun.control.membership.members import Configuration
 from hyperpodrun.control.membership.node import Node
 from hyperpodrun.control.membership.roles import NodeConfig

@@ -6,8 +6,8 @@ from hyperpodrun.control.job import commands as cmd
 from hyperpodrun.control.job import events as ev
 from hyperpodrun.control.job.shard_table import MAX_RUNS, ShardTable
 from hyperpodrun.control.membership import messages as msg
+from hyperpodrun.control.membership.leading.takeover import rebuild
 from hyperpodrun.control.membership.local_state import LocalState
-from hyperpodrun.control.membership.takeover import rebuild
 from many_nodes import ManyNodes
 
 TABLE = (("a", 0, 1, 4),)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hyperpodrun.control.membership.leader import Leader
+from hyperpodrun.control.membership.leading.leader import Leader
 from hyperpodrun.simulation.schedule import Schedule, parse
 from hyperpodrun.simulation.world import World
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 from hyperpodrun.control.membership import messages as msg
-from hyperpodrun.control.membership.leader import Leader
+from hyperpodrun.control.membership.leading.leader import Leader
 from hyperpodrun.simulation.agents import SimulatedAgent
 from hyperpodrun.simulation.schedule import Fault, Schedule, parse
 from hyperpodrun.simulation.world import World

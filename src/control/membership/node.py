@@ -30,7 +30,7 @@ from .candidate import Candidate
 from .follower import Follower
 from .founding import Founding
 from .joining import Joining
-from .leader import Leader
+from .leading.leader import Leader
 from .messages import Action, Closed, Ended, Execute, NodeEvent, Received
 from .roles import Context, NodeConfig, Role
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from .becoming import BecomeLeader
-from .members import Configuration, ConfigurationChange, Configurations, Member
-from .tally import Tally
+from ..becoming import BecomeLeader
+from ..members import Configuration, ConfigurationChange, Configurations, Member
+from ..tally import Tally
 
 
 class Proposal:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from ..job import commands as cmd
-from ..job import events as ev
-from .admission import tell_difference, why_refused
-from .becoming import BecomeCandidate, BecomeFounding, BecomeLeader, Next
-from .directing import Progress
-from .following import follow
-from .members import Configurations, Member
-from .messages import (
+from ...job import commands as cmd
+from ...job import events as ev
+from ..admission import tell_difference, why_refused
+from ..becoming import BecomeCandidate, BecomeFounding, BecomeLeader, Next
+from ..following import follow
+from ..members import Configurations, Member
+from ..messages import (
     Acknowledge,
     Heartbeat,
     Hold,
@@ -25,8 +24,9 @@ from .messages import (
     Tell,
     Vote,
 )
+from ..roles import Context
+from .directing import Progress
 from .proposing import Proposing
-from .roles import Context
 
 _CALLED_BACK = 64
 """Of so many lost members it is tried whether they are there again, also where no seed is left to send them here."""

@@ -10,14 +10,14 @@ from itertools import chain
 
 from msgspec.structs import replace
 
-from ..job import commands as cmd
-from ..job import events as ev
-from ..job.addressing import deliver
-from ..job.job import Job
-from .link import Link
-from .members import Member
-from .messages import Ended, JobMemory, Order, Ordered, Report, Tell, number_in
-from .roles import Context, Role
+from ...job import commands as cmd
+from ...job import events as ev
+from ...job.addressing import deliver
+from ...job.job import Job
+from ..link import Link
+from ..members import Member
+from ..messages import Ended, JobMemory, Order, Ordered, Report, Tell, number_in
+from ..roles import Context, Role
 from .takeover import remember
 
 _Outgoing = tuple[Ordered, JobMemory | None]

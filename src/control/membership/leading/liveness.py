@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Set
 
+from ..roles import NodeConfig
 from .directing import Progress
-from .roles import NodeConfig
 
 _NEARLY = 0.9
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from ..job import commands as cmd
-from ..job import events as ev
-from ..job.job import Job
-from ..job.state import NodeState
-from .becoming import BecomeLeader, Next
+from ...job import commands as cmd
+from ...job import events as ev
+from ...job.job import Job
+from ...job.state import NodeState
+from ..becoming import BecomeLeader, Next
+from ..messages import Lead, Propose, Report, Settled, Tell
+from ..roles import Context
 from .directing import Directing, Progress
 from .liveness import Liveness
-from .messages import Lead, Propose, Report, Settled, Tell
 from .proposal import Proposal
-from .roles import Context
 from .takeover import rebuild, was_begun
 
 _TOGETHER_S, _TOGETHER_PER_MEMBER_S = 0.002, 0.00001

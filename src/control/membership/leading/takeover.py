@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..job import causes
-from ..job.barrier import expect_the_others, start_if_complete
-from ..job.commands import Cause, Command, End, FailEpoch, FinishEpoch, Layout
-from ..job.launch import conclude, start_processes
-from ..job.places import Nodes, NodeState, Place
-from ..job.recovery import begin_again_elsewhere, replace_all, replace_lost, replace_processes, start_recovery
-from ..job.returning import expect_the_rest
-from ..job.slots import Slot, Slots, SlotState
-from ..job.state import JobConfig, JobState, Phase
-from ..job.stopping import stop_again
-from .messages import JobMemory, LocalWorker, Report
+from ...job import causes
+from ...job.barrier import expect_the_others, start_if_complete
+from ...job.commands import Cause, Command, End, FailEpoch, FinishEpoch, Layout
+from ...job.launch import conclude, start_processes
+from ...job.places import Nodes, NodeState, Place
+from ...job.recovery import begin_again_elsewhere, replace_all, replace_lost, replace_processes, start_recovery
+from ...job.returning import expect_the_rest
+from ...job.slots import Slot, Slots, SlotState
+from ...job.state import JobConfig, JobState, Phase
+from ...job.stopping import stop_again
+from ..messages import JobMemory, LocalWorker, Report
 
 _STATES = {
     "starting": SlotState.STARTING,

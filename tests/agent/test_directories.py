@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hyperpodrun.agent import directories
 from hyperpodrun.agent.config import LaunchConfig
+from hyperpodrun.agent.node import directories as node_directories
 from hyperpodrun.agent.node import local
 from hyperpodrun.agent.output.console import Console
 
@@ -66,7 +67,7 @@ def test_a_start_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatc
 
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         monkeypatch.setenv("TMPDIR", name)
-        monkeypatch.setattr(local, "in_memory", lambda: Path(name))
+        monkeypatch.setattr(node_directories, "in_memory", lambda: Path(name))
         monkeypatch.setattr(local, failing, fail)
         console = Console()
         before = set(os.listdir("/proc/self/fd"))

@@ -192,13 +192,13 @@ def test_without_room_in_memory_the_jobs_state_is_kept_elsewhere_and_that_is_sai
     program = """
 import sys
 from pathlib import Path
-from hyperpodrun.agent.node import local
+from hyperpodrun.agent.node import directories
 from hyperpodrun.launcher import entry_point
 
 full, nowhere = Path("/proc/no-room"), Path("/proc/no-room-either")
-local.in_memory = lambda: full
+directories.in_memory = lambda: full
 if sys.argv[1] == "nowhere":
-    local.temporary = lambda: nowhere
+    directories.temporary = lambda: nowhere
 sys.argv[1:] = ["--inprocess-restart", "--start-method=spawn", sys.argv[2]]
 entry_point()
 """

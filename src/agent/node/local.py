@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...control.job import commands as cmd
@@ -22,14 +19,13 @@ from ...protocol.plan import NO_EPOCH
 from ...rootless.listening import listen
 from .. import processes
 from ..config import LaunchConfig
-from ..directories import Owned, in_memory, make_owned, remove_orphaned, temporary, temporary_for_sockets
 from ..environment import epoch_environment, with_script_in, worker_environment
 from ..output.console import Console
-from ..output.disk import Disk, DiskHangs
 from ..output.logs import LogDirectory, Outputs
 from ..output.tracebacks import Tracebacks
 from ..workers.data_host import DataHost
 from ..workers.workers import Worker, Workers
+from .directories import JobDirectories
 from .file_timers import FILE, FileTimers, pipe_for
 from .own_listeners import of_this_node
 
@@ -46,19 +42,10 @@ if TYPE_CHECKING:
     from .plain_store import PlainStore
 
 _STORE_HOST = "localhost"
-_RUNTIME, _STATE = "hyperpodrun-", "hyperpodrun-state-"
-"""How the directories of a job are named, the one for sockets and the one for state."""
-_DIRECTORY_LIMIT_S = 10.0
-_T = TypeVar("_T")
 _C = TypeVar("_C", bound=cmd.Command)
 Finder = Callable[[int], "tuple[str, int] | None"]
 """Where a node's store listens for the workers of all nodes."""
 _SAID_BY_WORKERS = (ev.Attached, ev.Arrived, ev.Registered, ev.Faulted, ev.Stepped, ev.Holds, ev.Completed)
-
-
-def _bounded(action: Callable[[], _T]) -> _T:
-    """An operation on a directory of the job's own. Raises DiskHangs: temporary files, too, can be on a network."""
-    return Disk().call(action, _DIRECTORY_LIMIT_S)
 
 
 class LocalNode:
@@ -68,24 +55,21 @@ class LocalNode:
         self._console = console
         self._on_event = on_event
         self._token = os.urandom(8).hex()
-        self._directories: list[Owned] = []
-        self._state_directory: Path | None = None
         with contextlib.ExitStack() as undo:  # a start that fails leaves nothing behind
             self._listeners = listen(_STORE_HOST, config.rendezvous.port)
             undo.callback(self._close_listeners)
             self.logs = LogDirectory(config, console)
             undo.callback(self.logs.discard_if_empty)
-            undo.callback(self._remove_directories)
-            self._directories.append(_bounded(lambda: make_owned(temporary_for_sockets(), _RUNTIME, self._token)))
-            self._runtime = self._directories[0].path
+            self._directories = JobDirectories(self._token, console)
+            undo.callback(self._directories.remove)
+            self._runtime = self._directories.make_runtime()
             self._config = config = with_script_in(config, self._runtime)
-            if config.inprocess_restart:
-                self._state_directory = self._make_state_directory()
+            self._state_directory = self._directories.make_state() if config.inprocess_restart else None
             self._timer_pipe = pipe_for(self._runtime, os.environ)
             self._timers: FileTimers | None = None
             self._data = DataHost(self._runtime, self._token, console)
             self.workers = Workers(
-                config, console, self.logs, self._token, self._directories, self._data,
+                config, console, self.logs, self._token, self._directories.made, self._data,
                 self._on_exit, self._on_hook_exit,
             )  # fmt: skip
             undo.pop_all()
@@ -115,22 +99,6 @@ class LocalNode:
             cmd.TellReturned: self._tell_returned,
             cmd.RestartProcesses: self._restart_processes,
         }
-
-    def _make_state_directory(self) -> Path | None:
-        """In memory, or where temporary files go, or nowhere: state then moves from process to process only."""
-        reason = ""
-        for parent in dict.fromkeys((in_memory(), temporary())):
-            try:
-                directory = _bounded(partial(make_owned, parent, _STATE, self._token))
-            except OSError as error:
-                reason = f"{parent}: {error.strerror or error}"
-                continue
-            self._directories.append(directory)
-            if reason:
-                self._console.log("state-directory", path=directory.path, instead_of=reason)
-            return directory.path
-        self._console.log("state-directory-off", reason=reason, action="no snapshots are kept on this node")
-        return None
 
     # ---- life ----------------------------------------------------------------------------------------------------
 
@@ -163,13 +131,7 @@ class LocalNode:
         self.logs.attach(loop)
         self._data.attach(loop, self._environment(cmd.LocalSlot(0, 0, 0), self._alone, 0, Outputs()))
         self.workers.attach(loop)
-        threading.Thread(target=self._remove_orphaned, name="hyperpodrun-orphans", daemon=True).start()
-
-    def _remove_orphaned(self) -> None:
-        """What jobs left here that were killed with their keepers. On a thread: a directory can be large, or hang."""
-        places = (in_memory(), temporary(), temporary_for_sockets())
-        for path in remove_orphaned(iter(places), (_RUNTIME, _STATE)):
-            self._console.log("orphan-removed", path=path, reason="its job was killed together with its keeper")
+        self._directories.begin_removing_orphaned()
 
     def share_store(self, send: Callable[[int, StoreMessage], None], own: Callable[[], int]) -> Shards:
         """The store is one of many: `send(node, message)`."""
@@ -201,7 +163,7 @@ class LocalNode:
         if self._timers is not None:
             self._timers.close()
         self._close_listeners()
-        self._remove_directories()
+        self._directories.remove()
         if self.report is not None:
             self._tell(self.report.finished())
             if any(recovery.epoch is not None for recovery in self.report.recoveries):  # else none was ours
@@ -212,11 +174,6 @@ class LocalNode:
     def _close_listeners(self) -> None:
         for listener in self._listeners:
             listener.close()
-
-    def _remove_directories(self) -> None:
-        for directory in self._directories:
-            with contextlib.suppress(DiskHangs):
-                _bounded(directory.remove)
 
     # ---- what the job wants --------------------------------------------------------------------------------------
 

@@ -15,11 +15,12 @@ on each, with the same beginning and end. What differs from a textbook's history
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
+_State = TypeVar("_State", bound=Hashable)
 NO_ANSWER = {"set", "append", "push"}
 OUT_OF_TIME = "out of time"
 EMPTY = "empty"
@@ -167,9 +168,24 @@ def linearizable(operations: Sequence[Operation]) -> bool:
         indices.sort(key=lambda index: mine[index].number)
         for earlier, later in pairwise(indices):
             before[later] = 1 << earlier
-    everything = (1 << len(mine)) - 1
-    tried: set[tuple[int, State]] = set()
-    stack: list[tuple[int, State]] = [(0, State())]
+    spans = [(one.call, one.effect) for one in mine]
+    return has_an_order(spans, State(), lambda state, index: step(state, mine[index]), before)
+
+
+def has_an_order(
+    spans: Sequence[tuple[float, float]],
+    first: _State,
+    after: Callable[[_State, int], _State | None],
+    before: Sequence[int] = (),
+) -> bool:
+    """Whether some order explains every result (Wing and Gong; what was found to lead nowhere is remembered).
+
+    `spans`: when each call began, in that order, and by when it has taken effect. `after(state, index)`: the state
+    after a call; None if it cannot have given its result then. `before`: by call, those that come before it, as bits.
+    """
+    everything = (1 << len(spans)) - 1
+    tried: set[tuple[int, _State]] = set()
+    stack: list[tuple[int, _State]] = [(0, first)]
     while stack:
         done, state = stack.pop()
         if done == everything:
@@ -177,15 +193,15 @@ def linearizable(operations: Sequence[Operation]) -> bool:
         if (done, state) in tried:
             continue
         tried.add((done, state))
-        horizon = min(one.effect for index, one in enumerate(mine) if not done >> index & 1)
-        for index, operation in enumerate(mine):
-            if operation.call > horizon:
+        horizon = min(effect for index, (_, effect) in enumerate(spans) if not done >> index & 1)
+        for index, (call, _) in enumerate(spans):
+            if call > horizon:
                 break
-            if done >> index & 1 or before[index] & ~done:
+            if done >> index & 1 or (before and before[index] & ~done):
                 continue
-            after = step(state, operation)
-            if after is not None:
-                stack.append((done | 1 << index, after))
+            then = after(state, index)
+            if then is not None:
+                stack.append((done | 1 << index, then))
     return False
 
 

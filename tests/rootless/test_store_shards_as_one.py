@@ -11,9 +11,9 @@ import random
 import struct
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from functools import cache
 
 import pytest
+from histories import has_an_order
 from hyperpodrun.rootless import requests as rq
 from hyperpodrun.rootless.sharding import asks, crowds, relays
 from hyperpodrun.rootless.wire import READY, STOP_WAITING, decode_blobs
@@ -70,21 +70,6 @@ def after(state: State, done: Done) -> State | None:
         case "length":
             return state if done.result == len(queue) else None
     raise AssertionError(done.what)
-
-
-def has_an_order(history: list[Done]) -> bool:
-    """Wing and Gong's search: whether some order explains every result."""
-
-    @cache
-    def search(left: frozenset[int], state: State) -> bool:
-        first_end = min((history[index].end for index in left), default=0)
-        return not left or any(
-            search(left - {index}, new)
-            for index in left
-            if history[index].begin <= first_end and (new := after(state, history[index])) is not None
-        )
-
-    return search(frozenset(range(len(history))), (None, ()))
 
 
 class Script:
@@ -209,7 +194,10 @@ def test_each_key_has_an_order_that_explains_every_answer(
     cluster.run()
     assert all(script.over for script in scripts)
     for key, done in history.items():
-        assert has_an_order(done), f"seed {seed}, {key!r}: {sorted(done, key=lambda one: one.begin)}"
+        done.sort(key=lambda one: one.begin)
+        spans = [(one.begin, one.end) for one in done]
+        found = has_an_order(spans, (None, ()), lambda state, index, all_of_it=done: after(state, all_of_it[index]))
+        assert found, f"seed {seed}, {key!r}: {done}"
     cluster.open(1)
     cluster.run()
     for node in cluster.nodes:

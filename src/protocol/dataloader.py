@@ -65,7 +65,7 @@ class Open(_Message, frozen=True):
 class Seek(_Message, frozen=True):
     """The next batch I read is this. `epoch` None: `index` counts the batches of all epochs.
 
-    With `has_state` a descriptor comes along: the source's own state at this position, as a batch file of format.py.
+    With `has_state` a descriptor comes along: the source's own state at this position, as a batch file.
     """
 
     serial: int
@@ -169,7 +169,7 @@ class Refused(_Message, frozen=True):
 
 
 class Fetch(_Message, frozen=True):
-    """Make this batch. `indices` of the dataset as `source.py` packs them; None: whatever the iterable source gives.
+    """Make this batch. `indices` of the dataset as `sources/` packs them; None: whatever the iterable source gives.
 
     `attached`: a descriptor comes along with the "indices", too many for a packet, or the source's "state" at this
     position.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hyperpodrun.dataloader.contents import fingerprint
+from hyperpodrun.dataloader.reading.contents import fingerprint
 from torch.utils.data import DataLoader
 
 
@@ -59,7 +59,7 @@ def in_another_process(load: Any, fold: Fold) -> int:
     pid = os.fork()
     if pid == 0:
         try:
-            from hyperpodrun.dataloader import connection
+            from hyperpodrun.dataloader.reading import connection
 
             connection._read_before.clear()  # as a new process
             os.write(write, str(first_of(load(functools.partial(part_of, fold)))).encode())

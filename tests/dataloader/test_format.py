@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hyperpodrun.dataloader import format
-from hyperpodrun.dataloader.encryption import Sealer
 from hyperpodrun.dataloader.errors import BatchTypeError, CacheCorruptError
+from hyperpodrun.dataloader.storing import format
+from hyperpodrun.dataloader.storing.encryption import Sealer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

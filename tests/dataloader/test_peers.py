@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import sources
 import torch
-from hyperpodrun.dataloader import peers, warming
 from hyperpodrun.dataloader.errors import CacheCorruptError, ProducerError
-from hyperpodrun.dataloader.warming import Report, Transfer, plan
+from hyperpodrun.dataloader.reading import peers, warming
+from hyperpodrun.dataloader.reading.warming import Report, Transfer, plan
 from test_loader import plain
 
 WORKER = Path(__file__).parent / "workers" / "peers.py"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hyperpodrun.dataloader.window import Limits, Window
+from hyperpodrun.dataloader.preparing.window import Limits, Window
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -21,7 +21,8 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data._utils.collate import collate, default_collate, default_collate_fn_map
 
-from . import seeds, tree
+from ..storing import tree
+from . import seeds
 
 _FORKS = (None, "fork")
 

@@ -14,14 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..protocol import dataloader as protocol
-from ..protocol.dataloader import Position
-from ..protocol.messages import MessageError
-from ..protocol.names import DATA_ENDPOINT
-from . import contents, recipe, standalone, wire
-from .encryption import sealer
-from .errors import ProducerError, StreamTakenError, user_error
-from .store import StreamDirectory
+from ...protocol import dataloader as protocol
+from ...protocol.dataloader import Position
+from ...protocol.messages import MessageError
+from ...protocol.names import DATA_ENDPOINT
+from .. import recipe, wire
+from ..errors import ProducerError, StreamTakenError, user_error
+from ..preparing import standalone
+from ..storing.directories import StreamDirectory
+from ..storing.encryption import sealer
+from . import contents
 
 _CONNECT_S = 60.0
 _DEATHS = 5

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import msgspec
 import torch
 
-from .errors import BatchTypeError
+from ..errors import BatchTypeError
 
 _INT_LIMITS = range(-(1 << 63), 1 << 64)
 _MAX_DEPTH = 100

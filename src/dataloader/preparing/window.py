@@ -14,7 +14,7 @@ from __future__ import annotations
 import bisect
 from dataclasses import dataclass, field
 
-from ..protocol.dataloader import Position
+from ...protocol.dataloader import Position
 
 _ATTEMPTS = 3
 """So often a batch is tried whose maker dies, or whose file turns out corrupt."""

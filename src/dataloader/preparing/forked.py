@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 
-from ..protocol.seldom import Seldom
+from ...protocol.seldom import Seldom
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _libc = ctypes.CDLL(None, use_errno=True)

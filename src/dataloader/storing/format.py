@@ -25,9 +25,9 @@ import msgspec
 import torch
 import xxhash
 
+from ..errors import BatchTypeError, CacheCorruptError
 from . import tree
 from .encryption import Sealer
-from .errors import BatchTypeError, CacheCorruptError
 
 VERSION = 1
 _ALIGNMENT = 64

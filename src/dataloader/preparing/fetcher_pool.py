@@ -14,9 +14,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..protocol import dataloader as protocol
-from ..protocol.dataloader import Position
-from . import wire
+from ...protocol import dataloader as protocol
+from ...protocol.dataloader import Position
+from .. import wire
 from .fetcher import Restart
 from .forked import describe_exit, die_with_parent
 

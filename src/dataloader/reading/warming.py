@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ..protocol.dataloader import Position
+from ...protocol.dataloader import Position
 
 MOST_BATCHES = 16
 MOST_BYTES = 128 << 20

@@ -15,12 +15,13 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from ..protocol import dataloader as protocol
-from ..protocol.messages import shorten
-from . import recipe, seeds, wire
+from ...protocol import dataloader as protocol
+from ...protocol.messages import shorten
+from .. import recipe, wire
+from ..sources import seeds
+from ..storing.directories import StreamDirectory, open_stream
 from .forked import die_with_parent, log
 from .producer import Producer
-from .store import StreamDirectory, open_stream
 
 _LEAVING_S = 60.0
 """So long readers of a factory that gives several loaders may take to go."""

@@ -26,11 +26,11 @@ from typing import Any
 
 import msgspec
 
-from ..protocol import dataloader as protocol
-from ..protocol.dataloader import Position
+from ...protocol import dataloader as protocol
+from ...protocol.dataloader import Position
+from ..errors import CacheCorruptError, ProducerError
 from . import format
 from .encryption import Sealer
-from .errors import CacheCorruptError, ProducerError
 
 _JOB = re.compile(r"job-([0-9a-f]{8,64})")
 _BATCH = re.compile(r"(\d+)-(\d+)\.safetensors")

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from . import seeds
+from ..errors import ProducerError
+from ..sources import seeds
+from ..sources.source import IterableSource, MapSource, is_map_style, length_of
 from .cursor import Cursor
-from .errors import ProducerError
-from .source import IterableSource, MapSource, is_map_style, length_of
 
 
 class PassthroughReader:

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from ..protocol import dataloader as protocol
-from ..protocol.dataloader import Position
-from . import format
-from .config import CacheResumeMMAPConfig
+from ...protocol import dataloader as protocol
+from ...protocol.dataloader import Position
+from ..config import CacheResumeMMAPConfig
+from ..errors import BatchTypeError, CacheCorruptError, CacheFullError, ProducerError, SkipLimitError, user_error
+from ..storing import format
 from .connection import Connection
 from .cursor import Cursor
-from .errors import BatchTypeError, CacheCorruptError, CacheFullError, ProducerError, SkipLimitError, user_error
 from .peers import Peers
 from .warming import MOST_BATCHES, Report, plan
 

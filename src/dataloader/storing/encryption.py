@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from .errors import CacheCorruptError, DataLoaderError
+from ..errors import CacheCorruptError, DataLoaderError
 
 KEY_BYTES = 32
 _MAGIC = b"HPBATCH1"

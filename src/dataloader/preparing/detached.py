@@ -1,6 +1,6 @@
 """Starts the host as nobody's child: whoever starts it need not wait for it, and may end before it does.
 
-Run as `python -m hyperpodrun.dataloader.detached`, with the host's options; ends at once.
+Run as `python -m hyperpodrun.dataloader.preparing.detached`, with the host's options; ends at once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 
 if __name__ == "__main__":
     if os.fork() == 0:
-        from hyperpodrun.dataloader.host import main
+        from hyperpodrun.dataloader.preparing.host import main
 
         sys.exit(main(sys.argv[1:]))
     os._exit(0)

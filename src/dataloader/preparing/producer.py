@@ -1,7 +1,7 @@
 """The producer: one process per node and stream. It has batches made ahead of its readers, and removed behind them.
 
 Forked by the host, and dies with it. What there should be is decided by `window.py`; the order of batches comes from
-`source.py`; fetchers make them. Here these are brought together: what readers want and fetchers answer goes to the
+`sources/`; fetchers make them. Here these are brought together: what readers want and fetchers answer goes to the
 window, what the window wants is asked of fetchers and told to readers. Nothing blocks it once the user's loader exists
 (`opening.py`): the dataset runs in the fetchers.
 """
@@ -15,15 +15,16 @@ import traceback
 from collections import deque
 from typing import Any
 
-from ..protocol import dataloader as protocol
-from ..protocol.dataloader import Position
-from ..protocol.messages import MessageError, shorten
-from . import source, wire
+from ...protocol import dataloader as protocol
+from ...protocol.dataloader import Position
+from ...protocol.messages import MessageError, shorten
+from .. import wire
+from ..sources import source
+from ..storing.directories import Manifest, StreamDirectory, admit, batch_name, forget
 from .fetcher import Fetcher
-from .fetchers import Fetchers
+from .fetcher_pool import Fetchers
 from .forked import log
 from .readers import Reader, Readers
-from .store import Manifest, StreamDirectory, admit, batch_name, forget
 from .window import Limits, Window
 
 _SKIP_WORTH_LOGGING_S = 0.5

@@ -20,10 +20,10 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ..protocol.names import AGENT_ENDPOINT, WORKER_IDENTITY
-from . import wire
-from .errors import ProducerError
-from .store import private_directory
+from ...protocol.names import AGENT_ENDPOINT, WORKER_IDENTITY
+from .. import wire
+from ..errors import ProducerError
+from ..storing.directories import private_directory
 
 _LOCK_S = 60.0
 _SOCKET = "data.sock"
@@ -69,7 +69,7 @@ def _start(runtime: Path, token: str, watched: list[int]) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(str(path))
         listener.listen(128)
-        command = [sys.executable, "-m", "hyperpodrun.dataloader.detached", f"--listener={listener.fileno()}"]
+        command = [sys.executable, "-m", "hyperpodrun.dataloader.preparing.detached", f"--listener={listener.fileno()}"]
         command += [f"--token={token}", f"--runtime={runtime}", "--users-only", f"--watch={os.getpid()}"]
         command += [f"--watch={pid}" for pid in watched]
         environment = {

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from torch.utils.data import _utils
 
-from ..protocol import dataloader as protocol
-from ..protocol.messages import shorten
-from . import format, seeds, wire
-from .errors import BatchTypeError, CacheCorruptError, SkipLimitError
-from .source import IterableSource, MapFetcher
-from .store import StreamDirectory
+from ...protocol import dataloader as protocol
+from ...protocol.messages import shorten
+from .. import wire
+from ..errors import BatchTypeError, CacheCorruptError, SkipLimitError
+from ..sources import seeds
+from ..sources.source import IterableSource, MapFetcher
+from ..storing import format
+from ..storing.directories import StreamDirectory
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _SKIP_WORTH_TELLING_S = 1.0

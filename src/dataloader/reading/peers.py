@@ -16,9 +16,9 @@ import msgspec
 import torch
 from torch import distributed as dist
 
-from ..protocol.dataloader import Position
-from . import format
-from .errors import CacheCorruptError, ProducerError
+from ...protocol.dataloader import Position
+from ..errors import CacheCorruptError, ProducerError
+from ..storing import format
 from .warming import MOST_BATCHES, MOST_BYTES, Report, Transfer
 
 _ROW_BYTES = 1024

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..protocol.dataloader import Position
-from . import format
+from ...protocol.dataloader import Position
+from ..storing import format
 
 
 @dataclass

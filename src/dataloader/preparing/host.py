@@ -27,14 +27,16 @@ from typing import Any
 
 import torch  # noqa: F401  # so that producers, which are forked, have it
 
-from ..protocol import dataloader as protocol
-from ..protocol.messages import MessageError
-from . import opening, source, wire  # noqa: F401  # likewise
-from .encryption import KEY_BYTES
-from .errors import DataLoaderError
+from ...protocol import dataloader as protocol
+from ...protocol.messages import MessageError
+from .. import wire
+from ..errors import DataLoaderError
+from ..names import check_stream_name
+from ..sources import source  # noqa: F401  # likewise
+from ..storing.directories import JobDirectory, remove_dead_jobs
+from ..storing.encryption import KEY_BYTES
+from . import opening
 from .forked import describe_exit, log, log_seldom
-from .names import check_stream_name
-from .store import JobDirectory, remove_dead_jobs
 
 _HELLO_S = 10.0
 """A connection that has not said what it wants by then is closed."""
@@ -252,8 +254,8 @@ def _ends_on_signal(signum: int, frame: Any) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """`python -m hyperpodrun.dataloader.host`: not for people."""
-    parser = argparse.ArgumentParser(prog="hyperpodrun.dataloader.host")
+    """`python -m hyperpodrun.dataloader.preparing.host`: not for people."""
+    parser = argparse.ArgumentParser(prog="hyperpodrun.dataloader.preparing.host")
     parser.add_argument("--listener", type=int, required=True, help="descriptor of the listening socket")
     parser.add_argument("--token", required=True, help="the job's mark")
     parser.add_argument("--runtime", type=Path, required=True, help="a directory of this job's own")

@@ -11,10 +11,10 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from ..protocol import dataloader as protocol
-from ..protocol.dataloader import Position
-from ..protocol.messages import MessageError
-from . import wire
+from ...protocol import dataloader as protocol
+from ...protocol.dataloader import Position
+from ...protocol.messages import MessageError
+from .. import wire
 from .forked import log_seldom
 
 

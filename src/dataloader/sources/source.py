@@ -16,12 +16,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import msgspec
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data._utils.collate import collate, default_collate, default_collate_fn_map
 
-from ..storing import tree
+from ...protocol import values
 from . import seeds
 
 _FORKS = (None, "fork")
@@ -282,15 +281,15 @@ _MANY, _ONE, _OTHER_MANY, _OTHER_ONE = b"I", b"i", b"O", b"o"
 
 
 def pack_indices(indices: Any, batched: bool) -> bytes:
-    """Indices as bytes: whole numbers fast, other plain keys (tuples, strings, ...) as `tree.py` does it."""
+    """Indices as bytes: whole numbers fast, other plain keys (tuples, strings, ...) as what they are."""
     from array import array
 
     try:
         return (_MANY if batched else _ONE) + array("q", indices if batched else (indices,)).tobytes()
     except (TypeError, OverflowError):
-        structure, tensors = tree.take_apart(indices)
-        data = msgspec.msgpack.encode((structure, [(str(t.dtype)[6:], t.tolist()) for t in tensors]))
-        return (_OTHER_MANY if batched else _OTHER_ONE) + data
+        tensors: list[torch.Tensor] = []
+        structure = values.take_apart(indices, tensors)
+        return (_OTHER_MANY if batched else _OTHER_ONE) + values.encode((structure, tensors))
 
 
 def unpack_indices(packed: bytes) -> tuple[Any, bool]:
@@ -301,6 +300,5 @@ def unpack_indices(packed: bytes) -> tuple[Any, bool]:
     if kind in (_MANY, _ONE):
         numbers = array("q", packed[1:]).tolist()
         return (numbers, True) if kind == _MANY else (numbers[0], False)
-    structure, values = msgspec.msgpack.decode(packed[1:], type=tuple[bytes, list[tuple[str, Any]]])
-    tensors = [torch.tensor(value, dtype=getattr(torch, dtype)) for dtype, value in values]
-    return tree.put_together(structure, tensors), kind == _OTHER_MANY
+    structure, tensors = values.decode(packed[1:])
+    return values.put_together(structure, tensors), kind == _OTHER_MANY

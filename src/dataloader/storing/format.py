@@ -2,7 +2,7 @@
 
 Any safetensors reader opens it. Beside the batch's tensors, named "0", "1", ..., there are two of bytes:
 
-    "~batch"  msgpack of `Label` (which stream, which batch) and the structure (`tree.py`)
+    "~batch"  msgpack of `Label` (which stream, which batch) and the structure (`protocol/values/`)
     "~xxh3"   the last 16 bytes: XXH3-128 of everything before them
 
 The order of tensors is that of their element size, so that each is aligned, and the data begin at a multiple of 64.
@@ -25,11 +25,11 @@ import msgspec
 import torch
 import xxhash
 
+from ...protocol import values
 from ..errors import BatchTypeError, CacheCorruptError
-from . import tree
 from .encryption import Sealer
 
-VERSION = 1
+VERSION = 2
 _ALIGNMENT = 64
 _DIGEST_BYTES = 16
 _MAX_HEADER_BYTES = 16 << 20
@@ -95,7 +95,7 @@ class Loaded:
         self._tensors = tensors
 
     def batch(self) -> Any:
-        return tree.put_together(self._contents.structure, self._tensors)
+        return values.put_together(self._contents.structure, self._tensors)
 
     @property
     def has_state(self) -> bool:
@@ -103,7 +103,7 @@ class Loaded:
 
     def state(self) -> Any:
         """The source's own state after this batch; None if it has none."""
-        return None if self._contents.state is None else tree.put_together(self._contents.state, self._tensors)
+        return None if self._contents.state is None else values.put_together(self._contents.state, self._tensors)
 
 
 def write(fd: int, label: Label, batch: Any, state: Any = None, sealer: Sealer | None = None) -> int:
@@ -139,14 +139,9 @@ def read(fd: int, label: Label, sealer: Sealer | None = None) -> Loaded:
 
 
 def _buffers(label: Label, batch: Any, state: Any) -> tuple[list[Any], list[torch.Tensor]]:
-    structure, tensors = tree.take_apart(batch)
-    if state is None:
-        packed_state = None
-    else:
-        # One numbering of tensors for both: the state's follow the batch's.
-        both, tensors = tree.take_apart((batch, state))
-        _, (batch_part, state_part) = msgspec.msgpack.decode(both)
-        structure, packed_state = _encode_contents(batch_part), _encode_contents(state_part)
+    tensors: list[torch.Tensor] = []
+    structure = _take_apart("batch", batch, tensors)
+    packed_state = None if state is None else _take_apart("the loader's state", state, tensors)
     contents = _encode_contents(_Contents(label, structure, packed_state))
     header: dict[str, Any] = {"__metadata__": _METADATA}
     buffers: list[Any] = [b""]
@@ -178,6 +173,17 @@ def _buffers(label: Label, batch: Any, state: Any) -> tuple[list[Any], list[torc
         digest.update(buffer)
     buffers.append(digest.digest())
     return buffers, tensors
+
+
+def _take_apart(what: str, value: Any, tensors: list[torch.Tensor]) -> bytes:
+    try:
+        return values.take_apart(value, tensors)
+    except values.NotPlainError as error:
+        raise BatchTypeError(
+            f"{what}{error.where} is {error.what}: a cached batch can hold tensors on the CPU, numpy arrays, None, "
+            "bool, int, float, str, bytes, and lists, tuples and dicts of these; make it one of them in the collate "
+            "function"
+        ) from None
 
 
 def write_all(fd: int, buffers: list[Any]) -> None:

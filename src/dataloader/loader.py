@@ -162,7 +162,6 @@ class MMAPDataLoader:
                 config.lookback_length,
                 config.checkpoint_frequency,
                 config.enable_batch_encryption,
-                config.max_cache_bytes,
                 config.max_skip_batches,
             )
             seed = torch.initial_seed() & 0x7FFFFFFFFFFFFFFF if self._seed is None else self._seed

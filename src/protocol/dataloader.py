@@ -37,7 +37,6 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lookback: int
     checkpoint_frequency: int | None
     encrypt: bool
-    max_cache_bytes: int | None
     max_skip_batches: int
 
 
@@ -186,7 +185,6 @@ class Fetched(_Message, frozen=True):
 
     epoch: int
     index: int
-    nbytes: int
 
 
 class SourceEnded(_Message, frozen=True):

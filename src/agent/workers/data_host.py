@@ -84,7 +84,7 @@ class DataHost:
         assert self._listener is not None
         self._loop.remove_reader(self._listener)
         fd = self._listener.fileno()
-        command = [sys.executable, "-m", "hyperpodrun.dataloader.preparing.host", f"--listener={fd}"]
+        command = [sys.executable, "-m", "hyperpodrun.dataloader.preparing", f"--listener={fd}"]
         command += [f"--token={self._token}", f"--runtime={self._runtime}"]
         try:
             self._child = processes.start(command, self._environment, pass_fds=(fd,))

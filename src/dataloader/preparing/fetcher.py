@@ -21,7 +21,8 @@ from ...protocol.messages import shorten
 from .. import wire
 from ..errors import BatchTypeError, CacheCorruptError, SkipLimitError
 from ..sources import seeds
-from ..sources.source import IterableSource, MapFetcher
+from ..sources.iterable import IterableSource
+from ..sources.map_style import MapFetcher
 from ..storing import format
 from ..storing.directories import StreamDirectory
 
@@ -83,7 +84,8 @@ class Fetcher:
         except Exception as error:  # the user's: it goes to the training loop
             return self._failed(position, "dataset", error)
         try:
-            return protocol.Fetched(*position, self._directory.publish(position, batch, state))
+            self._directory.publish(position, batch, state)
+            return protocol.Fetched(*position)
         except BatchTypeError as error:
             return protocol.NotFetched(*position, "batch", "BatchTypeError", str(error))
         except OSError as error:

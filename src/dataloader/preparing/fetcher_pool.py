@@ -37,7 +37,7 @@ class _Process:
     jobs: deque[Position] = field(default_factory=deque)
 
 
-class Fetchers:
+class FetcherPool:
     """As many fetchers as `start` was told, whatever becomes of each.
 
     `serve(line, number)` is the life of one, in the forked process. `on_answer(message)`: what one has to say.

@@ -11,7 +11,6 @@ connection. The host dies with the agent; without one, when the last process tha
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import os
@@ -19,11 +18,9 @@ import secrets
 import selectors
 import signal
 import socket
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch  # noqa: F401  # so that producers, which are forked, have it
 
@@ -32,7 +29,6 @@ from ...protocol.messages import MessageError
 from .. import wire
 from ..errors import DataLoaderError
 from ..names import check_stream_name
-from ..sources import source  # noqa: F401  # likewise
 from ..storing.directories import JobDirectory, remove_dead_jobs
 from ..storing.encryption import KEY_BYTES
 from . import opening
@@ -247,36 +243,3 @@ class Host:
         if status != 0:
             how, action = describe_exit(status), "replaced when a reader wants it"
             log("data-producer-lost", stream=key[1], pid=running.pid, how=how, action=action)
-
-
-def _ends_on_signal(signum: int, frame: Any) -> None:
-    raise SystemExit(128 + signum)
-
-
-def main(argv: list[str]) -> int:
-    """`python -m hyperpodrun.dataloader.preparing.host`: not for people."""
-    parser = argparse.ArgumentParser(prog="hyperpodrun.dataloader.preparing.host")
-    parser.add_argument("--listener", type=int, required=True, help="descriptor of the listening socket")
-    parser.add_argument("--token", required=True, help="the job's mark")
-    parser.add_argument("--runtime", type=Path, required=True, help="a directory of this job's own")
-    parser.add_argument("--users-only", action="store_true", help="end with the last user")
-    parser.add_argument("--watch", type=int, action="append", default=[], metavar="PID", help="counts as a user")
-    options = parser.parse_args(argv)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _ends_on_signal)
-    listener = socket.socket(fileno=options.listener)
-    listener.set_inheritable(False)
-    host = Host(listener, options.token, options.runtime, options.watch, options.users_only)
-    try:
-        host.run()
-    finally:
-        if options.users_only:
-            host.clean_up()
-            from .standalone import withdraw
-
-            withdraw(options.runtime)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -19,10 +19,11 @@ from ...protocol import dataloader as protocol
 from ...protocol.dataloader import Position
 from ...protocol.messages import MessageError, shorten
 from .. import wire
-from ..sources import source
+from ..sources.loaders import length_of
+from ..sources.map_style import MapSource, is_map_style
 from ..storing.directories import Manifest, StreamDirectory, admit, batch_name, forget
 from .fetcher import Fetcher
-from .fetcher_pool import Fetchers
+from .fetcher_pool import FetcherPool
 from .forked import log
 from .readers import Reader, Readers
 from .window import Limits, Window
@@ -44,13 +45,12 @@ class Producer:
         self._seed = manifest.seed
         self._key = key
         self._max_skip = options.max_skip_batches
-        self._map = source.MapSource(loader, self._seed) if source.is_map_style(loader) else None
-        self._length = source.length_of(loader)
+        self._map = MapSource(loader, self._seed) if is_map_style(loader) else None
+        self._length = length_of(loader)
         limits = Limits(
             options.prefetch,
             options.lookback,
             options.checkpoint_frequency,
-            options.max_cache_bytes,
             stop_at_failure=self._map is None,
         )
         self._window = Window(limits, self._length)
@@ -60,7 +60,7 @@ class Producer:
         self._selector = selectors.DefaultSelector()
         self._control: socket.socket | None = None
         self._readers = Readers(self._selector, self._name, self._obey, self._on_reader_gone)
-        self._fetchers = Fetchers(self._selector, self._fetch, self._heed, self._on_fetcher_death)
+        self._fetchers = FetcherPool(self._selector, self._fetch, self._heed, self._on_fetcher_death)
 
     # ---- life --------------------------------------------------------------------------------------------------
 
@@ -182,7 +182,7 @@ class Producer:
     def _place(self, reader: Reader, serial: int, position: Position) -> None:
         if not self._begun:
             self._begun = True
-            self._window.begin(position, self._directory.sizes())
+            self._window.begin(position, self._directory.present())
         self._window.seek(reader.number, position)
         self._sought(reader, serial, position)
 
@@ -254,7 +254,7 @@ class Producer:
         match message:
             case protocol.Fetched():
                 position = (message.epoch, message.index)
-                if not self._window.ready(position, message.nbytes):
+                if not self._window.ready(position):
                     self._directory.remove(position)
             case protocol.SourceEnded():
                 self._ended(message.epoch, message.length)

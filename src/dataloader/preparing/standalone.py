@@ -69,8 +69,9 @@ def _start(runtime: Path, token: str, watched: list[int]) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(str(path))
         listener.listen(128)
-        command = [sys.executable, "-m", "hyperpodrun.dataloader.preparing.detached", f"--listener={listener.fileno()}"]
-        command += [f"--token={token}", f"--runtime={runtime}", "--users-only", f"--watch={os.getpid()}"]
+        command = [sys.executable, "-m", "hyperpodrun.dataloader.preparing", f"--listener={listener.fileno()}"]
+        command += [f"--token={token}", f"--runtime={runtime}"]
+        command += ["--detach", "--users-only", f"--watch={os.getpid()}"]
         command += [f"--watch={pid}" for pid in watched]
         environment = {
             name: value for name, value in os.environ.items() if name not in (AGENT_ENDPOINT, WORKER_IDENTITY)

@@ -12,6 +12,7 @@ Batches are kept in the order of the stream, without a gap from the oldest one t
 from __future__ import annotations
 
 import bisect
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from ...protocol.dataloader import Position
@@ -22,7 +23,6 @@ _ATTEMPTS = 3
 
 @dataclass
 class _Batch:
-    nbytes: int = 0
     ready: bool = False
     asked: bool = False
     """It is being made."""
@@ -31,12 +31,11 @@ class _Batch:
 
 @dataclass(frozen=True)
 class Limits:
-    """`prefetch` and `lookback` in batches, `checkpoint_frequency` in batches, `max_bytes` of files; None: no limit."""
+    """All in batches."""
 
     prefetch: int
     lookback: int
     checkpoint_frequency: int | None = None
-    max_bytes: int | None = None
     stop_at_failure: bool = False
     """Of an iterable source: what comes after a batch that cannot be made cannot be made either."""
 
@@ -64,12 +63,11 @@ class Window:
         """Asked once, and to be asked again."""
         self._pinned: set[Position] = set()
         self._removals: list[Position] = []
-        self._bytes = 0
         self._no_room = False
 
     # ---- what happens ------------------------------------------------------------------------------------------
 
-    def begin(self, position: Position, present: dict[Position, int]) -> None:
+    def begin(self, position: Position, present: Collection[Position]) -> None:
         """A producer starts: `present` are the files it found. Those that form a run with `position` are used."""
         self._restart(position)
         before = (position[0], position[1] - 1)
@@ -78,9 +76,9 @@ class Window:
             lookback.append(before)
             before = (before[0], before[1] - 1)
         for there in reversed(lookback):
-            self._add(there, present[there])
+            self._add(there, ready=True)
         while self._next in present and len(self._order) - len(lookback) < self.limits.prefetch:
-            self._add(self._next, present[self._next])
+            self._add(self._next, ready=True)
             self._next = self._after(self._next)
         self._removals = [there for there in present if there not in self._batches]
         self._settle()
@@ -107,14 +105,12 @@ class Window:
                 self._align()
             self._settle()
 
-    def ready(self, position: Position, nbytes: int) -> bool:
+    def ready(self, position: Position) -> bool:
         """A batch was made. False: nobody wants it any more, remove it."""
         batch = self._batches.get(position)
         if batch is None:
             return False
-        if not batch.ready:
-            self._bytes += nbytes
-            batch.ready, batch.nbytes, batch.asked = True, nbytes, False
+        batch.ready, batch.asked = True, False
         self._settle()
         return True
 
@@ -163,8 +159,6 @@ class Window:
             self._forget_failure(position)
             return True
         batch.ready = False
-        self._bytes -= batch.nbytes
-        batch.nbytes = 0
         batch.attempts += 1
         self._repeat(position)
         return batch.attempts < _ATTEMPTS
@@ -201,14 +195,12 @@ class Window:
         ahead = len(self._order) - bisect.bisect_left(self._order, self.anchor)
         if ahead >= self.limits.prefetch:
             return None
-        if self.limits.max_bytes is not None and ahead and self._bytes_expected() > self.limits.max_bytes:
-            return None
         return self._next
 
     def asked(self, position: Position) -> None:
         """It is being made."""
         if position == self._next and position not in self._batches:
-            self._add(position, None)
+            self._add(position, ready=False)
             self._next = self._after(position)
         self._retry.discard(position)
         self._batches[position].asked = True
@@ -217,16 +209,6 @@ class Window:
         """The batches whose files are to go."""
         removals, self._removals = self._removals, []
         return removals
-
-    def holds(self, position: Position) -> bool:
-        """Whether it is ready."""
-        batch = self._batches.get(position)
-        return batch is not None and batch.ready
-
-    @property
-    def idle(self) -> bool:
-        """Whether nobody reads."""
-        return not self._readers
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
@@ -238,18 +220,16 @@ class Window:
     def _after(self, position: Position) -> Position:
         return self._normal((position[0], position[1] + 1))
 
-    def _add(self, position: Position, nbytes: int | None) -> None:
+    def _add(self, position: Position, *, ready: bool) -> None:
         bisect.insort(self._order, position)
-        self._batches[position] = _Batch(nbytes or 0, ready=nbytes is not None)
-        self._bytes += nbytes or 0
+        self._batches[position] = _Batch(ready)
 
     def _drop(self, position: Position) -> None:
-        batch = self._batches.pop(position)
+        del self._batches[position]
         self._order.remove(position)
         self._failed.discard(position)
         self._retry.discard(position)
         self._pinned.discard(position)
-        self._bytes -= batch.nbytes
 
     def _remove(self, position: Position) -> None:
         self._drop(position)
@@ -332,11 +312,3 @@ class Window:
         """Of a batch in the whole stream; within the epoch where epochs have no known length."""
         length = self.length or self.lengths.get(0, 0)
         return position[0] * length + position[1]
-
-    def _bytes_expected(self) -> float:
-        """What is there, what is being made and one more, each of the size they had so far."""
-        sizes = [batch.nbytes for batch in self._batches.values() if batch.ready]
-        if not sizes:
-            return 0.0
-        making = sum(not batch.ready for batch in self._batches.values())
-        return self._bytes + (making + 1) * sum(sizes) / len(sizes)

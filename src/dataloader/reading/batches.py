@@ -47,7 +47,6 @@ class Batches(Iterator[Any]):
         self._unreported = 0
         self._report_every = max(1, config.prefetch_length // 4)
         self._placed = False
-        self._pin = False
         self._ended = False
         self._retry = False
         self._closer = weakref.finalize(self, _pause, connection, cursor, self._iteration)
@@ -86,7 +85,8 @@ class Batches(Iterator[Any]):
         return self._out(batch)
 
     def _out(self, batch: Any) -> Any:
-        return _pinned(batch) if self._pin else batch
+        opened = self._connection.opened
+        return _pinned(batch) if opened is not None and opened.pin_memory and torch.cuda.is_available() else batch
 
     def _advance(self, loaded: format.Loaded | None) -> None:
         """A batch goes out: this reader needs it no more."""
@@ -119,7 +119,7 @@ class Batches(Iterator[Any]):
                     self._seek(len(self._carried))
                     return
             generation = connection.generation
-            self._pin = connection.await_one(self._config.start_timeout).pin_memory and torch.cuda.is_available()
+            connection.await_one(self._config.start_timeout)
             if connection.generation != generation:  # the first one was not the producer of this seed, or died
                 continue
             self._wait_until_sought()
@@ -161,8 +161,7 @@ class Batches(Iterator[Any]):
                 break
         asked = cursor.position if cursor.counted is None else (None, cursor.counted)
         seed, digest = connection.identity
-        pin = connection.opened is not None and connection.opened.pin_memory
-        report = Report(self._stream, digest, seed, asked, connection.position, self._sizes(), pin)
+        report = Report(self._stream, digest, seed, asked, connection.position, self._sizes())
         transfers = plan(peers.exchange(report))
         directory = connection.directory
         taken = peers.carry(transfers, directory.load if directory is not None else _no_batch)
@@ -170,7 +169,6 @@ class Batches(Iterator[Any]):
             transfer, batches = taken
             cursor.position, cursor.counted = transfer.place, None
             self._carried.extend(batches)
-            self._pin = transfer.pin and torch.cuda.is_available()
 
     def _sizes(self) -> tuple[int, ...]:
         """Of the batches that lie ready from the position on, in its epoch."""

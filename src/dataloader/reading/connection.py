@@ -23,7 +23,7 @@ from ..errors import ProducerError, StreamTakenError, user_error
 from ..preparing import standalone
 from ..storing.directories import StreamDirectory
 from ..storing.encryption import sealer
-from . import contents
+from . import fingerprints
 
 _CONNECT_S = 60.0
 _DEATHS = 5
@@ -44,8 +44,8 @@ class Connection:
         insist: bool,
     ) -> None:
         self._recipe = recipe.pack(factory)
-        self._digest = recipe.fingerprint(factory)
-        self._content = contents.fingerprint(factory)
+        self._digest = fingerprints.of_recipe(factory)
+        self._content = fingerprints.of_contents(factory)
         key = (options.cache_dir, stream)
         self._renew = _read_before.get(key, self._content) != self._content
         """Until the producer has answered: this process has read other data under this name."""

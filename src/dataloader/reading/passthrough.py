@@ -10,7 +10,9 @@ from torch.utils.data import DataLoader
 
 from ..errors import ProducerError
 from ..sources import seeds
-from ..sources.source import IterableSource, MapSource, is_map_style, length_of
+from ..sources.iterable import IterableSource
+from ..sources.loaders import length_of
+from ..sources.map_style import MapSource, is_map_style
 from .cursor import Cursor
 
 

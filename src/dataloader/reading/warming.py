@@ -32,8 +32,6 @@ class Report(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     """Where that is; None while this rank does not know."""
     sizes: tuple[int, ...]
     """Bytes of the batches that lie ready from there on, in one epoch; empty where the cache is cold."""
-    pin: bool
-    """Whether the user's loader has pin_memory."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,6 @@ class Transfer:
     target: int
     place: Position
     count: int
-    pin: bool
 
 
 def plan(reports: Sequence[Report]) -> tuple[Transfer, ...]:
@@ -61,7 +58,7 @@ def plan(reports: Sequence[Report]) -> tuple[Transfer, ...]:
         source = have[len(transfers) % len(have)]
         place, count = reports[source].place, _worth_carrying(reports[source].sizes)
         if count and place is not None:
-            transfers.append(Transfer(source, rank, place, count, reports[source].pin))
+            transfers.append(Transfer(source, rank, place, count))
     return tuple(transfers)
 
 

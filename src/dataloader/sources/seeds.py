@@ -48,8 +48,3 @@ def preserved() -> Iterator[None]:
         random.setstate(python)
         if numpy is not None and numpy_state is not None:
             numpy.set_state(numpy_state)
-
-
-def reseed_generator(generator: torch.Generator, initial: int, epoch: int) -> None:
-    """For the first epoch as its owner has seeded it, for the others anew: no epoch needs the ones before it."""
-    generator.manual_seed((initial + epoch) & 0x7FFFFFFFFFFFFFFF)

@@ -136,12 +136,12 @@ class StreamDirectory:
     def label(self, position: Position) -> format.Label:
         return format.Label(self.mark, *position)
 
-    def publish(self, position: Position, batch: Any, state: Any = None) -> int:
-        """Writes a batch and gives it its name; its size in bytes. Raises BatchTypeError, OSError (no space, ...)."""
+    def publish(self, position: Position, batch: Any, state: Any = None) -> None:
+        """Writes a batch and gives it its name. Raises BatchTypeError, OSError (no space, ...)."""
         temporary = self.path / f"{_TEMPORARY}{os.getpid()}-{position[0]}-{position[1]}"
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            nbytes = format.write(fd, self.label(position), batch, state, self.sealer)
+            format.write(fd, self.label(position), batch, state, self.sealer)
             os.rename(temporary, self.path / batch_name(position))
         except BaseException:
             with contextlib.suppress(OSError):
@@ -149,7 +149,6 @@ class StreamDirectory:
             raise
         finally:
             os.close(fd)
-        return nbytes
 
     def load(self, position: Position) -> format.Loaded:
         """Raises FileNotFoundError, or CacheCorruptError with the file's name."""
@@ -170,14 +169,10 @@ class StreamDirectory:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path / batch_name(position))
 
-    def sizes(self) -> dict[Position, int]:
-        """The batches that lie here, with their sizes in bytes."""
-        found: dict[Position, int] = {}
-        for entry in os.scandir(self.path):
-            match = _BATCH.fullmatch(entry.name)
-            if match is not None and entry.is_file(follow_symlinks=False):
-                found[int(match[1]), int(match[2])] = entry.stat().st_size
-        return found
+    def present(self) -> set[Position]:
+        """The batches that lie here."""
+        names = [entry.name for entry in os.scandir(self.path) if entry.is_file(follow_symlinks=False)]
+        return {(int(match[1]), int(match[2])) for name in names if (match := _BATCH.fullmatch(name))}
 
     def remove_unfinished(self) -> None:
         """What fetchers that are gone had begun to write."""

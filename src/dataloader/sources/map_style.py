@@ -1,11 +1,7 @@
-"""Where a stream's batches come from: what is done with the loader that the user's factory has made.
+"""A torch DataLoader over a map-style dataset, taken as a description.
 
-A torch DataLoader over a map-style dataset is taken as a description: its sampler gives the indices of every batch, any
-batch can be made from its indices alone, in any process, and none has to be made to get to a later one (`MapSource`).
-torchdata's StatefulDataLoader is one too, if its dataset has no state. Any other loader is iterated as it is, in one
-process (`IterableSource`): an iterable dataset, a dataset with state, a subclass that iterates in its own way, any
-iterable. If it, or its dataset, has `state_dict` and `load_state_dict`, its state is kept with every batch, and
-iteration goes on from any of them; else what is before a position is made and thrown away.
+Its sampler gives the indices of every batch, any batch can be made from its indices alone, in any process, and none has
+to be made to get to a later one. torchdata's StatefulDataLoader is one too, if its dataset has no state.
 """
 
 from __future__ import annotations
@@ -20,18 +16,11 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data._utils.collate import collate, default_collate, default_collate_fn_map
 
-from ...protocol import values
 from . import seeds
+from .indices import pack_indices, unpack_indices
+from .loaders import Generators, has_state, length_of, set_epoch
 
 _FORKS = (None, "fork")
-
-
-def length_of(loader: Any) -> int | None:
-    """Batches per epoch; None where the loader does not know."""
-    try:
-        return len(loader)
-    except TypeError:
-        return None
 
 
 def is_map_style(loader: Any) -> bool:
@@ -48,35 +37,7 @@ def is_map_style(loader: Any) -> bool:
 def _is_torchdatas(loader: Any) -> bool:
     """A StatefulDataLoader whose dataset has no state: what it would save is a position in the order of its sampler."""
     torchdata = sys.modules.get("torchdata.stateful_dataloader")
-    return torchdata is not None and type(loader) is torchdata.StatefulDataLoader and not _has_state(loader.dataset)
-
-
-def _has_state(owner: Any) -> bool:
-    return callable(getattr(owner, "state_dict", None)) and callable(getattr(owner, "load_state_dict", None))
-
-
-def set_epoch(epoch: int, *owners: Any) -> None:
-    """Tells samplers and datasets that shuffle by epoch."""
-    for owner in owners:
-        method = getattr(owner, "set_epoch", None)
-        if callable(method):
-            method(epoch)
-
-
-class _Generators:
-    """The torch.Generator objects of a loader, with the seeds their owner gave them."""
-
-    def __init__(self, *owners: Any) -> None:
-        found: dict[int, tuple[torch.Generator, int]] = {}
-        for owner in owners:
-            generator = getattr(owner, "generator", None)
-            if isinstance(generator, torch.Generator):
-                found[id(generator)] = (generator, generator.initial_seed())
-        self._found = list(found.values())
-
-    def begin(self, epoch: int) -> None:
-        for generator, initial in self._found:
-            seeds.reseed_generator(generator, initial, epoch)
+    return torchdata is not None and type(loader) is torchdata.StatefulDataLoader and not has_state(loader.dataset)
 
 
 class MapSource:
@@ -87,7 +48,7 @@ class MapSource:
         self.seed = seed
         self._batched = loader.batch_sampler is not None
         self._sampler = loader.batch_sampler if self._batched else loader.sampler
-        self._generators = _Generators(loader, loader.sampler, loader.batch_sampler)
+        self._generators = Generators(loader, loader.sampler, loader.batch_sampler)
         self._iterator: Iterator[Any] = iter(())
         self._position: tuple[int, int] | None = None
         self.skipped: tuple[int, float] | None = None
@@ -206,99 +167,3 @@ def _without_shared_memory(samples: Any) -> Any:
     if any(isinstance(sample, torch.Tensor) and (sample.is_nested or sample.is_sparse) for sample in samples[:1]):
         return default_collate(samples)
     return collate(samples, collate_fn_map=_TO_PRIVATE_MEMORY)
-
-
-class IterableSource:
-    """Batches one after the other, from a loader that can only be iterated."""
-
-    def __init__(self, loader: Any, seed: int) -> None:
-        self._loader = loader
-        self.seed = seed
-        dataset = getattr(loader, "dataset", None)
-        sampler, batch_sampler = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
-        self._epoch_owners = [
-            owner for i, owner in enumerate((loader, dataset, sampler, batch_sampler))
-            if owner is not None and not any(owner is o for o in (loader, dataset, sampler)[:i])
-        ]  # fmt: skip
-        self._generators = _Generators(loader, sampler, batch_sampler)
-        self._stateful = self._who_has_state(loader, dataset)
-        self._iterator: Iterator[Any] | None = None
-        self._position: tuple[int, int] = (0, 0)
-        self.used = False
-        """Whether it has ever been iterated."""
-
-    @staticmethod
-    def _who_has_state(loader: Any, dataset: Any) -> Any:
-        for owner in (loader, dataset if getattr(loader, "num_workers", 0) == 0 else None):
-            if _has_state(owner):
-                return owner
-        return None
-
-    @property
-    def stateful(self) -> bool:
-        return self._stateful is not None
-
-    @property
-    def running(self) -> bool:
-        """Whether it is in an epoch; not so at first, at an epoch's end and after an error."""
-        return self._iterator is not None
-
-    @property
-    def position(self) -> tuple[int, int]:
-        """Of the batch that `next` makes."""
-        return self._position
-
-    def begin(self, epoch: int, index: int = 0, state: Any = None) -> None:
-        """An epoch anew; with `state`, from `index` on."""
-        seeds.set_seed(seeds.derive(self.seed, epoch, seeds.ORDER))
-        set_epoch(epoch, *self._epoch_owners)
-        self._generators.begin(epoch)
-        if state is not None:
-            self._stateful.load_state_dict(state)
-        self.used = True
-        self._iterator = iter(self._loader)
-        self._position = (epoch, index)
-
-    def next(self) -> Any:
-        """The next batch. Raises StopIteration at the end of the epoch, and what the loader raises."""
-        assert self._iterator is not None
-        epoch, index = self._position
-        seeds.set_seed(seeds.derive(self.seed, epoch, index))
-        iterator, self._iterator = self._iterator, None  # one that has raised is not to be asked again
-        batch = next(iterator)
-        self._iterator = iterator
-        self._position = (epoch, index + 1)
-        return batch
-
-    def state(self) -> Any:
-        """The source's state after the last batch; None where it has none."""
-        return None if self._stateful is None else self._stateful.state_dict()
-
-
-# ---- indices on their way ---------------------------------------------------------------------------------------
-
-_MANY, _ONE, _OTHER_MANY, _OTHER_ONE = b"I", b"i", b"O", b"o"
-
-
-def pack_indices(indices: Any, batched: bool) -> bytes:
-    """Indices as bytes: whole numbers fast, other plain keys (tuples, strings, ...) as what they are."""
-    from array import array
-
-    try:
-        return (_MANY if batched else _ONE) + array("q", indices if batched else (indices,)).tobytes()
-    except (TypeError, OverflowError):
-        tensors: list[torch.Tensor] = []
-        structure = values.take_apart(indices, tensors)
-        return (_OTHER_MANY if batched else _OTHER_ONE) + values.encode((structure, tensors))
-
-
-def unpack_indices(packed: bytes) -> tuple[Any, bool]:
-    """(indices, whether they are those of a batch or the index of one sample)."""
-    from array import array
-
-    kind = packed[:1]
-    if kind in (_MANY, _ONE):
-        numbers = array("q", packed[1:]).tolist()
-        return (numbers, True) if kind == _MANY else (numbers[0], False)
-    structure, tensors = values.decode(packed[1:])
-    return values.put_together(structure, tensors), kind == _OTHER_MANY

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hyperpodrun.dataloader.reading.contents import fingerprint
+from hyperpodrun.dataloader.reading.fingerprints import of_contents, of_recipe
 from torch.utils.data import DataLoader
 
 
@@ -90,13 +90,13 @@ def made(text: str) -> Any:
 
 
 def test_it_is_the_same_in_every_process():
-    script = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_contents as t; "
-    script += f"print(t.fingerprint(t.made({EQUAL!r})))"
+    script = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_fingerprints as t; "
+    script += f"print(t.of_contents(t.made({EQUAL!r})))"
     for seed in ("1", "2"):
         ended = subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": seed}
         )
-        assert ended.stdout.strip() == fingerprint(made(EQUAL)), ended.stderr
+        assert ended.stdout.strip() == of_contents(made(EQUAL)), ended.stderr
 
 
 @pytest.mark.parametrize(
@@ -110,18 +110,27 @@ def test_it_is_the_same_in_every_process():
         ("Path('/a')", "Path('/b')"),
         ("torch.zeros(3)", "torch.ones(3)"),
         ("torch.zeros(4)", "torch.zeros(2, 2)"),
+        ("torch.arange(4.0)[::2][:1]", "torch.arange(1, 5.0)[::2][:1]"),
+        ("torch.tensor([1j]).conj()", "torch.tensor([1j])"),
         ("torch.zeros(2, dtype=torch.bfloat16)", "torch.ones(2, dtype=torch.bfloat16)"),
         ("np.zeros(3)", "np.ones(3)"),
         ("Pair(1, 2)", "Pair(1, 3)"),
     ],
 )
 def test_what_differs_is_told_apart(left, right):
-    assert fingerprint(made(left)) == fingerprint(made(left))
-    assert fingerprint(made(left)) != fingerprint(made(right))
+    assert of_contents(made(left)) == of_contents(made(left))
+    assert of_contents(made(left)) != of_contents(made(right))
+
+
+def test_a_recipe_is_its_functions_and_plain_arguments_in_full():
+    held = functools.partial(part_of, Fold(100), rows=list(range(10**5)))
+    assert of_recipe(held) == of_recipe(functools.partial(part_of, Fold(200), rows=list(range(10**5))))
+    assert of_recipe(held) != of_recipe(functools.partial(part_of, Fold(100), rows=[*range(10**5 - 1), 0]))
+    assert of_recipe(held) != of_recipe(functools.partial(first_of, Fold(100), rows=list(range(10**5))))
 
 
 def test_what_is_large_or_refers_to_itself_is_described_in_a_moment():
     loop: list[Any] = [1]
     loop.append(loop)
-    assert fingerprint(loop) == fingerprint(loop)
-    assert fingerprint(list(range(10**6))) != fingerprint(list(range(10**6 + 1)))
+    assert of_contents(loop) == of_contents(loop)
+    assert of_contents(list(range(10**6))) != of_contents(list(range(10**6 + 1)))

@@ -218,7 +218,7 @@ def cold(workload: str, step: int, directory: Path, rank: int, share: bool) -> d
 
 def stay() -> None:
     """A member of the job that reads nothing: while it lives, so does the job."""
-    from hyperpodrun.dataloader import standalone
+    from hyperpodrun.dataloader.preparing import standalone
 
     line = standalone.connect(60)
     print("ready", flush=True)

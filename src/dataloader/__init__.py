@@ -1,10 +1,14 @@
 """In the worker and beside it: batches that are prepared ahead, in memory-mapped files that outlive the worker.
 
-Who is who, from the training loop outwards (docs/dataloader.md has the whole picture):
+What a script uses is here: `loader.py`, `config.py`, `errors.py`, `lightning.py`. Behind it are four rooms
+(docs/dataloader.md has the whole picture):
 
-- the **reader** (`loader.py`) maps the next batch's file and hands out tensors that lie in it;
-- the **producer** (`producer.py`, which `opening.py` makes) is one process per node and data stream: it knows the order
-  of batches, has them made ahead of the readers (`readers.py`) and removes them behind;
-- its **fetchers** (`fetcher.py`; `fetchers.py` is its side) run the user's dataset and write the files;
-- the **host** (`host.py`) is one process per node and job, started by the agent: it forks the producers.
+- `preparing/`: the **host**, one process per node and job, forks a **producer** per stream, which has batches made
+  ahead of the readers by its **fetchers** and removes them behind;
+- `sources/`: what a fetcher makes them of, the user's own loader, entered at any position, and its random numbers;
+- `storing/`: what a batch's file looks like, and which directories it lies in;
+- `reading/`: the **reader**, in the training process, which maps the next file.
+
+Both sides know the stream's name (`names.py`), the user's factory (`recipe.py`) and how packets travel (`wire.py`);
+what is in them is `protocol/dataloader.py`. Reading knows of preparing only how the host is started.
 """

@@ -24,9 +24,8 @@ class CacheResumeMMAPConfig:
     loaders in the same order. None: every node waits for its own producer.
     `enable_batch_encryption`: AES-256-GCM with a key that is only in the memory of the producer and its readers.
 
-    Ours: `max_cache_bytes` of one stream; when they are used, preparing waits for readers (None: until the file
-    system is full). `max_skip_batches`: how many batches may be made and thrown away to reach a position that nothing
-    else leads to. `start_timeout`, `batch_timeout` in seconds: how long the producer may take to start (it opens the
+    Ours: `max_skip_batches`: how many batches may be made and thrown away to reach a position that nothing else leads
+    to. `start_timeout`, `batch_timeout` in seconds: how long the producer may take to start (it opens the
     user's dataset) and to make the batch that the reader waits for.
     """
 
@@ -37,7 +36,6 @@ class CacheResumeMMAPConfig:
     checkpoint_frequency: int | None = None
     model_parallel_group: Any = None
     enable_batch_encryption: bool = False
-    max_cache_bytes: int | None = None
     max_skip_batches: int = 100_000
     start_timeout: float = 1800.0
     batch_timeout: float = 1800.0
@@ -49,10 +47,9 @@ class CacheResumeMMAPConfig:
             ("lookback_length", 0),
             ("max_skip_batches", 0),
             ("checkpoint_frequency", 1),
-            ("max_cache_bytes", 1),
         ):
             value = getattr(self, name)
-            if value is None and name in ("checkpoint_frequency", "max_cache_bytes"):
+            if value is None and name == "checkpoint_frequency":
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a whole number from {least} on, not {value!r}")

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from ..protocol import dataloader as protocol
-from . import peers, recipe
-from .batches import Batches
+from . import recipe
 from .config import CacheResumeMMAPConfig, MMAPConfig, PassthroughMMAPConfig
-from .connection import Connection
-from .cursor import Cursor
 from .names import check_stream_name, data_coordinate
-from .passthrough import PassthroughReader
+from .reading import peers
+from .reading.batches import Batches
+from .reading.connection import Connection
+from .reading.cursor import Cursor
+from .reading.passthrough import PassthroughReader
 
 STATE_VERSION = 1
 
@@ -161,7 +162,6 @@ class MMAPDataLoader:
                 config.lookback_length,
                 config.checkpoint_frequency,
                 config.enable_batch_encryption,
-                config.max_cache_bytes,
                 config.max_skip_batches,
             )
             seed = torch.initial_seed() & 0x7FFFFFFFFFFFFFFF if self._seed is None else self._seed

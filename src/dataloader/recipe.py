@@ -9,8 +9,6 @@ trust of multiprocessing, no more. Everything else that is said is typed (`proto
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import os
 import pickle
 import sys
@@ -101,30 +99,3 @@ def prepare(recipe: Recipe) -> Any:
         data["init_main_from_path"] = recipe.main_path
     spawn.prepare(data)
     return pickle.loads(recipe.factory)
-
-
-def fingerprint(factory: Any) -> str:
-    """Tells factories apart that must not share a stream; the same in every process that makes the same one.
-
-    Not of the pickle: that of one and the same dataset may differ from process to process.
-    """
-    return hashlib.sha256(_describe(factory).encode()).hexdigest()[:32]
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, functools.partial):
-        arguments = [*map(_describe, value.args), *(f"{k}={_describe(v)}" for k, v in sorted(value.keywords.items()))]
-        return f"{_describe(value.func)}({', '.join(arguments)})"
-    if value is None or isinstance(value, bool | int | float | str | bytes):
-        return repr(value)
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_describe, value))}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{_describe(k)}: {_describe(v)}' for k, v in value.items())}}}"
-    if isinstance(value, type) or (hasattr(value, "__qualname__") and hasattr(value, "__module__")):
-        return f"{_module(value.__module__)}:{value.__qualname__}"
-    return f"<{_module(type(value).__module__)}:{type(value).__qualname__}>"
-
-
-def _module(name: str) -> str:
-    return "__main__" if name == "__mp_main__" else name

@@ -37,7 +37,6 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lookback: int
     checkpoint_frequency: int | None
     encrypt: bool
-    max_cache_bytes: int | None
     max_skip_batches: int
 
 
@@ -65,7 +64,7 @@ class Open(_Message, frozen=True):
 class Seek(_Message, frozen=True):
     """The next batch I read is this. `epoch` None: `index` counts the batches of all epochs.
 
-    With `has_state` a descriptor comes along: the source's own state at this position, as a batch file of format.py.
+    With `has_state` a descriptor comes along: the source's own state at this position, as a batch file.
     """
 
     serial: int
@@ -169,7 +168,7 @@ class Refused(_Message, frozen=True):
 
 
 class Fetch(_Message, frozen=True):
-    """Make this batch. `indices` of the dataset as `source.py` packs them; None: whatever the iterable source gives.
+    """Make this batch. `indices` of the dataset as `sources/` packs them; None: whatever the iterable source gives.
 
     `attached`: a descriptor comes along with the "indices", too many for a packet, or the source's "state" at this
     position.
@@ -186,7 +185,6 @@ class Fetched(_Message, frozen=True):
 
     epoch: int
     index: int
-    nbytes: int
 
 
 class SourceEnded(_Message, frozen=True):

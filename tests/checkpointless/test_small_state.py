@@ -8,10 +8,10 @@ from collections.abc import Callable
 import numpy
 import pytest
 import torch
-from hyperpodrun.checkpointless.state.encoding import EncodingError, encode
 from hyperpodrun.checkpointless.state.generators import read_generators, write_generators
 from hyperpodrun.checkpointless.state.small import SmallStateTaker
 from hyperpodrun.checkpointless.state.stateful import is_object_in, read_object, write_object
+from hyperpodrun.protocol.values import EncodingError, encode
 
 
 def test_a_large_table_does_not_keep_small_buffers_out_of_the_record():

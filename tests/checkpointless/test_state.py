@@ -8,7 +8,6 @@ from collections import OrderedDict, defaultdict, deque
 import pytest
 import torch
 from hyperpodrun import StateProvider, UnsupportedStateError
-from hyperpodrun.checkpointless.state.encoding import EncodingError, decode, encode
 from hyperpodrun.checkpointless.state.fingerprint import different, digest, fingerprints
 from hyperpodrun.checkpointless.state.optimizers import parts_of
 from hyperpodrun.checkpointless.state.registry import Registry
@@ -16,6 +15,7 @@ from hyperpodrun.checkpointless.state.tree import rebuild, structure, tensors_in
 from hyperpodrun.checkpointless.step.tracker import Learned
 from hyperpodrun.checkpointless.transfer.buckets import Memory
 from hyperpodrun.checkpointless.transfer.header import Header, build, describe, read_small_state
+from hyperpodrun.protocol.values import EncodingError, decode, encode
 from torch import nn
 from torch.optim import lr_scheduler
 

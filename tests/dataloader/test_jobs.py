@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import sources
 from family import kill, marked, wait_for
-from hyperpodrun.dataloader.store import JobDirectory, remove_dead_jobs
+from hyperpodrun.dataloader.storing.directories import JobDirectory, remove_dead_jobs
 
 HERE = Path(__file__).parent
 

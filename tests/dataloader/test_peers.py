@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import sources
 import torch
-from hyperpodrun.dataloader import peers, warming
 from hyperpodrun.dataloader.errors import CacheCorruptError, ProducerError
-from hyperpodrun.dataloader.warming import Report, Transfer, plan
+from hyperpodrun.dataloader.reading import peers, warming
+from hyperpodrun.dataloader.reading.warming import Report, Transfer, plan
 from test_loader import plain
 
 WORKER = Path(__file__).parent / "workers" / "peers.py"
@@ -37,15 +37,15 @@ def test_the_first_batches_come_from_a_peer_and_the_rest_from_the_own_producer(l
 
 
 def report(stream: str = "a", index: int = 5, sizes: tuple[int, ...] = (), seed: int = 1, digest: str = "d") -> Report:
-    return Report(stream, digest, seed, (None, index), (0, index) if sizes else None, sizes, pin=False)
+    return Report(stream, digest, seed, (None, index), (0, index) if sizes else None, sizes)
 
 
 def test_those_who_have_give_to_those_who_have_not_in_turn():
     reports = [report(sizes=(10, 10)), report(), report(), report("b"), report(sizes=(10, 10, 10)), report()]
     assert plan(reports) == (
-        Transfer(0, 1, (0, 5), 2, False),
-        Transfer(4, 2, (0, 5), 3, False),
-        Transfer(0, 5, (0, 5), 2, False),
+        Transfer(0, 1, (0, 5), 2),
+        Transfer(4, 2, (0, 5), 3),
+        Transfer(0, 5, (0, 5), 2),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hyperpodrun.dataloader.window import Limits, Window
+from hyperpodrun.dataloader.preparing.window import Limits, Window
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,9 +16,9 @@ class Simulation:
         self.window = Window(limits)
         self.length = length
         self.making: list[Position] = []
-        self.files: dict[Position, int] = {}
+        self.files: set[Position] = set()
         self.readers: dict[int, Position] = {}
-        self.window.begin((0, 0), {})
+        self.window.begin((0, 0), set())
 
     def dispatch(self, most: int = 4) -> None:
         while len(self.making) < most:
@@ -34,14 +34,14 @@ class Simulation:
 
     def clean(self) -> None:
         for position in self.window.take_removals():
-            self.files.pop(position, None)
+            self.files.discard(position)
 
     def finish(self, which: int) -> None:
         if self.making:
             position = self.making.pop(which % len(self.making))
-            self.files[position] = 10
-            if not self.window.ready(position, 10):
-                del self.files[position]
+            self.files.add(position)
+            if not self.window.ready(position):
+                self.files.remove(position)
             self.clean()
 
     def lose(self, which: int) -> None:
@@ -135,12 +135,12 @@ def ready(window: Window, count: int) -> None:
         position = window.next_wanted()
         assert position is not None
         window.asked(position)
-        window.ready(position, 100)
+        window.ready(position)
 
 
 def test_the_slowest_reader_holds_the_window():
     window = Window(Limits(prefetch=3, lookback=1))
-    window.begin((0, 0), {})
+    window.begin((0, 0), set())
     window.seek(1, (0, 0))
     window.seek(2, (0, 0))
     ready(window, 3)
@@ -157,7 +157,7 @@ def test_the_slowest_reader_holds_the_window():
 
 def test_a_reader_that_goes_back_within_the_lookback_finds_its_batches():
     window = Window(Limits(prefetch=3, lookback=2))
-    window.begin((0, 10), {})
+    window.begin((0, 10), set())
     window.seek(1, (0, 10))
     ready(window, 3)
     window.advance(1, (0, 12))
@@ -168,7 +168,7 @@ def test_a_reader_that_goes_back_within_the_lookback_finds_its_batches():
 
 def test_a_reader_that_goes_further_back_gets_the_stream_from_there():
     window = Window(Limits(prefetch=3, lookback=0))
-    window.begin((0, 10), {})
+    window.begin((0, 10), set())
     window.seek(1, (0, 10))
     ready(window, 3)
     window.seek(1, (0, 4))
@@ -178,7 +178,7 @@ def test_a_reader_that_goes_further_back_gets_the_stream_from_there():
 
 def test_batches_after_a_checkpoint_are_kept_until_the_next():
     window = Window(Limits(prefetch=2, lookback=2, checkpoint_frequency=5), length=100)
-    window.begin((0, 0), {})
+    window.begin((0, 0), set())
     window.seek(1, (0, 0))
     gone = set()
     for step in range(12):
@@ -192,23 +192,9 @@ def test_batches_after_a_checkpoint_are_kept_until_the_next():
     assert window.until > (0, 11)
 
 
-def test_a_limit_of_bytes_holds_what_is_made():
-    window = Window(Limits(prefetch=10, lookback=0, max_bytes=450))
-    window.begin((0, 0), {})
-    window.seek(1, (0, 0))
-    made = 0
-    while (position := window.next_wanted()) is not None:
-        window.asked(position)
-        window.ready(position, 100)
-        made += 1
-    assert made == 4
-    window.advance(1, (0, 1))
-    assert window.next_wanted() == (0, 4)
-
-
 def test_without_room_what_is_behind_goes_first_and_then_the_reader_is_told():
     window = Window(Limits(prefetch=3, lookback=2))
-    window.begin((0, 0), {})
+    window.begin((0, 0), set())
     window.seek(1, (0, 0))
     ready(window, 3)
     window.advance(1, (0, 1))
@@ -231,7 +217,7 @@ def test_without_room_what_is_behind_goes_first_and_then_the_reader_is_told():
 
 def test_a_new_producer_uses_the_run_of_files_around_the_position():
     window = Window(Limits(prefetch=4, lookback=2))
-    present = {(0, index): 10 for index in (1, 2, 4, 5, 6, 7, 8, 9, 10, 14)}
+    present = {(0, index) for index in (1, 2, 4, 5, 6, 7, 8, 9, 10, 14)}
     window.begin((0, 6), present)
     window.seek(1, (0, 6))
     assert sorted(window.take_removals()) == [(0, 1), (0, 2), (0, 10), (0, 14)]
@@ -241,7 +227,7 @@ def test_a_new_producer_uses_the_run_of_files_around_the_position():
 
 def test_without_room_from_the_beginning_the_batch_that_is_waited_for_is_given_up():
     window = Window(Limits(prefetch=3, lookback=2))
-    window.begin((0, 0), {})
+    window.begin((0, 0), set())
     window.seek(1, (0, 0))
     for index in (0, 1):
         window.asked((0, index))
@@ -251,12 +237,12 @@ def test_without_room_from_the_beginning_the_batch_that_is_waited_for_is_given_u
 
 def test_a_later_batch_gives_way_to_the_one_that_is_waited_for():
     window = Window(Limits(prefetch=3, lookback=2))
-    window.begin((0, 7), {})
+    window.begin((0, 7), set())
     window.seek(1, (0, 7))
     for index in (7, 8):
         window.asked((0, index))
     assert window.no_room((0, 7)) is None
-    assert window.ready((0, 8), 100)
+    assert window.ready((0, 8))
     assert window.next_wanted() == (0, 7)
     window.asked((0, 7))
     assert window.no_room((0, 7)) is None

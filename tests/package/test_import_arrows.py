@@ -149,6 +149,19 @@ def test_nothing_of_the_decisions_is_imported_inside_a_function():
     assert not {name: found for name, found in late.items() if found}
 
 
+def test_the_rooms_of_the_data_loader_import_downwards_only():
+    lower = {"reading": {"preparing", "sources", "storing"}, "preparing": {"sources", "storing"}}
+    rooms = {name: name.split(".")[1] for name in FILES if re.match(r"dataloader\.\w+\.", name)}
+    assert set(rooms.values()) == {"reading", "preparing", "sources", "storing"}
+    wrong = [
+        f"{name} imports {other}"
+        for name, room in rooms.items()
+        for other in EVER[name] & rooms.keys()
+        if rooms[other] not in {room, *lower.get(room, set())}
+    ]
+    assert not wrong
+
+
 def test_folders_import_downwards_only():
     assert {folder(name) for name in FILES} - {"", "__main__"} == set(ARROWS), "a folder without arrows"
     wrong = [

@@ -1,4 +1,4 @@
-"""The host of data producers (`dataloader/host.py`): started when a worker first wants it, watched, started again.
+"""The host of data producers (`dataloader/preparing/host.py`): started when a worker first wants it, and again.
 
 Owns: the socket that workers connect to and the host's process. The socket is open from before the first worker starts
 until the job is over, whatever becomes of the host: connections that come meanwhile wait in its queue. There is never a
@@ -84,7 +84,7 @@ class DataHost:
         assert self._listener is not None
         self._loop.remove_reader(self._listener)
         fd = self._listener.fileno()
-        command = [sys.executable, "-m", "hyperpodrun.dataloader.host", f"--listener={fd}"]
+        command = [sys.executable, "-m", "hyperpodrun.dataloader.preparing", f"--listener={fd}"]
         command += [f"--token={self._token}", f"--runtime={self._runtime}"]
         try:
             self._child = processes.start(command, self._environment, pass_fds=(fd,))

@@ -1,1 +1,1 @@
-"""What is carried over a fault: the registered objects, their tensors and small state, generators, and the encoding."""
+"""What is carried over a fault: the registered objects, their tensors, small state and generators."""

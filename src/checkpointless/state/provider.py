@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from ...protocol.values import layout_of
 from ..errors import RestoreError
 
 TensorSpec: TypeAlias = tuple[str, str, tuple[int, ...], str]
@@ -67,7 +68,7 @@ class StateProvider(abc.ABC):
         return frozenset()
 
     def host_state(self) -> dict[str, Any]:
-        """State that moves with the tensors and is none: plain values, of which `encoding.py` has the list."""
+        """State that moves with the tensors and is none: plain values, of which `protocol/values/` has the list."""
         return {}
 
     def load_host_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most have nothing to do
@@ -114,19 +115,6 @@ def layouts_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]
 
 def dtype_name(value: torch.Tensor) -> str:
     return str(value.dtype).removeprefix("torch.")
-
-
-def layout_of(value: torch.Tensor) -> tuple[int, ...]:
-    """The strides of a dense tensor that is not row-major, () for every other."""
-    if value.is_contiguous() or not _is_dense(value):
-        return ()
-    return tuple(value.stride())
-
-
-def _is_dense(value: torch.Tensor) -> bool:
-    """Whether its elements fill its memory, each once, in whatever order of dimensions."""
-    order = sorted(range(value.dim()), key=value.stride, reverse=True)
-    return value.permute(order).is_contiguous()
 
 
 def make_tensor(shape: Sequence[int], dtype: torch.dtype, device: torch.device, layout: Sequence[int]) -> torch.Tensor:

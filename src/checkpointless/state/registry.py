@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from ...protocol.values import EncodingError, encode
 from ..errors import UnsupportedStateError
 from . import optimizers as optim
-from .encoding import EncodingError, encode
 from .provider import CombinedState, StateProvider, complete
 from .small import SmallStateTaker
 from .stateful import is_generator, is_scaler, read_object

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import msgspec
 import torch
 
-from .encoding import EncodingError, decode, encode, encode_bytes
+from ...protocol.values import EncodingError, decode, encode, encode_bytes
 from .generators import States, read_generators, write_generators
 from .stateful import is_generator, is_object_in, own_copy, read_object, same, write_object
 from .tensors import local as local_part

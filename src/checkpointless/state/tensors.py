@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ...protocol.values import layout_of
 from ..errors import RestoreError
 from . import optimizers as optim
-from .provider import Skeleton, StateProvider, TensorSpec, dtype_name, layout_of, make_tensor, specify
+from .provider import Skeleton, StateProvider, TensorSpec, dtype_name, make_tensor, specify
 from .replicas import group_of, shard_of
 from .tree import rebuild, structure, tensors_in
 

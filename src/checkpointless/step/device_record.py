@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from ..state.encoding import EncodingError, decode, encode
+from ...protocol.values import EncodingError, decode, encode
 from ..state.provider import dtype_name
 
 _MAGIC = b"HPDEVBF1"

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ...protocol.values import layout_of
 from ..errors import RestoreError
-from ..state.provider import Layouts, layout_of, make_tensor
+from ..state.provider import Layouts, make_tensor
 
 BUCKET_BYTES = 16 << 20
 _WORD = 8

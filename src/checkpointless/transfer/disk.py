@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
+from ...protocol.values import decode, encode
 from ..errors import RestoreError
-from ..state.encoding import decode, encode
 from ..state.provider import StateProvider
 from .header import Header
 

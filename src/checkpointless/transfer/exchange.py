@@ -18,8 +18,8 @@ from typing import Any, TypeAlias, TypeVar
 import msgspec
 import torch
 
+from ...protocol.values import EncodingError, decode, encode
 from ..errors import ChecksumError, RestoreError
-from ..state.encoding import EncodingError, decode, encode
 from . import remote_memory
 from .buckets import BUCKET_BYTES, Bucket, Memory, cut
 from .link import Link

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
+from ...protocol.values import decode, encode
 from ..errors import RestoreError
-from ..state.encoding import decode, encode
 from .buckets import Memory
 from .header import Header
 

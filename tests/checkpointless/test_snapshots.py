@@ -18,7 +18,7 @@ WORKER = Path(__file__).parent / "workers" / "buddies.py"
 
 def publish(files: SnapshotFiles, owner: int, step: int) -> Path:
     tensors = {"weight": torch.full((5, 3), float(step)), "flags": torch.tensor([True, False])}
-    header = Header(step, specify(tensors), {}, {}, b"", (0, b""), Learned(), None)
+    header = Header(step, specify(tensors), {}, {}, b"", (0, b""), Learned(), {})
     return files.publish(owner, step, contents(header, Memory(tensors)))
 
 

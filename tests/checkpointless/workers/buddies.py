@@ -25,7 +25,7 @@ def tensors(rank: int, step: int) -> dict[str, torch.Tensor]:
 
 def write(files: SnapshotFiles, rank: int, step: int) -> Path:
     held = tensors(rank, step)
-    header = Header(step, specify(held), {}, {"count": step}, b"note", (0, b""), Learned(), None)
+    header = Header(step, specify(held), {}, {"count": step}, b"note", (0, b""), Learned(), {})
     return files.publish(rank, step, contents(header, Memory(held)))
 
 

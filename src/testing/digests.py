@@ -35,7 +35,8 @@ def of_tensor(tensor: torch.Tensor) -> str:
     if local.is_quantized:
         local = local.int_repr()
     if local.device.type != "meta":
-        row = local.resolve_conj().resolve_neg().cpu().contiguous().view(-1).view(torch.uint8)
+        dense = local.resolve_conj().resolve_neg().cpu().contiguous()
+        row = dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)  # a single element may have any stride
         if row.numel():
             hashed.update((ctypes.c_char * row.numel()).from_address(row.data_ptr()))
     return hashed.hexdigest()

@@ -25,6 +25,7 @@ def test_shape_type_and_every_bit_are(other):
 
 def test_minus_zero_and_not_a_number_are_compared_by_their_bits():
     assert of_tensor(torch.tensor([0.0])) != of_tensor(torch.tensor([-0.0]))
+    assert of_tensor(torch.ones(4)[::4]) == of_tensor(torch.ones(1))  # one element, of another stride
     assert of_tensor(torch.tensor([float("nan")])) == of_tensor(torch.tensor([float("nan")]))
 
 

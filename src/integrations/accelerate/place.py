@@ -49,8 +49,7 @@ class Place(StateProvider):
 
     def at(self, *, repeats: bool) -> tuple[Values, Values]:
         """Shared and own values with which to go on. `repeats`: with all that follows the update."""
-        key = "before" if repeats else "now"
-        return self.shared.get(key, self.shared.get("now", {})), self.mine.get(key, self.mine.get("now", {}))
+        return _of(self.shared, repeats), _of(self.mine, repeats)
 
     # ---- StateProvider ---------------------------------------------------------------------------------------------
 
@@ -74,3 +73,8 @@ class Place(StateProvider):
 
     def load_rank_state(self, state: Mapping[str, Any]) -> None:
         self.mine = state["mine"]
+
+
+def _of(values: Values, repeats: bool) -> Values:
+    found: Values = values["before"] if repeats and "before" in values else values.get("now", {})
+    return found

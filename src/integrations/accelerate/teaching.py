@@ -42,8 +42,8 @@ def teach() -> None:
         with recovery.manager.update():  # it moves once per rank, and the update ends with the last of these
             step(self, *args, **kwargs)
 
-    Accelerator.prepare = prepared  # type: ignore[method-assign]
-    AcceleratedScheduler.step = stepped  # type: ignore[method-assign]
+    Accelerator.prepare = prepared
+    AcceleratedScheduler.step = stepped
     for kind in (DataLoaderShard, DataLoaderDispatcher):
         _teach_loader(kind)
 

@@ -215,12 +215,11 @@ def _length(dataset: Any) -> float:
         return math.inf
 
 
-def _update_begins(training: Training) -> TrainerCallback:
-    class UpdateBegins(TrainerCallback):
-        def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-            training.update_begins()
+def _update_begins(training: Training) -> Any:
+    def on_pre_optimizer_step(*_: Any, **__: Any) -> None:
+        training.update_begins()
 
-    return UpdateBegins()
+    return type("UpdateBegins", (TrainerCallback,), {"on_pre_optimizer_step": on_pre_optimizer_step})()
 
 
 def _before_backward(accelerator: Any, tell: Any) -> None:

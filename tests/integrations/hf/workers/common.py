@@ -69,3 +69,20 @@ def tell(**outcome: Any) -> None:
     directory = Path(os.environ["OUTCOME"])
     directory.mkdir(parents=True, exist_ok=True)
     (directory / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(outcome, indent=1))
+
+
+def skip_copy() -> None:
+    """The negative control: what a lost rank receives does not get into its tensors."""
+    from hyperpodrun.checkpointless.transfer import restore
+
+    take = restore.Restorer._take
+
+    def take_nothing(self: Any, transfer: Any, step: int) -> Any:
+        before = {name: value.detach().clone() for name, value in self._registry.state.named_tensors().items()}
+        small = take(self, transfer, step)
+        with torch.no_grad():
+            for name, value in self._registry.state.named_tensors().items():
+                value.copy_(before[name]) if name in before else value.zero_()
+        return small
+
+    restore.Restorer._take = take_nothing

@@ -7,10 +7,9 @@ import os
 from pathlib import Path
 
 import torch
-from common import Sentences, build, digest, generators, tell
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
-
+from common import Sentences, build, digest, generators, skip_copy, tell
 from hyperpodrun.integrations.hf import recoverable
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--workers", type=int, default=2)
@@ -86,20 +85,6 @@ def main():
     }
 
 
-if options.skip_copy:  # the negative control: what a lost rank receives stays where it is
-    from hyperpodrun.checkpointless.transfer import restore
-
-    taken = restore.Restorer._take
-
-    def take_nothing(self, transfer, step):
-        kept = {name: value.clone() for name, value in self._registry.state.named_tensors().items()}
-        small = taken(self, transfer, step)
-        for name, value in self._registry.state.named_tensors().items():
-            if name in kept:
-                with torch.no_grad():
-                    value.copy_(kept[name])
-        return small
-
-    restore.Restorer._take = take_nothing
-
+if options.skip_copy:
+    skip_copy()
 tell(**main())

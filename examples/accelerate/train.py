@@ -54,7 +54,7 @@ def read(path: Path) -> Dataset:
 
 @recoverable  # 2
 def main(options: argparse.Namespace) -> None:
-    accelerator = Accelerator(gradient_accumulation_steps=2)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), gradient_accumulation_steps=2)
     set_seed(1)
     paths = [Path(options.output) / f"{name}.{options.format}" for name in ("train", "test")]
     for path, count in zip(paths, (320, 64), strict=True):

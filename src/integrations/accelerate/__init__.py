@@ -14,6 +14,7 @@
 - `epochs`: the loop over a loader, which goes on with the interrupted batch (`loop.py`).
 - `recovery.Recovery`: what both share with the Trainer of `integrations.hf`: registering, restoring, and the agreement
   of all ranks on what lay between two steps. `place.Place` is where a loop was.
+- `config`: what the file of `accelerate config` means here.
 - `teaching`: the classes of accelerate that ask for a recovery, if there is one.
 
 Importing this imports no accelerate.

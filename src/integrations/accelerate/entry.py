@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
 from ...checkpointless.errors import UnsupportedStateError
+from .config import apply_config
 from .missing import require
 from .recovery import Recovery, make_current
 
@@ -50,6 +52,7 @@ def decorate(function: Any, settings: dict[str, Any], teach: Callable[[], None])
     def entered(*args: Any, **kwargs: Any) -> Any:
         teach()
         _forget_states()
+        apply_config(os.environ)
         recovery.entered()
         make_current(recovery)
         try:

@@ -37,8 +37,8 @@ def apply_config(environ: MutableMapping[str, str]) -> None:
     kind = str(said.get("distributed_type") or "NO").upper()
     if kind in _REFUSED:
         raise UnsupportedStateError(
-            f"{path} says distributed_type: {kind}, and a recoverable function trains with DDP only: run it with a file "
-            f"of another type (named by {FILE}), or write the loop with CheckpointManager (docs/checkpointless.md)"
+            f"{path} says distributed_type: {kind}, and a recoverable function trains with DDP only: run it with a "
+            f"file of another type (named by {FILE}), or write the loop with CheckpointManager (docs/checkpointless.md)"
         )
     for name, value in variables(said).items():
         environ.setdefault(name, value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from conftest import drawn  # type: ignore[import-not-found]
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 STEPS = {"trainer.py": (15, lambda step: True), "loop.py": (27, lambda step: step % 9 in (1, 3, 5, 7, 8))}
 """How many there are: updates of a Trainer's run, batches of a loop's; and which of them have an update."""
 

@@ -22,7 +22,7 @@ import torch
 from datasets import Dataset, load_dataset, load_from_disk
 from hyperpodrun.integrations.hf import recoverable  # 1
 from hyperpodrun.testing import result
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz ."
 LENGTH = 24
@@ -83,8 +83,8 @@ def main(options: argparse.Namespace) -> None:
         dataloader_num_workers=1,
         report_to=[],
         disable_tqdm=True,
-        full_determinism=True,
     )
+    set_seed(1)
     Path(options.output).mkdir(parents=True, exist_ok=True)
     paths = [Path(options.output) / f"{name}.{options.format}" for name in ("train", "test")]
     for path, count in zip(paths, (320, 32), strict=True):

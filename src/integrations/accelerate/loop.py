@@ -95,8 +95,8 @@ class _Loop:
             self._recovery.repeat()
             self._note_before(mine)
             return
-        if self._arriving and begin:
-            _set_state(self.loader, mine["order"])
+        if self._arriving:
+            _set_state(self.loader, mine["order"] if begin else mine["order_after"])
         self._order_at_begin = _state(self.loader)
         iterator = iterate()
         if self._arriving:

@@ -108,6 +108,7 @@ def _run_epoch(self: Trainer, original: Any, **given: Any) -> None:
         if over or control.should_epoch_stop or control.should_training_stop:
             self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
             self._maybe_log_save_evaluate(self._tr_loss, **told)
+            training.passes_order()
             training.arriving = False
             return
         training.recovery.repeated(dict(read_generators()))

@@ -111,10 +111,20 @@ class Training:
 
     def set_order(self) -> None:
         """An epoch begins: its order is drawn from the generator that accelerate keeps in step on all ranks."""
-        generator = getattr(self.loader, "synchronized_generator", None)
-        if self.arriving and self._done and self._order is not None and generator is not None:
+        generator = self._generator()
+        if self.arriving and self._order is not None and generator is not None:
             generator.set_state(self._order)
         self._order = None if generator is None else generator.get_state()
+
+    def passes_order(self) -> None:
+        """The epoch that is due was drawn, and its batches are done."""
+        _, mine = self.recovery.at()
+        generator = self._generator()
+        if generator is not None and mine["order_after"] is not None:
+            generator.set_state(mine["order_after"])
+
+    def _generator(self) -> Any:
+        return getattr(self.loader, "synchronized_generator", None)
 
     # ---- a step ----------------------------------------------------------------------------------------------------
 
@@ -183,7 +193,9 @@ class Training:
         }
 
     def _mine(self) -> Values:
+        generator = self._generator()
         return {
+            "order_after": None if generator is None else generator.get_state(),
             "tr_loss": self._trainer._tr_loss.detach().clone(),
             "flos": self._trainer.current_flos,
             "fetch": self._fetch,

@@ -56,12 +56,18 @@ class Trained:
 def train(start_any_time, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trained]:
     """train(worker, *arguments, faults="..."): to its end."""
 
-    def run(worker: str | Path, *arguments: str, faults: str = "", returncode: int | None = 0) -> Trained:
+    def run(
+        worker: str | Path,
+        *arguments: str,
+        faults: str = "",
+        mode: str = "--inprocess-restart",
+        returncode: int | None = 0,
+    ) -> Trained:
         outcome = tmp_path_factory.mktemp("outcome")
         environment = {**ENVIRONMENT, "OUTCOME": str(outcome)}
         if faults:
             environment |= {"HYPERPODRUN_TESTING": "1", "HYPERPODRUN_INJECT": faults}
-        options = [f"--nproc-per-node={RANKS}", "--inprocess-restart", f"--preload={PRELOAD}"]
+        options = [f"--nproc-per-node={RANKS}", mode, f"--preload={PRELOAD}"]
         ended = start_any_time(*options, HERE / "workers" / worker, *arguments, **environment).wait(400)
         assert returncode in (None, ended.returncode), ended.output
         written = [outcome / f"rank-{rank}.json" for rank in range(RANKS)]

@@ -38,10 +38,10 @@ def test_the_example_is_verified(name, form, tmp_path):
     """`hyperpodrun verify` says N of N."""
     script = ROOT / "examples" / name / "train.py"
     assert len(script.read_text().splitlines()) < 120
-    verify = [sys.executable, "-m", "hyperpodrun", "verify", "--faults", "4", "--nproc-per-node=4"]
+    verify = [sys.executable, "-m", "hyperpodrun", "verify", "--faults", "3", "--nproc-per-node=2"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     ended = subprocess.run(
         [*verify, str(script), "--format", form], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "4 of 4 runs with a fault were equal" in ended.stdout, ended.stdout
+    assert "3 of 3 runs with a fault were equal" in ended.stdout, ended.stdout

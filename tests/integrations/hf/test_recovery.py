@@ -20,6 +20,12 @@ def test_a_fault_anywhere_changes_nothing(train, undisturbed, worker, kind, seed
 
 
 @pytest.mark.parametrize("worker", ["trainer.py", "loop.py"])
+def test_a_recoverable_script_computes_what_it_computes_without_it(train, undisturbed, worker):
+    """The client that knows nothing of hyperpodrun, under the plain launcher."""
+    assert train(worker, "--plain", mode="--max-restarts=0").ranks == undisturbed(worker)
+
+
+@pytest.mark.parametrize("worker", ["trainer.py", "loop.py"])
 def test_without_the_copy_a_killed_rank_comes_out_different(train, undisturbed, worker):
     """The negative control: these comparisons do see what is not carried."""
     ended = train(worker, "--skip-copy", faults="kill:rank=1,step=9,where=forward", returncode=None)
@@ -48,6 +54,20 @@ def test_noise_drawn_without_workers_is_the_same(train, undisturbed, worker):
     ended = train(worker, "--workers=0", faults="kill:rank=2,step=7,where=backward;raise:rank=0,step=11,where=forward")
     assert len(ended.launch.recoveries) == 2, ended.launch.output
     assert ended.ranks == undisturbed(worker, "--workers=0")
+
+
+@pytest.mark.parametrize(
+    ("worker", "arguments", "step"), [("trainer.py", ["--drawn-order"], 5), ("loop.py", [], 9)], ids=["trainer", "loop"]
+)
+def test_the_order_of_an_epoch_is_found_again_in_its_first_step(train, undisturbed, worker, arguments, step):
+    faults = f"kill:rank=0,step={step},where=forward;raise:rank=1,step={2 * step},where=forward"
+    assert train(worker, *arguments, faults=faults).ranks == undisturbed(worker, *arguments)
+
+
+def test_an_order_is_found_again_after_an_evaluation_at_the_end_of_an_epoch(train, undisturbed):
+    arguments = ["--drawn-order", "--epochs=5"]
+    ended = train("trainer.py", *arguments, "--fail-evaluation=15")
+    assert ended.ranks == undisturbed("trainer.py", *arguments)
 
 
 def test_adapters_recover(train, undisturbed):

@@ -17,6 +17,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--workers", type=int, default=2)
 parser.add_argument("--epochs", type=int, default=3)
 parser.add_argument("--skip-copy", action="store_true")
+parser.add_argument("--plain", action="store_true", help="as a script that knows nothing of hyperpodrun")
 parser.add_argument("--fail-evaluation", type=int, default=-1, help="raise on rank 1 in this evaluation, once")
 options = parser.parse_args()
 torch.set_num_threads(1)
@@ -36,7 +37,6 @@ class Log:
         self.entries = state["entries"]
 
 
-@recoverable
 def main():
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     set_seed(3 + accelerator.process_index)
@@ -62,7 +62,7 @@ def main():
             FAILED.append(1)
             raise RuntimeError("injected in an evaluation")
 
-    for epoch in epochs(loader, options.epochs):
+    for epoch in range(options.epochs) if options.plain else epochs(loader, options.epochs):
         model.train()
         for index, batch in enumerate(loader):
             with accelerator.accumulate(model):
@@ -91,4 +91,4 @@ def main():
 
 if options.skip_copy:
     skip_copy()
-tell(**main())
+tell(**(main if options.plain else recoverable(main))())

@@ -15,8 +15,10 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--workers", type=int, default=2)
 parser.add_argument("--epochs", type=float, default=3)
 parser.add_argument("--max-steps", type=int, default=-1)
+parser.add_argument("--drawn-order", action="store_true", help="from a generator, and not from a seed per epoch")
 parser.add_argument("--lora", action="store_true")
 parser.add_argument("--skip-copy", action="store_true")
+parser.add_argument("--plain", action="store_true", help="as a script that knows nothing of hyperpodrun")
 parser.add_argument("--fail-evaluation", type=int, default=-1, help="raise on rank 1 in this evaluation, once")
 options = parser.parse_args()
 torch.set_num_threads(1)
@@ -46,7 +48,6 @@ class Counting(TrainerCallback):
         self.steps = state["steps"]
 
 
-@recoverable
 def main():
     arguments = TrainingArguments(
         output_dir=os.environ["OUTCOME"] + "/checkpoints", use_cpu=True, seed=7, report_to=[], disable_tqdm=True,
@@ -54,7 +55,7 @@ def main():
         max_steps=options.max_steps, learning_rate=1e-2, lr_scheduler_type="cosine", warmup_steps=3, logging_steps=2,
         eval_strategy="steps", eval_steps=3, save_strategy="steps", save_steps=3, save_total_limit=2,
         load_best_model_at_end=True, metric_for_best_model="eval_loss", dataloader_num_workers=options.workers,
-        include_num_input_tokens_seen=True,
+        include_num_input_tokens_seen=True, accelerator_config={"use_seedable_sampler": not options.drawn_order},
     )  # fmt: skip
     torch.manual_seed(1)
     model = build()
@@ -87,4 +88,4 @@ def main():
 
 if options.skip_copy:
     skip_copy()
-tell(**main())
+tell(**(main if options.plain else recoverable(main))())

@@ -19,10 +19,11 @@ def test_a_fault_anywhere_changes_nothing(train, undisturbed, worker, kind, seed
     assert ended.ranks == undisturbed(worker), fault
 
 
+@pytest.mark.parametrize("arguments", [["--plain"], []], ids=["client", "recoverable"])
 @pytest.mark.parametrize("worker", ["trainer.py", "loop.py"])
-def test_a_recoverable_script_computes_what_it_computes_without_it(train, undisturbed, worker):
-    """The client that knows nothing of hyperpodrun, under the plain launcher."""
-    assert train(worker, "--plain", mode="--max-restarts=0").ranks == undisturbed(worker)
+def test_under_a_plain_launcher_the_numbers_are_the_same(train, undisturbed, worker, arguments):
+    """Those of a client that knows nothing of hyperpodrun, and of one that could recover."""
+    assert train(worker, *arguments, mode="--max-restarts=0").ranks == undisturbed(worker)
 
 
 @pytest.mark.parametrize("worker", ["trainer.py", "loop.py"])

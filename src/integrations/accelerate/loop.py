@@ -53,6 +53,8 @@ class _Loop:
         self._arriving = recovery.step > 0
         self._step = recovery.step
         self._order = self._order_at_begin = _state(loader)
+        self._start: Any = None
+        """The generators with which the iterator of this epoch began: it draws the seeds of its workers."""
         self._before: Values | None = None
         self._repeats = False
         """This epoch's batches are all done, and what follows them is not."""
@@ -100,7 +102,8 @@ class _Loop:
         self._order_at_begin = _state(self.loader)
         iterator = iterate()
         if self._arriving:
-            self._recovery.skips()
+            self._recovery.skips(mine["start"] if begin else None)
+            self._start = mine["start"] if begin else None
             for number in range(begin):
                 if number == begin - 1 and mine["fetch"] is not None:
                     write_generators(mine["fetch"])
@@ -109,6 +112,8 @@ class _Loop:
             self._arriving, self._skip = False, 0
         for number in range(begin, self._length):
             self._begin(number)
+            if number == 0:
+                self._start = dict(read_generators())
             fetch = dict(read_generators()) if getattr(self.loader, "num_workers", 0) == 0 else None
             batch = next(iterator)
             self._note(number + 1, fetch)
@@ -129,7 +134,7 @@ class _Loop:
     def _note(self, done: int, fetch: Any) -> None:
         """Where the loop is when this step is over; before its backward pass."""
         mine: Values = {"epoch": self._epoch, "done": done, "fetch": fetch, "order": self._order_at_begin}
-        self._recovery.place.foresee(mine | {"order_after": _state(self.loader)})
+        self._recovery.place.foresee(mine | {"start": self._start, "order_after": _state(self.loader)})
 
     def _note_before(self, mine: Values) -> None:
         """An epoch's batches are done: what follows, until the next step begins, is done again from here."""
@@ -144,7 +149,7 @@ class _Loop:
             self._step += 1
 
 
-_NOTED = ("epoch", "done", "fetch", "order", "order_after")
+_NOTED = ("epoch", "done", "fetch", "start", "order", "order_after")
 
 
 def _movers(manager: Any) -> dict[str, Any]:

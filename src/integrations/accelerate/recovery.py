@@ -28,7 +28,6 @@ class Recovery:
         self._trains = ""
         self.generators: States = {}
         """Those with which to go on."""
-        self._starts: Any = ()
         self.step = 0
         """The step to go on with."""
         self.repeats = False
@@ -69,7 +68,6 @@ class Recovery:
         shared, mine = self.at()
         del shared
         self.generators = mine.get("generators", noted.generators) if self.repeats else noted.generators
-        self._starts = noted.starts
         return self.step
 
     def at(self) -> tuple[Values, Values]:
@@ -85,9 +83,12 @@ class Recovery:
         """It has been done; the step begins with these generators."""
         self.generators = generators
 
-    def skips(self) -> None:
-        """The loader that was under way is about to begin again."""
-        STARTS.repeats(self._starts)
+    def skips(self, start: States | None) -> None:
+        """The loader that was under way is about to begin again. `start`: the generators with which it began. (Those
+        of `step/loaders.py` are not there any more while accelerate holds the last batch back.)"""
+        STARTS.repeats(())
+        if start is not None:
+            write_generators(start)
 
     def arrived(self) -> None:
         """The loop is where it was when the step began."""

@@ -50,6 +50,8 @@ class Training:
         self._pending: Values = {}
         self._flos = 0.0
         self._fetch: Any = None
+        self._start: Any = None
+        """The generators with which the iterator of this epoch began: it draws the seeds of its workers."""
         self._order: Any = None
         self._last: tuple[float | None, float | None] = None, None
         """Norm of the gradients and learning rate of the last update, for the log that follows it."""
@@ -100,14 +102,19 @@ class Training:
     def arrive(self, iterator: Iterator[Any]) -> None:
         """The iterator over an epoch's batches goes to the one that is due."""
         _, mine = self.recovery.at()
-        self.recovery.skips()
-        skip = self._done - (self.begins[1] if self.epoch == self.begins[0] else 0)
+        skip = self._done - self._offset()
+        self._start = mine["start"] if skip else None
+        self.recovery.skips(self._start)
         for number in range(skip):
             if number == skip - 1 and mine["fetch"] is not None:
                 write_generators(mine["fetch"])
             next(iterator)
         self.recovery.arrived()
         self.arriving = False
+
+    def _offset(self) -> int:
+        """Batches of this epoch that were trained with before this run."""
+        return self.begins[1] if self.epoch == self.begins[0] else 0
 
     def set_order(self) -> None:
         """An epoch begins: its order is drawn from the generator that accelerate keeps in step on all ranks."""
@@ -136,6 +143,8 @@ class Training:
                 place.follow(self._shared(), self._mine(), {"generators": self._generators})
         self._manager.begin_step(self._step, settled=True)
         self.inside = True
+        if self._done == self._offset():
+            self._start = dict(read_generators())
 
     def fetched(self, batches: int, generators: Any) -> None:
         """The window has its batches. `generators`: as the last of them found them."""
@@ -199,6 +208,7 @@ class Training:
             "tr_loss": self._trainer._tr_loss.detach().clone(),
             "flos": self._trainer.current_flos,
             "fetch": self._fetch,
+            "start": self._start,
             "order": self._order,
         }
 

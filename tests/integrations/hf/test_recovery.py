@@ -65,6 +65,13 @@ def test_the_order_of_an_epoch_is_found_again_in_its_first_step(train, undisturb
     assert train(worker, *arguments, faults=faults).ranks == undisturbed(worker, *arguments)
 
 
+@pytest.mark.parametrize(("worker", "step"), [("trainer.py", 9), ("loop.py", 8)], ids=["trainer", "loop"])
+def test_the_last_batch_of_an_epoch_is_the_same(train, undisturbed, worker, step):
+    """accelerate holds it back: the iterator it came from is at its end already."""
+    faults = f"raise:rank=0,step={step},where=forward;kill:rank=1,step={step},where=backward"
+    assert train(worker, faults=faults).ranks == undisturbed(worker)
+
+
 def test_an_order_is_found_again_after_an_evaluation_at_the_end_of_an_epoch(train, undisturbed):
     arguments = ["--drawn-order", "--epochs=5"]
     ended = train("trainer.py", *arguments, "--fail-evaluation=15")

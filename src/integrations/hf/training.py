@@ -93,7 +93,7 @@ class Training:
         write_shared(trainer, shared)
         trainer._tr_loss = mine["tr_loss"].to(trainer.args.device)
         trainer.current_flos = mine["flos"]
-        self._order = mine["order"]
+        self._order, self._start, self._fetch = mine["order"], mine["start"], mine["fetch"]
         self.recovery.place.settle(shared, {name: value for name, value in mine.items() if name != "generators"})
         self._generators = self.recovery.generators
         self._last = shared["grad_norm"], shared["learning_rate"]
@@ -103,8 +103,7 @@ class Training:
         """The iterator over an epoch's batches goes to the one that is due."""
         _, mine = self.recovery.at()
         skip = self._done - self._offset()
-        self._start = mine["start"] if skip else None
-        self.recovery.skips(self._start)
+        self.recovery.skips(mine["start"] if skip else None)
         for number in range(skip):
             if number == skip - 1 and mine["fetch"] is not None:
                 write_generators(mine["fetch"])

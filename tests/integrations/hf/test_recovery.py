@@ -52,8 +52,9 @@ def test_an_evaluation_that_fails_is_repeated_once_and_not_lost(train, undisturb
 @pytest.mark.parametrize("worker", ["trainer.py", "loop.py"])
 def test_noise_drawn_without_workers_is_the_same(train, undisturbed, worker):
     """A batch is then made in the process itself, one ahead, from the generators that dropout draws from."""
-    ended = train(worker, "--workers=0", faults="kill:rank=2,step=7,where=backward;raise:rank=0,step=11,where=forward")
-    assert len(ended.launch.recoveries) == 2, ended.launch.output
+    faults = "kill:rank=2,step=7,where=backward;raise:rank=0,step=11,where=forward;raise:rank=1,step=11,where=backward"
+    ended = train(worker, "--workers=0", faults=faults)
+    assert len(ended.launch.recoveries) == 3, ended.launch.output
     assert ended.ranks == undisturbed(worker, "--workers=0")
 
 

@@ -37,6 +37,7 @@ from .state.fingerprint import digest
 from .state.names import Names, same_objects
 from .state.registry import Registry
 from .state.replicas import Replicas, shard_name
+from .state.small import SmallState
 from .step.history import History
 from .step.observers import observers_of, watch_unregistered
 from .step.prologue import Prologue
@@ -229,19 +230,27 @@ class CheckpointManager:
         self._stop = None
         self._copies.finish()
 
-    def begin_step(self, step: int | None = None) -> None:
+    def begin_step(self, step: int | None = None, *, settled: bool = False) -> None:
         """A step begins. `steps` calls it; it is for training loops that belong to somebody else.
 
         `step`: the number that the loop gives it, from 0. Raises UnsupportedStateError where another one is due, as
         after a restart for a loop that begins at 0 although `restore` has said 8. A loop that does not tell cannot be
         checked: after a restart that is said once.
+
+        `settled`: between two steps the loop draws random numbers and moves what is registered (an evaluation, a log),
+        and after a restart it has brought all of that to where it was here; nothing is put back.
         """
         self._tracker.learned.external = True
         self._check_step(step)
-        self._begin()
+        self._begin(settled=settled)
 
-    def _begin(self) -> None:
-        self._update.begin()
+    def noted(self) -> SmallState:
+        """What the step that `restore` has given is to begin with on this rank. `begun`: it had begun here; otherwise
+        the loop was still between it and the step before."""
+        return self._history[self._tracker.point]
+
+    def _begin(self, *, settled: bool = False) -> None:
+        self._update.begin(settled=settled)
         for observer in self._observers:
             observer.begin()
 

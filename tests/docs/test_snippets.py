@@ -6,6 +6,7 @@ A frame is an ordinary script with a line `# <snippet>`; the snippet's text is p
 that line is. Blocks of one page with the same frame fill its lines in their order. The frame brings what the snippet
 leaves open, says with `faulty` which model meets the faults, and ends with `finish`; see snippet_harness.py. Where two
 ranks, or the two faults, are not what it is about, a line `# ranks: 4` or `# faults: kill` of the frame says so.
+A frame FRAMEWORK/NAME is in tests/integrations/FRAMEWORK/frames, and run by the tests there.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ SCOPES = {"raise": "in-process", "kill": "respawn"}
 MARK = re.compile(r"^( *)# <snippet>\n", re.MULTILINE)
 SETTING = re.compile(r"^# (ranks|faults): (\S+)$", re.MULTILINE)
 FENCE = re.compile(r"^ *(?P<fence>`{3,}|~{3,}) *(?P<language>[^\s`]*).*$")
-FRAME = re.compile(r"^ *<!-- frame: (\w+) -->$")
+FRAME = re.compile(r"^ *<!-- frame: (\w+(?:/\w+)?) -->$")
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,12 @@ def snippets(page: Path) -> list[Snippet]:
 
 
 def trainings() -> dict[tuple[Path, str], list[Snippet]]:
-    """The snippets of one page that share a frame are one training."""
+    """The snippets of one page that share a frame are one training. Those whose frame is `FRAMEWORK/NAME` are run in
+    that framework's environment: tests/integrations/FRAMEWORK/frames."""
     found: dict[tuple[Path, str], list[Snippet]] = defaultdict(list)
     for page in pages():
         for snippet in snippets(page):
-            if snippet.frame is not None:
+            if snippet.frame is not None and "/" not in snippet.frame:
                 found[page, snippet.frame].append(snippet)
     return found
 

@@ -25,6 +25,7 @@ ARROWS = {
     "inprocess": {"protocol"},
     "checkpointless": {"protocol"},
     "dataloader": {"protocol"},
+    "integrations": {"checkpointless", "inprocess"},
     "standby": {"protocol"},
     "protocol": set(),
     "simulation": {"control"},
@@ -184,5 +185,5 @@ def test_contributing_shows_these_arrows():
     assert shown == {
         upper: arrows
         for upper, arrows in ARROWS.items()
-        if upper not in ("protocol", "simulation", "testing", "verify")
+        if upper not in ("integrations", "protocol", "simulation", "testing", "verify")
     }

@@ -126,6 +126,12 @@ class History:
         elif self._record is not None:
             self._record.forward(step)
 
+    def settle(self, small: SmallState, taker: SmallStateTaker, keep: tuple[int, int]) -> None:
+        """The step that is about to begin, begins with this."""
+        self._states[small.step] = small
+        self._write(small, taker, keep)
+        self._note_device(small.step, taker)
+
     def rewrite(self, small: SmallState, taker: SmallStateTaker, keep: tuple[int, int]) -> None:
         """What was noted has been corrected."""
         self._write(small, taker, keep)

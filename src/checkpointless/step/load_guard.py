@@ -15,6 +15,8 @@ import torch
 from ..errors import UnsupportedStateError
 from ..state.fingerprint import different, fingerprints
 from ..state.registry import Registry
+from ..state.stateful import same
+from ..state.tree import tensors_in
 
 _log = logging.getLogger("hyperpodrun.checkpointless")
 
@@ -82,6 +84,14 @@ class ScriptWrites:
             )
 
 
+def _is_its_own(state: dict[str, Any], own: dict[str, Any]) -> bool:
+    """Whether this is what the optimizer has: accelerate loads what it has just been given by it."""
+    given, there = (dict(tensors_in(value, "")) for value in (state, own))
+    return given.keys() == there.keys() and all(
+        tensor.data_ptr() == there[path].data_ptr() or same(tensor, there[path]) for path, tensor in given.items()
+    )
+
+
 class LoadGuard:
     """Until `lift`, `load_state_dict` of registered modules and optimizers loads what they have already."""
 
@@ -111,8 +121,10 @@ class LoadGuard:
 
     def _for_optimizer(self, name: str) -> Callable[..., dict[str, Any]]:
         def keep(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-            self._say(name)
-            return optimizer.state_dict()
+            own = optimizer.state_dict()
+            if not _is_its_own(state, own):
+                self._say(name)
+            return own
 
         return keep
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from ..caller import Caller, NoCaller
 from ..errors import UnsupportedStateError
-from ..state.generators import read_generators, write_generators
+from ..state.generators import States, read_generators, write_generators
 from ..state.registry import Registry, names_of_movers
 from ..state.small import SmallState
 from ..state.stateful import is_generator, is_scaler
@@ -45,6 +45,8 @@ class Update:
         self._seen: tuple[SmallState, int] | None = None
         """What everything looked like when all that moves in an update had moved."""
         self._forward_seen = False
+        self._inside = False
+        """A pass is under way."""
         self._resumed: SmallState | None = None
         """In the first pass after a restart: what that step began with before."""
         self._at_backward: SmallState | None = None
@@ -74,7 +76,8 @@ class Update:
         registry.taker.starts = STARTS.under_way
         others = {name for name, target in registry.taker.local.items() if not is_generator(target)}
         others |= {name for name, module in registry.modules.items() if not _is_trained(registry, name)}
-        self._tracker.trains(frozenset(names_of_movers(registry)), frozenset(others | registry.providers.keys()))
+        others |= {name for name, provider in registry.providers.items() if provider.named_tensors()}
+        self._tracker.trains(frozenset(names_of_movers(registry)), frozenset(others))
         self._watch = Watch(registry, self)
 
     def release(self) -> None:
@@ -115,15 +118,21 @@ class Update:
 
     # ---- a pass ----------------------------------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """A pass of the loop begins."""
+    def begin(self, *, settled: bool = False) -> None:
+        """A pass of the loop begins. `settled`: all is as it should be here, whatever was noted before."""
         assert self._registry is not None
         self._tracker.begin()
         self._seen = self._at_backward = None
         self._forward_seen = False
+        self._inside = True
         if self._first_pass:
             self._first_pass = False
-            self._begin_first(self._registry)
+            if settled:
+                self._begin_first_settled(self._registry)
+            else:
+                self._begin_first(self._registry)
+        elif settled:
+            self._note_settled(self._registry)
         else:
             self._note_draws(self._registry)
             if self._resumed is not None:  # no forward pass of a registered module was seen
@@ -149,6 +158,36 @@ class Update:
             return
         small.generators, small.starts = read_generators(), registry.taker.starts()
         self._history.rewrite(small, registry.taker, (step, self._tracker.previous))
+
+    def _note_settled(self, registry: Registry) -> None:
+        """Between two passes the loop may have moved anything that is noted of each rank. A window of passes is begun
+        once."""
+        step = self._tracker.point
+        small = self._history.get(step)
+        if small is None or self._tracker.index != step:
+            return
+        small.begun = True
+        if registry.taker.changed(small):
+            self._settle(registry, None)
+
+    def _begin_first_settled(self, registry: Registry) -> None:
+        """After a restore the loop itself has brought all to where it was when the step began."""
+        self._begun = True
+        small = self._history[self._tracker.point]
+        self.writes.loop_begins()
+        settled = self._settle(registry, small.forward if small.begun and not self._anew else None)
+        if not self._anew:
+            self._resumed = settled
+            STARTS.in_step(read_generators()["torch"])
+        self._versions = registry.state.versions()
+
+    def _settle(self, registry: Registry, forward: States | None) -> SmallState:
+        """Notes the state now as that with which the step begins."""
+        step = self._tracker.point
+        small = registry.taker.take(step)
+        small.begun, small.forward = True, forward
+        self._history.settle(small, registry.taker, (step, self._tracker.previous))
+        return small
 
     def _begin_first(self, registry: Registry) -> None:
         """Between the restore and the loop the script may have drawn random numbers (`iter(loader)` does). In a run
@@ -184,8 +223,8 @@ class Update:
     def forward_begins(self) -> None:
         """A registered module is called. In a restarted step the generators are as they were here before: on the way
         the script may have made iterators, or skipped batches, that draw from them."""
-        if self._forward_seen or not self._watching or self._tracker.index != self._tracker.point:
-            return
+        if not self._inside or self._forward_seen or not self._watching or self._tracker.index != self._tracker.point:
+            return  # of no pass, an evaluation between two: or not its first
         self._forward_seen = True
         assert self._registry is not None
         resumed, self._resumed = self._resumed, None
@@ -284,6 +323,7 @@ class Update:
     def end(self) -> bool:
         """A pass of the loop is over; whether it completed an update."""
         assert self._registry is not None
+        self._inside = False
         tracker, registry = self._tracker, self._registry
         versions = registry.state.versions()
         tail = self._changed_since_seen(versions)
@@ -315,7 +355,7 @@ class Update:
             self.writes.forget()
             if self._begun and not self._tracker.opened:
                 self.writes.left()
-        self._in_block = self._watching = False
+        self._in_block = self._watching = self._inside = False
         self._seen = self._at_backward = self._resumed = None
         self._learning.forget()
 

@@ -1,0 +1,1 @@
+"""Recovery for training loops that belong to a framework; each part imports its framework when it is used."""

@@ -1,0 +1,4 @@
+"""Lightning's trainer under hyperpodrun.
+
+- `data`: `MMAPDataModule`, a data module whose batches are cached.
+"""

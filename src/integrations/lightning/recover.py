@@ -23,11 +23,15 @@ def recoverable(function: Callable[P, R] | None = None, **settings: Any) -> Any:
     """
     if function is None:
         return functools.partial(recoverable, **settings)
-    manager = CheckpointManager(**settings)
-    wrapped = HPWrapper(checkpoint_manager=manager)(function)
+
+    @functools.cache
+    def made() -> tuple[CheckpointManager, Callable[P, R]]:
+        manager = CheckpointManager(**settings)
+        return manager, HPWrapper(checkpoint_manager=manager)(function)
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        manager, wrapped = made()
         _running.append(manager)
         try:
             return wrapped(*args, **kwargs)

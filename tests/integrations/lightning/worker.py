@@ -9,6 +9,7 @@ from pathlib import Path
 import lightning
 import torch
 import torchmetrics
+from hyperpodrun import CheckpointManager
 from hyperpodrun.integrations.lightning import (
     CheckpointlessDDPStrategy,
     CheckpointlessModelParallelStrategy,
@@ -152,6 +153,21 @@ class Counts(Callback):
         self.at(trainer, "save")
 
 
+if os.environ.get("WITHOUT_COPY"):
+    restore = CheckpointManager.restore
+
+    def restore_without_copy(manager: CheckpointManager) -> int:
+        """The negative control: parameters stay what they were made with."""
+        model = manager._registry.objects["model"]
+        made = [parameter.detach().clone() for parameter in model.parameters()]
+        step = restore(manager)
+        with torch.no_grad():
+            for parameter, value in zip(model.parameters(), made, strict=True):
+                parameter.copy_(value)
+        return step
+
+    CheckpointManager.restore = restore_without_copy
+
 MODE, SCHEDULER = (*sys.argv[1].split("-"), "step")[:2]
 MARK = Path("fault-has-fired")
 
@@ -165,14 +181,14 @@ def main() -> None:
         model, strategy = Sharded(), CheckpointlessModelParallelStrategy(data_parallel_size=4, tensor_parallel_size=1)
     else:
         model = Two() if MODE == "manual" else Classifier()
-        strategy = CheckpointlessDDPStrategy()
+        strategy = CheckpointlessDDPStrategy(find_unused_parameters=MODE == "manual")
     trainer = lightning.Trainer(
         accelerator="cpu", devices=int(os.environ["LOCAL_WORLD_SIZE"]), strategy=strategy, max_epochs=EPOCHS,
         accumulate_grad_batches=1 if MODE == "manual" else 2, val_check_interval=4, log_every_n_steps=1,
         check_val_every_n_epoch=None,
         logger=CSVLogger("logs", flush_logs_every_n_steps=3), enable_progress_bar=False, enable_model_summary=False,
         callbacks=[
-            ModelCheckpoint("saved/best", "{step}-{validation:.4f}", monitor="validation", save_top_k=2, save_last=True),
+            ModelCheckpoint("saved/best", "{step}-{validation:.4f}", "validation", save_top_k=2, save_last=True),
             ModelCheckpoint("saved/epochs", save_top_k=-1, every_n_epochs=1),
             EarlyStopping("validation", patience=50),
             counts,

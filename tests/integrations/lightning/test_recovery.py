@@ -1,0 +1,70 @@
+"""Real trainings with Lightning, on four ranks, end with a fault bit for bit as without one: weights, optimizers, the
+trainer's position, metrics, results of every rank, rows of the logger, files of checkpoints and what is in them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hyperpodrun.testing import PLACES
+from outcomes import RANKS, Outcome, difference, train
+
+STEPS = 18
+Undisturbed = Callable[[str], Outcome]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """undisturbed(mode): the outcome without a fault; each is run once."""
+    known: dict[str, Outcome] = {}
+
+    def of(mode: str) -> Outcome:
+        if mode not in known:
+            known[mode], _ = train(tmp_path_factory.mktemp("undisturbed"), mode)
+            assert all(len(steps) == STEPS for steps in known[mode].steps.values())
+        return known[mode]
+
+    return of
+
+
+def drawn(mode: str, seed: int) -> str:
+    """A killed rank, and an exception some steps later. The last step is spared, so that all have a last state."""
+    chance = random.Random(f"{mode} {seed}")
+    first, second = sorted(chance.sample(range(STEPS - 1), 2))
+    kill = f"kill:rank={chance.randrange(RANKS)},step={first},where={chance.choice(PLACES)}"
+    places = [place for place in PLACES if place != "after-update"]
+    return f"{kill};raise:rank={chance.randrange(RANKS)},step={second},where={chance.choice(places)}"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("mode", ["ddp", "ddp-epoch", "fsdp", "manual"])
+def test_a_killed_rank_and_an_exception_change_nothing(mode: str, seed: int, undisturbed: Undisturbed, tmp_path: Path):
+    faults = drawn(mode, seed)
+    outcome, said = train(tmp_path, mode, HYPERPODRUN_INJECT=faults)
+    assert said.count("hyperpodrun: recovery ") >= 1, f"{faults}\n{said}"
+    assert not difference(undisturbed(mode), outcome), f"{faults}\n{said}"
+
+
+HOOKS = {"batch_end": 7, "validation_end": 11, "epoch_start": 6, "epoch_end": 11, "save": 3}
+"""By hook, a batch after which it is called."""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_rank_killed_in_a_hook_changes_nothing(hook: str, mode: str, undisturbed: Undisturbed, tmp_path: Path):
+    rank = list(HOOKS).index(hook) % 2  # every other time the one that logs and saves
+    outcome, said = train(tmp_path, mode, FAULT=f"kill:rank={rank},step={HOOKS[hook]}@{hook}")
+    assert said.count("hyperpodrun: recovery ") == 1, said
+    assert not difference(undisturbed(mode), outcome), said
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_without_the_copy_the_outcome_is_another(mode: str, undisturbed: Undisturbed, tmp_path: Path):
+    faults = "kill:rank=2,step=9,where=backward"
+    outcome, said = train(tmp_path, mode, HYPERPODRUN_INJECT=faults, WITHOUT_COPY="1")
+    assert "hyperpodrun: recovery " in said
+    assert difference(undisturbed(mode), outcome)

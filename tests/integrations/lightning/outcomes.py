@@ -72,9 +72,11 @@ def _contents(path: Path) -> Any:
 def difference(one: Outcome, other: Outcome) -> str:
     """What differs first, as a sentence; nothing if they are equal."""
     for rank, steps in one.steps.items():
-        if steps.keys() != other.steps[rank].keys():
-            return f"rank {rank} trained {len(steps)} and {len(other.steps[rank])} steps"
+        if max(steps) != max(other.steps[rank]):
+            return f"rank {rank} trained {max(steps) + 1} and {max(other.steps[rank]) + 1} steps"
         for step, named in sorted(steps.items()):
+            if step not in other.steps[rank]:  # it was lost when it had trained on it, and so had the others
+                continue
             names = [name for name in named.keys() | other.steps[rank][step].keys()
                      if named.get(name) != other.steps[rank][step].get(name)]  # fmt: skip
             if names:

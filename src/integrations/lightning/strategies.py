@@ -13,8 +13,9 @@ _NAMES = ("lightning.pytorch", "pytorch_lightning")
 
 def _strategies() -> Any:
     """Of the one that the script has imported; else of one that can be."""
-    for name in sorted(_NAMES, key=lambda name: name not in sys.modules):
+    for name in sorted(_NAMES, key=lambda name: sys.modules.get(name) is None):
         try:
+            importlib.import_module(name)
             return importlib.import_module(f"{name}.strategies")
         except ModuleNotFoundError as error:
             if error.name not in (name, name.partition(".")[0]):

@@ -33,7 +33,7 @@ def drawn(mode: str, seed: int) -> str:
     """A killed rank, and an exception some steps later. The last step is spared, so that all have a last state."""
     chance = random.Random(f"{mode} {seed}")
     first, second = sorted(chance.sample(range(STEPS - 1), 2))
-    kill = f"kill:rank={chance.randrange(RANKS)},step={first},where={chance.choice(PLACES)}"
+    kill = f"kill:rank={chance.randrange(RANKS)},step={first},where={chance.choice(list(PLACES))}"
     places = [place for place in PLACES if place != "after-update"]
     return f"{kill};raise:rank={chance.randrange(RANKS)},step={second},where={chance.choice(places)}"
 

@@ -1,4 +1,8 @@
-"""`--seeds N`: so many random faults for each kind of training."""
+"""`--seeds N`: so many random faults for each kind of training.
+
+export HYPERPODRUN_TEST_ENVIRONMENT=lightning
+$(scripts/environment lightning) -m pytest tests/integrations/lightning --seeds 10
+"""
 
 from __future__ import annotations
 

@@ -145,9 +145,7 @@ class Position:
 
     def apply(self) -> None:
         """All of it; the trainer stands at the end of the step."""
-        state, self._given = self._given, None
-        assert state is not None
-        told, state = state, own_copy(state)
+        state = own_copy(self._given)
         trainer, fit = self._trainer, self._trainer.fit_loop
         loop = fit.epoch_loop
         self.apply_progress(state["progress"])
@@ -166,7 +164,12 @@ class Position:
         for rows, values in zip(self._rows, state["rows"], strict=True):
             rows.write(values)
         self._files.write(state["files"])
+
+    def applied(self) -> None:
+        """The step that follows has begun."""
+        told, self._given = self._given, None
         self.live, self.pending = True, False
+        assert told is not None
         found = self._read()
         other = [name for name in told if not same(told[name], found.get(name))]
         if other:

@@ -33,6 +33,8 @@ class Steps:
         self._position = position
         self._left: Iterator[int] | None = None
         self._update = contextlib.ExitStack()
+        self._open = False
+        """An update is under way."""
         self._resuming = False
         self._offset = 0
         """Batches that were done before this job's first step: it goes on from a checkpoint."""
@@ -64,8 +66,13 @@ class Steps:
 
     def update_begins(self) -> None:
         """An optimizer is about to step; what follows until the schedulers have moved is one update."""
-        if self._trainer.lightning_module.automatic_optimization:
+        if self._trainer.lightning_module.automatic_optimization and not self._open:
+            self._open = True
             self._update.enter_context(self._manager.update())
+
+    def leave(self, error: BaseException) -> None:
+        """The fit is left by an exception."""
+        self._update.__exit__(type(error), error, error.__traceback__)
 
     def _replace(self, target: Any, name: str, by: Callable[..., Any]) -> None:
         setattr(target, name, functools.partial(by, getattr(target, name)))
@@ -129,13 +136,13 @@ class Steps:
         position = self._position
         if self._resuming:
             self._resuming = False
-            given = position.given
-            assert given is not None
             position.apply()
             self._begin_steps()
             self._manager.settle()
+            position.applied()
             return
         position.pending = False
+        self._open = False
         self._update.close()
         assert self._left is not None
         self._check(next(self._left))

@@ -130,6 +130,8 @@ class CheckpointlessStrategy:
 
     def on_exception(self, exception: BaseException) -> None:
         self._failed = True
+        if self._steps is not None:
+            self._steps.leave(exception)
         super().on_exception(exception)  # type: ignore[misc]
 
     def teardown(self) -> None:

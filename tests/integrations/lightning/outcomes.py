@@ -15,6 +15,7 @@ import xxhash
 from hyperpodrun.testing.digests import digests
 
 RANKS = 4
+PRELOAD = "--preload=lightning,torchmetrics"
 WORKER = Path(__file__).with_name("worker.py")
 
 
@@ -32,7 +33,7 @@ class Outcome:
 def launch(directory: Path, script: Path, *arguments: str, **environment: str) -> tuple[int, str]:
     """The exit code, and what was said."""
     directory.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "hyperpodrun", f"--nproc-per-node={RANKS}", "--inprocess-restart"]
+    command = [sys.executable, "-m", "hyperpodrun", f"--nproc-per-node={RANKS}", "--inprocess-restart", PRELOAD]
     ended = subprocess.run(
         [*command, "--log-dir", str(directory / "log"), str(script), *arguments],
         env={**os.environ, "HYPERPODRUN_TESTING": "1", "HYPERPODRUN_TRACE": str(directory / "trace"), **environment},

@@ -196,7 +196,10 @@ def main() -> None:
     )  # fmt: skip
     train = DataLoader(Points(4 * 4 * BATCHES), batch_size=4, shuffle=True, num_workers=1)
     trainer.fit(model, train, DataLoader(Points(16), batch_size=2))
-    result({"seen": counts.seen, "losses": counts.losses, "step": trainer.global_step, "draw": torch.rand(3)})
+    last = trainer.validate(model, DataLoader(Points(16), batch_size=2), verbose=False)
+    result(
+        {"last": last, "seen": counts.seen, "losses": counts.losses, "step": trainer.global_step, "draw": torch.rand(3)}
+    )
 
 
 main()

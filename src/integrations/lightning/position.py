@@ -46,6 +46,8 @@ class Position:
         self.starts: Starts = ()
         """What this batch's iterators drew from when they began. Noted in an epoch's last batch only: before it, it is
         noted anyway (`checkpointless/step/loaders.py`)."""
+        self.offset = 0
+        """Batches that were done before this job's first step: it goes on from a checkpoint."""
         self.base = 0
         """Batches of the epoch that were done when its iterator began."""
 
@@ -88,7 +90,7 @@ class Position:
             "data": plain(data.state_dict(), type(data).__name__) if data is not None else {},
             "loaders": self.loaders,
             "starts": [list(start) for start in self.starts] if loop._num_ready_batches_reached() else [],
-            "base": self.base,
+            "base": [self.offset, self.base],
             "output": self.output,
             "rows": [rows.read() for rows in self._rows],
             "files": self._files.read(),
@@ -160,7 +162,8 @@ class Position:
         for callback, values in zip(trainer.callbacks, state["callbacks"], strict=True):
             _write_callback(callback, values)
         self.starts = started(state)
-        self.loaders, self.base, self.output = state["loaders"], state["base"], state["output"]
+        self.loaders, self.output = state["loaders"], state["output"]
+        self.offset, self.base = state["base"]
         for rows, values in zip(self._rows, state["rows"], strict=True):
             rows.write(values)
         self._files.write(state["files"])

@@ -5,7 +5,7 @@ So what Lightning does then (hooks, validation, checkpoints, the end of an epoch
 a fault in it finds every rank whole. A restarted trainer fetches the batch again, leaves out training on it, puts its
 position there, and goes on with what follows.
 
-Methods of the two loops are replaced on the objects of this one fit. Names and order are those of Lightning 2.4 to 2.6.
+Methods of the two loops are replaced on the objects of this one fit. Names and order are Lightning's of 2.5 and 2.6.
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ class Steps:
         self._open = False
         """An update is under way."""
         self._resuming = False
-        self._offset = 0
-        """Batches that were done before this job's first step: it goes on from a checkpoint."""
         fit, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
         self._replace(loop, "advance", self._advance)
         self._replace(loop, "on_run_start", self._begin_epoch)
@@ -87,7 +85,7 @@ class Steps:
         original(fetcher)
         position.base = loop.batch_progress.current.ready
         if self._left is None:
-            self._offset = loop.batch_progress.total.ready
+            position.offset = loop.batch_progress.total.ready
             self._begin_steps()
             position.live = True
 
@@ -97,7 +95,7 @@ class Steps:
         self._check(step)
 
     def _check(self, step: int) -> None:
-        here = self._trainer.fit_loop.epoch_loop.batch_progress.total.ready - self._offset
+        here = self._trainer.fit_loop.epoch_loop.batch_progress.total.ready - self._position.offset
         if step != here:
             raise UnsupportedStateError(
                 f"Lightning's trainer is at batch {here} and step {step} is due: fit() must be called once in each "
@@ -187,9 +185,10 @@ class Steps:
         if given["starts"]:
             STARTS.repeats(started(given))
         iter(fetcher)
-        for _ in range(ready - given["base"]):
+        _, base = given["base"]
+        for _ in range(ready - base):
             next(fetcher)
-        fetcher.fetched += given["base"]
+        fetcher.fetched += base
 
     def _train_on_batch(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What training on the batch gave."""

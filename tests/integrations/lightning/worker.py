@@ -195,8 +195,10 @@ def main() -> None:
         ],
     )  # fmt: skip
     train = DataLoader(Points(4 * 4 * BATCHES), batch_size=4, shuffle=True, num_workers=1)
-    trainer.fit(model, train, DataLoader(Points(16), batch_size=2))
-    last = trainer.validate(model, DataLoader(Points(16), batch_size=2), verbose=False)
+    trainer.fit(model, train, DataLoader(Points(16), batch_size=2), ckpt_path=os.environ.get("RESUME"))
+    last = []
+    if MODE != "fsdp":  # whose configure_model would shard once more
+        last = trainer.validate(model, DataLoader(Points(16), batch_size=2), verbose=False)
     result(
         {"last": last, "seen": counts.seen, "losses": counts.losses, "step": trainer.global_step, "draw": torch.rand(3)}
     )

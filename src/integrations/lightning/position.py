@@ -48,6 +48,8 @@ class Position:
         noted anyway (`checkpointless/step/loaders.py`)."""
         self.offset = 0
         """Batches that were done before this job's first step: it goes on from a checkpoint."""
+        self.early = False
+        """The epoch's iterator began before its samplers were told the epoch, as it does when the trainer begins."""
         self.base = 0
         """Batches of the epoch that were done when its iterator began."""
 
@@ -91,6 +93,7 @@ class Position:
             "loaders": self.loaders,
             "starts": [list(start) for start in self.starts] if loop._num_ready_batches_reached() else [],
             "base": [self.offset, self.base],
+            "early": self.early,
             "output": self.output,
             "rows": [rows.read() for rows in self._rows],
             "files": self._files.read(),
@@ -164,6 +167,7 @@ class Position:
         self.starts = started(state)
         self.loaders, self.output = state["loaders"], state["output"]
         self.offset, self.base = state["base"]
+        self.early = state["early"]
         for rows, values in zip(self._rows, state["rows"], strict=True):
             rows.write(values)
         self._files.write(state["files"])

@@ -82,6 +82,8 @@ class Steps:
         if self._resuming:
             self._fetch_to_here(fetcher)
             return
+        early = self._trainer.current_epoch == 0 or loop.restarting or self._trainer.fit_loop.restarting
+        position.early = early or bool(getattr(self._trainer.fit_loop, "is_resuming", False))
         original(fetcher)
         position.base = loop.batch_progress.current.ready
         if self._left is None:
@@ -184,11 +186,20 @@ class Steps:
             return
         if given["starts"]:
             STARTS.repeats(started(given))
+        if given["early"]:
+            self._tell_samplers(0)
         iter(fetcher)
+        self._tell_samplers(self._trainer.fit_loop.epoch_progress.current.processed)
         _, base = given["base"]
         for _ in range(ready - base):
             next(fetcher)
         fetcher.fetched += base
+
+    def _tell_samplers(self, epoch: int) -> None:
+        fit = self._trainer.fit_loop
+        tell = importlib.import_module(type(fit).__module__)._set_sampler_epoch
+        for loader in fit._combined_loader.flattened:
+            tell(loader, epoch)
 
     def _train_on_batch(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What training on the batch gave."""

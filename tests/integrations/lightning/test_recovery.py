@@ -4,7 +4,6 @@ trainer's position, metrics, results of every rank, rows of the logger, files of
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,21 +11,30 @@ from hyperpodrun.testing import PLACES
 from outcomes import RANKS, Outcome, difference, train
 
 STEPS = 18
-Undisturbed = Callable[[str], Outcome]
+
+
+class Undisturbed:
+    """Outcomes without a fault, each run once."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._known: dict[str, Outcome] = {}
+
+    def __call__(self, mode: str) -> Outcome:
+        if mode not in self._known:
+            self._known[mode], _ = train(self._directory / mode, mode)
+            assert all(len(steps) == STEPS for steps in self._known[mode].steps.values())
+        return self._known[mode]
+
+    def checkpoint(self, mode: str) -> Path:
+        """One that was saved in the middle of an epoch."""
+        self(mode)
+        return self._directory / mode / "saved" / "epochs" / "epoch=1-step=4.ckpt"
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """undisturbed(mode): the outcome without a fault; each is run once."""
-    known: dict[str, Outcome] = {}
-
-    def of(mode: str) -> Outcome:
-        if mode not in known:
-            known[mode], _ = train(tmp_path_factory.mktemp("undisturbed"), mode)
-            assert all(len(steps) == STEPS for steps in known[mode].steps.values())
-        return known[mode]
-
-    return of
+    return Undisturbed(tmp_path_factory.mktemp("undisturbed"))
 
 
 def drawn(mode: str, seed: int) -> str:
@@ -68,3 +76,14 @@ def test_without_the_copy_the_outcome_is_another(mode: str, undisturbed: Undistu
     outcome, said = train(tmp_path, mode, HYPERPODRUN_INJECT=faults, WITHOUT_COPY="1")
     assert "hyperpodrun: recovery " in said
     assert difference(undisturbed(mode), outcome)
+
+
+@pytest.mark.timeout(600)
+def test_a_run_that_goes_on_from_a_checkpoint_ends_with_faults_as_without(undisturbed: Undisturbed, tmp_path: Path):
+    settings = {"RESUME": str(undisturbed.checkpoint("ddp"))}
+    outcome, _ = train(tmp_path / "without", "ddp", **settings)
+    assert len(outcome.steps[0]) < STEPS
+    settings["HYPERPODRUN_INJECT"] = "kill:rank=1,step=3,where=backward;raise:rank=0,step=7,where=before-update"
+    disturbed, said = train(tmp_path / "with", "ddp", **settings)
+    assert said.count("hyperpodrun: recovery ") == 2, said
+    assert not difference(outcome, disturbed)

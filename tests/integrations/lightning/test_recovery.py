@@ -59,7 +59,7 @@ def test_a_killed_rank_and_an_exception_change_nothing(mode: str, seed: int, und
     assert not difference(undisturbed(mode), outcome), f"{faults}\n{said}"
 
 
-HOOKS = {"batch_end": 7, "validation_end": 11, "epoch_start": 6, "epoch_end": 11, "save": 3}
+HOOKS = {"batch_end": 7, "validation_end": 11, "epoch_start": 5, "epoch_end": 11, "save": 3}
 """By hook, a batch after which it is called."""
 
 

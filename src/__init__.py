@@ -26,7 +26,7 @@ _PUBLIC = {
     "RestorePlan": ".protocol.plan",
     "CacheResumeMMAPConfig": ".dataloader.config",
     "MMAPDataLoader": ".dataloader.loader",
-    "MMAPDataModule": ".dataloader.lightning",
+    "MMAPDataModule": ".integrations.lightning.data",
     "PassthroughMMAPConfig": ".dataloader.config",
 }
 
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from .checkpointless.manager import CheckpointManager
     from .checkpointless.state.provider import StateProvider
     from .dataloader.config import CacheResumeMMAPConfig, PassthroughMMAPConfig
-    from .dataloader.lightning import MMAPDataModule
     from .dataloader.loader import MMAPDataLoader
     from .inprocess.call import HPCallWrapper
     from .inprocess.connection import HPAgentK8sAPIFactory
     from .inprocess.health import CudaHealthCheck, HealthCheck, HealthCheckError
     from .inprocess.update_lock import ParameterUpdateLock
     from .inprocess.wrapper import HPWrapper
+    from .integrations.lightning.data import MMAPDataModule
     from .protocol.plan import RestorePlan
 
 __all__ = [

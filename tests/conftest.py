@@ -164,7 +164,7 @@ _FRAMEWORKS = sorted(path.parent.name for path in (Path(__file__).parent / "inte
 EXTRAS: dict[str, Callable[[], str | None]] = {
     "cluster": _no_namespaces,
     "gpu": _no_gpu,
-    "clients": lambda: "a second environment, for which Lightning and Hugging Face's libraries are downloaded",
+    "clients": lambda: "a second environment, for which Hugging Face's libraries are downloaded",
     "more": lambda: "minutes, for further members of kinds of which the suite has one",
     **{name: lambda: "an environment of its own, for which packages are downloaded" for name in _FRAMEWORKS},
 }

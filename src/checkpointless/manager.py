@@ -227,8 +227,7 @@ class CheckpointManager:
             self._begin()
             yield self._tracker.index
             self.end_step()
-        self._stop = None
-        self._copies.finish()
+        self.end_steps()
 
     def begin_step(self, step: int | None = None, *, settled: bool = False) -> None:
         """A step begins. `steps` calls it; it is for training loops that belong to somebody else.
@@ -288,6 +287,16 @@ class CheckpointManager:
                 self._registered(), self._history, self._tracker, self._orders, self._shard or "", self._caller.rank
             )
 
+    def settle(self) -> None:
+        """A restarted loop stands where the step to be repeated began, its data too: what it draws from here on it drew
+        without the fault. For loops that go back to that very place; others draw on their way to the step."""
+        self._update.settle()
+
+    def end_steps(self) -> None:
+        """The loop has ended, for one that could not tell `steps` before where its end is."""
+        self._stop = None
+        self._copies.finish()
+
     def begin_backward(self) -> None:
         """The gradients of this step are about to leave this process. Seen by itself where a registered module is
         called; to be said before the first collective of the backward pass where none is."""
@@ -300,6 +309,11 @@ class CheckpointManager:
         local part inside: the exchange of gradients comes before, and what can be made again from the result (weights
         gathered from main parameters) comes after; `StateProvider.arrived` makes it again after a restart."""
         return self._update.block()
+
+    @property
+    def entry(self) -> tuple[int, Caller]:
+        """The call of a wrapped function, counting re-entries as one, and the entry into it."""
+        return self._call, self._caller
 
     # ---- for HPWrapper ---------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ _READ_BY_C = (
     "ATEN_", "BLIS_", "GOMP_", "GOTO_", "KINETO_", "KMP_", "MKL_", "NPY_", "OMP_", "OPENBLAS_", "PYTORCH_", "TORCH",
 )  # fmt: skip
 """Beginnings of the names that C libraries read, which nobody sees."""
-_READ_LATER = ("KINETO_USE_DAEMON", "TORCHELASTIC_", "TORCH_NCCL_")
+_READ_LATER = ("KINETO_USE_DAEMON", "PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHELASTIC_", "TORCH_NCCL_")
 _OF_THE_SYSTEM = frozenset({
     "CI", "CXX", "HOME", "LANG", "LNAME", "LOGNAME", "PATH", "PWD", "SHELL", "TEMP", "TERM", "TMP", "TMPDIR", "USER",
     "USERNAME",

@@ -47,6 +47,7 @@ READS = [
     'os.environ["MASTER_ADDR"] = "localhost"',
     'os.environ.setdefault("NCCL_DEBUG", "INFO")',
     'os.environ["TOKENIZERS_PARALLELISM"] = "false"',
+    'os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"',
     "psutil.Process().cpu_affinity(); os.sched_getaffinity(0)",
     "x = sys.modules['torch']",
     "# os.environ['TORCH_LOGS'] = 'all'",

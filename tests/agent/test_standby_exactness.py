@@ -391,7 +391,7 @@ def test_one_that_no_text_shows_is_never_too_late_in_silence(run, script):
     path = script(
         "import importlib.util, os, sys\nassert importlib.util.find_spec('torch') is not None\n"
         "assert 'torch' not in sys.modules\nhidden = vars(os)['env' + 'iron']\n"
-        "hidden.update(HOME='/', NCCL_DEBUG='WARN')\nimport numpy\nprint('here')\n"
+        "hidden.update(HOME='/', NCCL_DEBUG='WARN', PYTORCH_NVML_BASED_CUDA_CHECK='1')\nimport numpy\nprint('here')\n"
         "hidden['FX_PATCH_GETITEM'] = '1'\nfrom torch.nn import Linear\nprint('never')"
     )
     finished = run(path)

@@ -288,3 +288,37 @@ def test_what_begins_in_the_repeated_step_draws_as_it_does_anyway(starts: Loader
     assert order(loader) == fresh, "one that was only passed over does not count"
     starts.arrived()
     assert order(loader) != fresh
+
+
+def test_a_loop_that_went_back_to_its_very_place_draws_there_as_it_did():
+    """Another loader begins in the step, before its forward pass, and one that began steps ago is under way."""
+
+    def drawn(disturbed: bool) -> torch.Tensor:
+        training = Training()
+        data, other = DataLoader(range(8), shuffle=True), DataLoader(range(3), shuffle=True)
+        batches, steps = iter(data), training.manager.steps(9)
+        next(steps), next(batches)
+        training.update()
+        next(steps)
+        if disturbed:
+            training.restart()
+            batches, steps = iter(data), training.manager.steps(9)
+            next(batches), next(steps)
+            training.manager.settle()
+        list(other)
+        training.update()
+        return torch.rand(3)
+
+    assert torch.equal(drawn(disturbed=True), drawn(disturbed=False))
+
+
+def test_a_loop_that_found_its_end_on_the_way_was_not_left_before_it():
+    training = Training()
+    steps = training.manager.steps(1 << 62)
+    for _ in range(2):
+        next(steps)
+        training.update()
+    next(steps)
+    assert training.manager.left().startswith("it left manager.steps")
+    training.manager.end_steps()
+    assert training.manager.left() == ""

@@ -1,4 +1,4 @@
-"""MMAPDataModule over data modules with Lightning's interface; scripts/check-clients runs it in Lightning itself."""
+"""MMAPDataModule over data modules with Lightning's interface; tests/integrations/ runs it in Lightning itself."""
 
 from __future__ import annotations
 

@@ -25,12 +25,12 @@ ARROWS = {
     "inprocess": {"protocol"},
     "checkpointless": {"protocol"},
     "dataloader": {"protocol"},
-    "integrations": {"checkpointless", "inprocess"},
     "standby": {"protocol"},
     "protocol": set(),
     "simulation": {"control"},
     "testing": set(),
     "verify": {"launcher", "testing"},
+    "integrations": {"inprocess", "checkpointless", "dataloader"},
 }
 """Those of CONTRIBUTING.md, and that of the simulation. Along several arrows is downwards, too: agent to protocol."""
 
@@ -110,7 +110,12 @@ def circle(graph: dict[str, set[str]]) -> str:
     return ""
 
 
-BY_NAME = {("checkpointless", "testing"), ("launcher", "testing"), ("launcher", "verify")}
+BY_NAME = {
+    ("checkpointless", "testing"),
+    ("launcher", "testing"),
+    ("launcher", "verify"),
+    ("dataloader", "integrations"),
+}
 """Imported inside a function only, where somebody asks for it."""
 
 

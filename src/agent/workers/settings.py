@@ -16,8 +16,9 @@ OF_THE_JOB = ("GROUP_", "LOCAL_", "MASTER_", "NODE_RANK", "RANK", "ROLE_", "WORL
 READ_LATER = (
     *OF_THE_JOB,
     "ACCELERATE_", "AWS_", "CLEARML_", "COMET_", "CUBLAS_WORKSPACE_CONFIG", "CUDA_LAUNCH_BLOCKING", "DATASETS_", "DS_",
-    "GLOO_", "HF_", "HUGGING", "HYDRA_", "MLFLOW_", "NCCL_", "NEPTUNE_", "PYTHONHASHSEED", "RAY_", "S3_", "SLURM_",
-    "TF_", "TOKENIZERS_", "TORCH_NCCL_", "TRANSFORMERS_", "WANDB_",
+    "GLOO_", "HF_", "HUGGING", "HYDRA_", "MLFLOW_", "NCCL_", "NEPTUNE_", "PYTHONHASHSEED",
+    "PYTORCH_NVML_BASED_CUDA_CHECK", "RAY_", "S3_", "SLURM_", "TF_", "TOKENIZERS_", "TORCH_NCCL_",
+    "TRANSFORMERS_", "WANDB_",
 )  # fmt: skip
 """Beginnings of the names that nothing reads while torch is imported."""
 _SURELY_READ = ("ATEN_", "GOMP_", "KINETO_", "MKL_", "OMP_", "OPENBLAS_", "PYTORCH_", "TORCH", "TRITON_")

@@ -220,6 +220,11 @@ class Update:
             self._registry.taker.put_back(resumed, objects=False)
             STARTS.arrived()
 
+    def settle(self) -> None:
+        """The generators are what this step found, and nothing that is begun from here on was under way."""
+        self._resumed = None
+        STARTS.arrived()
+
     def forward_begins(self) -> None:
         """A registered module is called. In a restarted step the generators are as they were here before: on the way
         the script may have made iterators, or skipped batches, that draw from them."""

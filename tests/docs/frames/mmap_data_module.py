@@ -1,6 +1,6 @@
 """docs/dataloader.md: a data module, and a trainer that does with it what Lightning's does.
 
-Lightning itself would be a second environment; scripts/check-clients trains in it.
+Lightning itself would be a second environment; tests/integrations/lightning trains in it.
 """
 
 import torch

@@ -10,7 +10,7 @@ from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 
 from ...checkpointless.errors import UnsupportedStateError
-from ...checkpointless.state.encoding import EncodingError, encode
+from ...protocol.values import EncodingError, encode
 from ..accelerate.place import Values
 
 _STATE = (

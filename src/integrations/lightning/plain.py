@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...checkpointless.errors import UnsupportedStateError
-from ...checkpointless.state.encoding import EncodingError, encode
+from ...protocol.values import EncodingError, encode
 
 _AT_ONCE = (type(None), bool, int, float, str)
 

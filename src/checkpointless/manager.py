@@ -207,6 +207,13 @@ class CheckpointManager:
         self._refused.clear()
         return small.step
 
+    @property
+    def resuming(self) -> bool:
+        """Whether `restore` will bring state that training has made: what a checkpoint has is older. False outside of
+        the wrapped function, and where training begins."""
+        plan = self._caller.plan
+        return plan is not None and plan.origin is not Origin.START
+
     def data_parallel(self, module: torch.nn.Module, **settings: Any) -> torch.nn.parallel.DistributedDataParallel:
         """`DistributedDataParallel(module, **settings)` that rounds after a restart as it did before.
 

@@ -6,7 +6,8 @@ carried, or `register` refuses the object, with its name and what to do instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -49,6 +50,8 @@ class Registry:
         self.taker.set_buffers(self.torch_state.buffer_places())
         self.taker.local = {**rest, **self._rank_states()}
         self.taker.shared = {**self.torch_state.optimizers, **self.movers}
+        self._rewritten: set[str] = set()
+        """Modules whose `state_dict()` has a parameter under other names."""
         self.dropped = False
         """The tensors have been let go (`drop_tensors`)."""
         self.prove()
@@ -97,14 +100,22 @@ class Registry:
         self._encode_once()
 
     def _prove_module(self, name: str, module: torch.nn.Module, carried: set[int], extras: set[str]) -> None:
+        if name in self._rewritten:  # asking again could be a collective, and not all ranks may be there
+            return
         known = {*self.torch_state.parameters(), *self.torch_state.buffer_places()}
-        for key, value in module.state_dict().items():
+        unknown = {}
+        told = module.state_dict()
+        for key, value in told.items():
             path, _, last = key.rpartition(".")
             if last == "_extra_state" and ".".join(filter(None, (name, path))) in extras:
                 continue
             is_tensor = isinstance(value, torch.Tensor)
             if is_tensor and (f"{name}.{key}" in known or not value.numel() or _storage(value) in carried):
                 continue
+            unknown[key] = value
+        if unknown:
+            self._rewritten.add(name)
+        for key in unknown.keys() - _rewritten(module, told, unknown):
             raise UnsupportedStateError(
                 f"register({name}=...): '{key}' in the module's state_dict() is neither a parameter nor a buffer; make "
                 "it one (register_buffer), or give it by get_extra_state() and set_extra_state()"
@@ -141,6 +152,39 @@ class _RankState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._provider.load_rank_state(state)
+
+
+def _rewritten(module: torch.nn.Module, told: dict[str, Any], unknown: dict[str, Any]) -> set[str]:
+    """Entries that a submodule's hook has made of its parameters, such as the three parts of a fused projection: as
+    many elements have come as parameters are missing there."""
+    if not unknown:
+        return set()
+    there = {_storage(value) for value in told.values() if isinstance(value, torch.Tensor)}
+    missing = {_plain(key): value for key, value in module.named_parameters() if _storage(value) not in there}
+    found: set[str] = set()
+    for path, submodule in module.named_modules():
+        if not submodule._state_dict_hooks:
+            continue
+        inside = f"{_plain(path)}." if path else ""
+        made = {key: value for key, value in unknown.items() if key.startswith(inside)}
+        of = [value for key, value in missing.items() if key.startswith(inside)]
+        if of and _elements(made.values()) == _elements(of):
+            found |= made.keys()
+    return found
+
+
+def _plain(path: str) -> str:
+    """Without the wrappers of activation checkpointing and torch.compile, which leave no trace in a `state_dict`."""
+    return ".".join(part for part in path.split(".") if part not in ("_checkpoint_wrapped_module", "_orig_mod"))
+
+
+def _elements(values: Iterable[Any]) -> Counter[torch.dtype]:
+    counted: Counter[torch.dtype] = Counter()
+    for value in values:
+        if not isinstance(value, torch.Tensor):
+            return Counter()
+        counted[value.dtype] += value.numel()
+    return counted
 
 
 def _refuse_module(name: str, module: torch.nn.Module) -> None:

@@ -141,6 +141,7 @@ class CheckpointManager:
             ready = self._ready
         else:
             ready = False
+        self._update.listen()
         registry = Registry(objects)
         self._names.registered(objects)
         if self._registry is not None:

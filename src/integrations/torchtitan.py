@@ -14,6 +14,7 @@ loggers live as long as the process (`titan_metrics.py`).
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib
 from collections.abc import Callable, Iterator
@@ -209,12 +210,20 @@ class _Position:
         self._class: Any = StatefulDataLoader if self._plain else type(loader)
         if self._plain and loader.num_workers:
             loader.snapshot_every_n_steps = 1  # or a restart would read again what came since the last checkpoint
+            state = getattr(loader.dataset, "state_dict", None)
+            if state is not None:
+                loader.dataset.state_dict = functools.partial(_copied, state)
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self._class.state_dict(self._loader))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._class.load_state_dict(self._loader, state)
+
+
+def _copied(state_dict: Callable[[], Any]) -> Any:
+    """torchtitan's datasets give lists that they go on writing to, while a thread of the worker sends them."""
+    return copy.deepcopy(state_dict())
 
 
 def _say_backward(trainer: Any, manager: CheckpointManager) -> None:

@@ -4,8 +4,8 @@
     hyperpodrun verify --nproc-per-node=4 train.py          # with faults, and compares
     torchrun --nproc-per-node=4 train.py
 
-Needs torchtitan 0.3 and triton (`pip install 'hyperpodrun[titan]'`), and no GPU. What makes it recoverable are the lines
-with a number. A plain torchtitan job needs none of them: it is launched with `-m hyperpodrun.integrations.torchtitan`
+Needs torchtitan 0.3 and triton (`pip install 'hyperpodrun[titan]'`), and no GPU. The lines with a number make it
+recoverable. A plain torchtitan job needs none of them: it is launched with `-m hyperpodrun.integrations.torchtitan`
 instead of `-m torchtitan.train`.
 """
 
@@ -30,6 +30,7 @@ from torchtitan.trainer import Trainer
 VOCABULARY = ["<unk>", "<s>", "</s>", *(f"word{number}" for number in range(2000))]
 
 
+@recoverable  # 2
 def main(args: argparse.Namespace) -> None:
     """As torchtitan.train.main: builds a trainer and trains."""
     with tempfile.TemporaryDirectory() as assets:
@@ -90,5 +91,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)  # a sum that is split over threads rounds differently
     DATASETS["words"] = DatasetConfig(path="", loader=make_data, sample_processor=lambda sample: sample["text"])
     init_logger()
-    recoverable(main)(parse())  # 2
+    main(parse())
     torch.distributed.destroy_process_group()

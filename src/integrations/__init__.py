@@ -1,1 +1,1 @@
-"""Recovery for other people's training loops, one module or folder per framework; each is imported only where used."""
+"""Recovery for training loops that belong to a framework; each part imports its framework when it is used."""

@@ -1,46 +1,47 @@
-"""torchtitan's trainer, made recoverable: its own loop, with its containers, its data and its metrics.
-
-    recoverable(main)()     in a script that calls a `main` that builds a Trainer and trains it
-    hyperpodrun --inprocess-restart -m hyperpodrun.integrations.torchtitan --module llama3 --config llama3_debugmodel
-                            instead of -m torchtitan.train
+"""The trainer's loop, followed: where it begins, where each step does, and what a fault in between leaves to be done.
 
 `main` is entered again after a fault, and builds everything anew: process groups, meshes, model, optimizers, data. As
 soon as the trainer has loaded its checkpoint, which in a restart it need not, all of it is registered and restored; the
-loop then goes on with the step that was interrupted. Of torchtitan three things are different meanwhile: an update comes
-last in its step, behind the collectives of the metrics; validation leaves the random numbers as they were; and the
-loggers live as long as the process (`titan_metrics.py`).
+loop then goes on with the step that was interrupted. Meanwhile three things of torchtitan are different: an update
+comes last in its step, behind the collectives of the metrics; validation leaves the random numbers as they were; and
+loggers live as long as the process.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import importlib
 from collections.abc import Callable, Iterator
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, overload
 
-from ..checkpointless.errors import UnsupportedStateError
-from ..checkpointless.manager import CheckpointManager
-from ..inprocess.wrapper import HPWrapper
-from .titan_metrics import Metrics
+from ...checkpointless.manager import CheckpointManager
+from ...inprocess.wrapper import HPWrapper
+from .metrics import Metrics
+from .state import state_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def recoverable(main: Callable[P, R], *, manager: CheckpointManager | None = None) -> Callable[P, R]:
-    """`main`, which builds and trains a torchtitan Trainer, as a function that survives faults.
+@overload
+def recoverable(main: Callable[P, R], /, **settings: Any) -> Callable[P, R]: ...
+@overload
+def recoverable(**settings: Any) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+def recoverable(main: Any = None, /, **settings: Any) -> Any:
+    """Makes a function recoverable that builds a torchtitan Trainer and trains it, such as `torchtitan.train.main`.
 
-    `manager`: for settings other than the defaults, such as `CheckpointManager(rollback=True)`; register nothing.
+    After a fault it is entered again, from its top, on every rank, and `train()` goes on with the interrupted step.
+    `settings` are those of `CheckpointManager`, as in `@recoverable(snapshot_every=100)`.
     """
-    trainer_class = _torchtitan("torchtitan.trainer").Trainer
-    metrics_module = _torchtitan("torchtitan.components.metrics")
-    manager = manager or CheckpointManager()
-    loop = _Loop(manager, Metrics(metrics_module))
+    if main is None:
+        return functools.partial(recoverable, **settings)
+    trainer_class = torchtitan("torchtitan.trainer").Trainer
+    manager = CheckpointManager(**settings)
+    loop = _Loop(manager, Metrics(torchtitan("torchtitan.components.metrics")))
 
     @functools.wraps(main)
-    def entered(*args: P.args, **kwargs: P.kwargs) -> R:
+    def entered(*args: Any, **kwargs: Any) -> Any:
         with _followed(trainer_class, loop), loop.metrics.kept():
             value = main(*args, **kwargs)
         loop.metrics.close()
@@ -49,7 +50,8 @@ def recoverable(main: Callable[P, R], *, manager: CheckpointManager | None = Non
     return HPWrapper(checkpoint_manager=manager)(entered)
 
 
-def _torchtitan(module: str) -> Any:
+def torchtitan(module: str) -> Any:
+    """One of its modules. Raises ModuleNotFoundError, with one sentence, where it is not installed."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -154,7 +156,7 @@ class _Loop:
         """The trainer is complete, and as it was before the step to go on with. Whether anything was restored."""
         finished = self._agree(trainer)
         _say_backward(trainer, self._manager)
-        self._manager.register(**_state_of(trainer))
+        self._manager.register(**state_of(trainer))
         step = self._manager.restore()
         self._base = trainer.step - step
         if step and finished < trainer.step:
@@ -180,50 +182,6 @@ class _Loop:
         validator = getattr(trainer, "validator", None)
         if trainer.config.validator.enable and validator is not None and validator.should_validate(trainer.step):
             validator.validate(trainer.model_parts, trainer.step)
-
-
-def _state_of(trainer: Any) -> dict[str, Any]:
-    """What the manager carries. The containers' parts, not the containers: reading one's `state_dict` makes state, and
-    loading it computes learning rates anew."""
-    return {
-        **_numbered("model", trainer.model_parts),
-        **_numbered("optimizer", trainer.optimizers),
-        **_numbered("scheduler", trainer.lr_schedulers),
-        "dataloader": _Position(trainer.dataloader),
-        "trainer": trainer,
-    }
-
-
-def _numbered(name: str, parts: Any) -> dict[str, Any]:
-    found = list(parts)
-    return {name: found[0]} if len(found) == 1 else {f"{name}{number}": part for number, part in enumerate(found)}
-
-
-class _Position:
-    """Where the data loader is. torchtitan's own `state_dict` has it pickled; here it is plain."""
-
-    def __init__(self, loader: Any) -> None:
-        from torchdata.stateful_dataloader import StatefulDataLoader
-
-        self._loader = loader
-        self._plain = isinstance(loader, StatefulDataLoader)
-        self._class: Any = StatefulDataLoader if self._plain else type(loader)
-        if self._plain and loader.num_workers:
-            loader.snapshot_every_n_steps = 1  # or a restart would read again what came since the last checkpoint
-            state = getattr(loader.dataset, "state_dict", None)
-            if state is not None:
-                loader.dataset.state_dict = functools.partial(_copied, state)
-
-    def state_dict(self) -> dict[str, Any]:
-        return dict(self._class.state_dict(self._loader))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._class.load_state_dict(self._loader, state)
-
-
-def _copied(state_dict: Callable[[], Any]) -> Any:
-    """torchtitan's datasets give lists that they go on writing to, while a thread of the worker sends them."""
-    return copy.deepcopy(state_dict())
 
 
 def _say_backward(trainer: Any, manager: CheckpointManager) -> None:
@@ -255,7 +213,3 @@ def _keep_random_numbers(trainer: Any) -> None:
             return validate(*args, **kwargs)
 
     validator.validate = neutral
-
-
-if __name__ == "__main__":
-    recoverable(_torchtitan("torchtitan.train").main)()

@@ -67,6 +67,8 @@ def configure(args: argparse.Namespace, assets: str) -> Trainer.Config:
     config.parallelism.data_parallel_replicate_degree = args.replicate
     config.parallelism.data_parallel_shard_degree = -1
     config.checkpoint.enable, config.checkpoint.interval = args.save_every > 0, max(args.save_every, 1)
+    if args.load_from:
+        config.checkpoint.initial_load_path, config.checkpoint.initial_load_model_only = args.load_from, False
     config.metrics.enable_tensorboard = args.tensorboard
     if args.validate_every:
         data = HuggingFaceTextDataLoader.Config(dataset="words", infinite=False)
@@ -82,14 +84,19 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=0, help="processes that load data")
     parser.add_argument("--folder", default="outputs")
     parser.add_argument("--save-every", type=int, default=0)
+    parser.add_argument("--load-from", help="the folder of a checkpoint to begin with")
     parser.add_argument("--validate-every", type=int, default=0)
     parser.add_argument("--tensorboard", action="store_true")
     return parser.parse_args()
 
 
-if __name__ == "__main__":
+def run() -> None:
     torch.set_num_threads(1)  # a sum that is split over threads rounds differently
     DATASETS["words"] = DatasetConfig(path="", loader=make_data, sample_processor=lambda sample: sample["text"])
     init_logger()
     main(parse())
     torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    run()

@@ -6,6 +6,7 @@ A frame is an ordinary script with a line `# <snippet>`; the snippet's text is p
 that line is. Blocks of one page with the same frame fill its lines in their order. The frame brings what the snippet
 leaves open, says with `faulty` which model meets the faults, and ends with `finish`; see snippet_harness.py. Where two
 ranks, or the two faults, are not what it is about, a line `# ranks: 4` or `# faults: kill` of the frame says so.
+Frames whose names begin with a framework's, `lightning_ddp`, are run in its environment (tests/integrations/lightning).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 FRAMES = HERE / "frames"
 HARNESS = HERE / "snippet_harness.py"
+ELSEWHERE = tuple(f"{path.parent.name}_" for path in (ROOT / "tests" / "integrations").glob("*/requirements.txt"))
 DEFAULTS = {"ranks": "2", "faults": "raise,kill"}
 SCOPES = {"raise": "in-process", "kill": "respawn"}
 MARK = re.compile(r"^( *)# <snippet>\n", re.MULTILINE)
@@ -80,7 +82,7 @@ def trainings() -> dict[tuple[Path, str], list[Snippet]]:
     found: dict[tuple[Path, str], list[Snippet]] = defaultdict(list)
     for page in pages():
         for snippet in snippets(page):
-            if snippet.frame is not None:
+            if snippet.frame is not None and not snippet.frame.startswith(ELSEWHERE):
                 found[page, snippet.frame].append(snippet)
     return found
 

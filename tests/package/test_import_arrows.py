@@ -30,6 +30,7 @@ ARROWS = {
     "simulation": {"control"},
     "testing": set(),
     "verify": {"launcher", "testing"},
+    "integrations": {"inprocess", "checkpointless", "dataloader"},
 }
 """Those of CONTRIBUTING.md, and that of the simulation. Along several arrows is downwards, too: agent to protocol."""
 
@@ -171,5 +172,5 @@ def test_contributing_shows_these_arrows():
     assert shown == {
         upper: arrows
         for upper, arrows in ARROWS.items()
-        if upper not in ("protocol", "simulation", "testing", "verify")
+        if upper not in ("protocol", "simulation", "testing", "verify", "integrations")
     }

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ...protocol.deepspeed import is_of_deepspeed, sentence
 from ..errors import UnsupportedStateError
 from . import optimizers as optim
 from .encoding import EncodingError, encode
@@ -41,6 +42,8 @@ class Registry:
         self.providers = {name: complete(o) for name, o in objects.items() if isinstance(o, StateProvider)}
         carried = {*self.modules, *self.optimizers, *self.movers, *self.providers}
         rest = {name: o for name, o in objects.items() if name not in carried}
+        for name, target in objects.items():
+            _refuse_deepspeed(name, target)
         for name, module in self.modules.items():
             _refuse_module(name, module)
         self.torch_state = TorchState(self.modules, self.optimizers)
@@ -187,6 +190,14 @@ def _elements(values: Iterable[Any]) -> Counter[torch.dtype]:
     return counted
 
 
+def _refuse_deepspeed(name: str, target: Any) -> None:
+    """An engine, also where it is a part of a module, and its optimizers, which are no optimizers of torch's."""
+    parts = target.modules() if isinstance(target, torch.nn.Module) else [target]
+    for part in parts:
+        if is_of_deepspeed(part):
+            raise UnsupportedStateError(sentence(f"register({name}=...): a {type(part).__name__} belongs to"))
+
+
 def _refuse_module(name: str, module: torch.nn.Module) -> None:
     """What is known not to come out right."""
     for path, submodule in module.named_modules():
@@ -195,11 +206,6 @@ def _refuse_module(name: str, module: torch.nn.Module) -> None:
             raise UnsupportedStateError(
                 f"{place} is wrapped in FullyShardedDataParallel (FSDP1), which keeps another part of a parameter on "
                 "each rank under one name; shard the model with torch.distributed.fsdp.fully_shard (FSDP2) instead"
-            )
-        if type(submodule).__module__.startswith("deepspeed."):
-            raise UnsupportedStateError(
-                f"{place} is a DeepSpeed engine, which keeps the weights it trains outside of the module; train with "
-                "FSDP2 (torch.distributed.fsdp.fully_shard), or register a StateProvider for the engine"
             )
     for key, value in [*module.named_parameters(), *module.named_buffers()]:
         if torch.nn.parameter.is_lazy(value):

@@ -281,24 +281,30 @@ class Position:
 def test_a_loader_that_begins_when_it_is_registered_is_under_way():
     """A fault after an update that is presumed complete: what the loader draws on its way back is not the loop's."""
 
-    def enter(training: Training, caller: NoCaller) -> None:
-        training.manager.attach(caller, 1)
-        training.manager.register(position=Position())
-        training.manager.restore()
+    def enter(caller: NoCaller) -> None:
+        manager.attach(caller, 1)
+        manager.register(model=model, optimizer=optimizer, position=Position())
+        manager.restore()
+
+    def update() -> None:
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
 
     STARTS.leave()
-    training = Training()
-    enter(training, NoCaller())
+    manager, model = CheckpointManager(), nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    enter(NoCaller())
     for step in range(70):  # until it is known that the position does not change after the update
-        training.manager.begin_step(step)
-        training.update()
-        if step < 69:
-            training.manager.end_step()
+        manager.begin_step(step)
+        update()
+        manager.end_step()
+    manager.begin_step(70)
+    update()
     expected = torch.get_rng_state()
-    assert training.manager.holding().presumed
-    training.manager.on_restart(None)
-    enter(training, Restarted(70))
-    training.manager.begin_step(70)
+    assert manager.holding().presumed
+    manager.on_restart(None)
+    enter(Restarted(71))
+    manager.begin_step(71)
     assert torch.equal(torch.get_rng_state(), expected)
     STARTS.leave()
 

@@ -34,6 +34,7 @@ class Position:
         self._loader = loader
         plain = isinstance(loader, stateful)
         self._class: Any = stateful if plain else type(loader)
+        self._seeds = _own_seeds(loader) if plain else None
         if plain and loader.num_workers:
             loader.snapshot_every_n_steps = 1  # or a restart would read again what came since the last checkpoint
             state = getattr(loader.dataset, "state_dict", None)
@@ -44,7 +45,20 @@ class Position:
         return dict(self._class.state_dict(self._loader))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._seeds is not None:
+            self._seeds.manual_seed(self._seeds.initial_seed())
         self._class.load_state_dict(self._loader, state)
+
+
+def _own_seeds(loader: Any) -> Any:
+    """Where the seed of an iterator's workers comes from: not out of training's random numbers, since a restarted rank
+    makes one iterator more. None: the loader has its own."""
+    if loader.generator is not None:
+        return None
+    import torch
+
+    loader.generator = torch.Generator()
+    return loader.generator.manual_seed(torch.initial_seed())
 
 
 def _copied(state_dict: Callable[[], Any]) -> Any:

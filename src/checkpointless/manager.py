@@ -142,6 +142,7 @@ class CheckpointManager:
             ready = self._ready
         else:
             ready = False
+        self._update.listen()
         registry = Registry(objects)
         self._names.registered(objects)
         if self._registry is not None:
@@ -207,6 +208,13 @@ class CheckpointManager:
         self._compared = False
         self._refused.clear()
         return small.step
+
+    @property
+    def resuming(self) -> bool:
+        """Whether `restore` will bring state that training has made: what a checkpoint has is older. False outside of
+        the wrapped function, and where training begins."""
+        plan = self._caller.plan
+        return plan is not None and plan.origin is not Origin.START
 
     def data_parallel(self, module: torch.nn.Module, **settings: Any) -> torch.nn.parallel.DistributedDataParallel:
         """`DistributedDataParallel(module, **settings)` that rounds after a restart as it did before.

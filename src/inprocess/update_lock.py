@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from ..protocol.deepspeed import refuse_in_use
 from .interrupt import InterruptGate, is_on_stack
 
 
@@ -94,6 +95,7 @@ class OptimizerHooks:
         self._handles.clear()
 
     def _before(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        refuse_in_use()
         self._before_update()
         self._lock.enter(_frame_of_step())
 

@@ -241,6 +241,38 @@ def test_what_cannot_be_carried_is_refused_by_name(sentence):
     assert refused.value.ends_job
 
 
+class Fused(nn.Linear):
+    """Its checkpoints have its weight in parts; `more`: and something beside them."""
+
+    def __init__(self, more: bool = False) -> None:
+        super().__init__(3, 4, bias=False)
+        self.more, self.asked = more, 0
+        self.register_state_dict_post_hook(self._split)
+
+    @staticmethod
+    def _split(module, told, prefix, _) -> None:
+        module.asked += 1
+        first, second = told.pop(f"{prefix}weight").chunk(2)
+        told |= {f"{prefix}first": first.clone(), f"{prefix}second": second.clone()}
+        if module.more:
+            told[f"{prefix}table"] = torch.ones(3)
+
+
+def test_a_parameter_that_checkpoints_have_in_parts_is_carried_as_what_it_is():
+    module = Fused()
+    wrapped = nn.Sequential(nn.Module())
+    wrapped[0]._checkpoint_wrapped_module = module
+    registry = Registry({"net": wrapped})
+    assert list(registry.state.named_tensors()) == ["net.0._checkpoint_wrapped_module.weight"]
+    registry.prove()
+    assert module.asked == 1, "what it gives could need all ranks, which are not there later"
+
+
+def test_what_a_hook_adds_beside_the_parts_of_a_parameter_is_refused():
+    with pytest.raises(UnsupportedStateError, match="in the module's state_dict\\(\\) is neither a parameter nor"):
+        Registry({"net": nn.Sequential(Fused(more=True))})
+
+
 def test_extra_state_is_part_of_the_small_state():
     module = Counting(2, 2)
     registry = Registry({"net": module})

@@ -263,6 +263,72 @@ def test_an_order_that_is_begun_again_is_the_one_that_was_under_way(starts: Load
         assert order(loader) == [*seen.tolist(), *rest]
 
 
+class Position:
+    """Of a loader that begins when it is asked where it is, as a stateful one does."""
+
+    def __init__(self) -> None:
+        self.iterator = None
+
+    def state_dict(self):
+        if self.iterator is None:
+            self.iterator = iter(DataLoader(torch.arange(100)))
+        return {"given": self.iterator._num_yielded}
+
+    def load_state_dict(self, state) -> None:
+        self.iterator = None
+
+
+def test_a_loader_that_begins_when_it_is_registered_is_under_way():
+    """A fault after an update that is presumed complete: what the loader draws on its way back is not the loop's."""
+
+    def enter(caller: NoCaller) -> None:
+        manager.attach(caller, 1)
+        manager.register(model=model, optimizer=optimizer, position=Position())
+        manager.restore()
+
+    def update() -> None:
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+
+    STARTS.leave()
+    manager, model = CheckpointManager(), nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    enter(NoCaller())
+    for step in range(70):  # until it is known that the position does not change after the update
+        manager.begin_step(step)
+        update()
+        manager.end_step()
+    manager.begin_step(70)
+    update()
+    expected = torch.get_rng_state()
+    assert manager.holding().presumed
+    manager.on_restart(None)
+    enter(Restarted(71))
+    manager.begin_step(71)
+    assert torch.equal(torch.get_rng_state(), expected)
+    STARTS.leave()
+
+
+def test_a_container_of_registered_optimizers_need_not_be_registered():
+    class Container(torch.optim.Optimizer):
+        def __init__(self, optimizers) -> None:
+            self.optimizers = optimizers
+            super().__init__([p for o in optimizers for g in o.param_groups for p in g["params"]], {})
+
+        def step(self) -> None:
+            for optimizer in self.optimizers:
+                optimizer.step()
+
+    training = Training()
+    container = Container([training.optimizer])
+    for _ in training.manager.steps(2):
+        training.model(torch.ones(1, 2)).sum().backward()
+        container.step()
+    container.state["slow weights"] = torch.zeros(1)
+    with pytest.raises(UnsupportedStateError, match=r"a Container trains .model\.weight., which is registered"):
+        container.step()
+
+
 def test_what_is_at_its_end_is_not_under_way(starts: LoaderStarts):
     iterator = iter(DataLoader(torch.arange(4), batch_size=2, shuffle=True))
     next(iterator)

@@ -6,11 +6,13 @@ carried, or `register` refuses the object, with its name and what to do instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 
+from ...protocol.deepspeed import is_of_deepspeed, sentence
 from ...protocol.values import EncodingError, encode
 from ..errors import UnsupportedStateError
 from . import optimizers as optim
@@ -40,6 +42,8 @@ class Registry:
         self.providers = {name: complete(o) for name, o in objects.items() if isinstance(o, StateProvider)}
         carried = {*self.modules, *self.optimizers, *self.movers, *self.providers}
         rest = {name: o for name, o in objects.items() if name not in carried}
+        for name, target in objects.items():
+            _refuse_deepspeed(name, target)
         for name, module in self.modules.items():
             _refuse_module(name, module)
         self.torch_state = TorchState(self.modules, self.optimizers)
@@ -49,6 +53,8 @@ class Registry:
         self.taker.set_buffers(self.torch_state.buffer_places())
         self.taker.local = {**rest, **self._rank_states()}
         self.taker.shared = {**self.torch_state.optimizers, **self.movers}
+        self._rewritten: set[str] = set()
+        """Modules whose `state_dict()` has a parameter under other names."""
         self.dropped = False
         """The tensors have been let go (`drop_tensors`)."""
         self.prove()
@@ -97,14 +103,22 @@ class Registry:
         self._encode_once()
 
     def _prove_module(self, name: str, module: torch.nn.Module, carried: set[int], extras: set[str]) -> None:
+        if name in self._rewritten:  # asking again could be a collective, and not all ranks may be there
+            return
         known = {*self.torch_state.parameters(), *self.torch_state.buffer_places()}
-        for key, value in module.state_dict().items():
+        unknown = {}
+        told = module.state_dict()
+        for key, value in told.items():
             path, _, last = key.rpartition(".")
             if last == "_extra_state" and ".".join(filter(None, (name, path))) in extras:
                 continue
             is_tensor = isinstance(value, torch.Tensor)
             if is_tensor and (f"{name}.{key}" in known or not value.numel() or _storage(value) in carried):
                 continue
+            unknown[key] = value
+        if unknown:
+            self._rewritten.add(name)
+        for key in unknown.keys() - _rewritten(module, told, unknown):
             raise UnsupportedStateError(
                 f"register({name}=...): '{key}' in the module's state_dict() is neither a parameter nor a buffer; make "
                 "it one (register_buffer), or give it by get_extra_state() and set_extra_state()"
@@ -143,6 +157,47 @@ class _RankState:
         self._provider.load_rank_state(state)
 
 
+def _rewritten(module: torch.nn.Module, told: dict[str, Any], unknown: dict[str, Any]) -> set[str]:
+    """Entries that a submodule's hook has made of its parameters, such as the three parts of a fused projection: as
+    many elements have come as parameters are missing there."""
+    if not unknown:
+        return set()
+    there = {_storage(value) for value in told.values() if isinstance(value, torch.Tensor)}
+    missing = {_plain(key): value for key, value in module.named_parameters() if _storage(value) not in there}
+    found: set[str] = set()
+    for path, submodule in module.named_modules():
+        if not submodule._state_dict_hooks:
+            continue
+        inside = f"{_plain(path)}." if path else ""
+        made = {key: value for key, value in unknown.items() if key.startswith(inside)}
+        of = [value for key, value in missing.items() if key.startswith(inside)]
+        if of and _elements(made.values()) == _elements(of):
+            found |= made.keys()
+    return found
+
+
+def _plain(path: str) -> str:
+    """Without the wrappers of activation checkpointing and torch.compile, which leave no trace in a `state_dict`."""
+    return ".".join(part for part in path.split(".") if part not in ("_checkpoint_wrapped_module", "_orig_mod"))
+
+
+def _elements(values: Iterable[Any]) -> Counter[torch.dtype]:
+    counted: Counter[torch.dtype] = Counter()
+    for value in values:
+        if not isinstance(value, torch.Tensor):
+            return Counter()
+        counted[value.dtype] += value.numel()
+    return counted
+
+
+def _refuse_deepspeed(name: str, target: Any) -> None:
+    """An engine, also where it is a part of a module, and its optimizers, which are no optimizers of torch's."""
+    parts = target.modules() if isinstance(target, torch.nn.Module) else [target]
+    for part in parts:
+        if is_of_deepspeed(part):
+            raise UnsupportedStateError(sentence(f"register({name}=...): a {type(part).__name__} belongs to"))
+
+
 def _refuse_module(name: str, module: torch.nn.Module) -> None:
     """What is known not to come out right."""
     for path, submodule in module.named_modules():
@@ -151,11 +206,6 @@ def _refuse_module(name: str, module: torch.nn.Module) -> None:
             raise UnsupportedStateError(
                 f"{place} is wrapped in FullyShardedDataParallel (FSDP1), which keeps another part of a parameter on "
                 "each rank under one name; shard the model with torch.distributed.fsdp.fully_shard (FSDP2) instead"
-            )
-        if type(submodule).__module__.startswith("deepspeed."):
-            raise UnsupportedStateError(
-                f"{place} is a DeepSpeed engine, which keeps the weights it trains outside of the module; train with "
-                "FSDP2 (torch.distributed.fsdp.fully_shard), or register a StateProvider for the engine"
             )
     for key, value in [*module.named_parameters(), *module.named_buffers()]:
         if torch.nn.parameter.is_lazy(value):

@@ -65,6 +65,10 @@ class Update:
     def kept(self) -> KeptState | None:
         return self._rollback.kept
 
+    def listen(self) -> None:
+        """Objects are about to be registered: what a loader begins when it is asked for its position is under way."""
+        STARTS.listen()
+
     def watch(self, registry: Registry) -> None:
         """These objects are trained from now on."""
         if self._watch is not None:

@@ -13,7 +13,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..errors import UnsupportedStateError
-from ..state.optimizers import can_be_hooked
+from ..state.optimizers import can_be_hooked, parts_of
 from ..state.registry import Registry
 from ..state.stateful import is_scaler
 from .backward import BackwardWatch
@@ -121,14 +121,21 @@ class _Strangers:
             self._meet(optimizer)
 
     def _meet(self, optimizer: torch.optim.Optimizer) -> None:
-        self._known.add(id(optimizer))
         names = {id(value): name for name, value in self._registry.torch_state.parameters().items()}
         trained = [names[id(p)] for group in optimizer.param_groups for p in group["params"] if id(p) in names]
+        if trained and self._only_contains(optimizer):
+            return  # asked again before its next step
+        self._known.add(id(optimizer))
         if trained and not _keeps_nothing(optimizer):
             raise UnsupportedStateError(
                 f"{_with_article(type(optimizer).__name__)} trains '{trained[0]}', which is registered, and is not "
                 "registered itself: register it, too (manager.register(..., optimizer=optimizer))"
             )
+
+    def _only_contains(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether it steps others, which are all registered, and keeps nothing beside them."""
+        inside = [part for part in parts_of("", optimizer).values() if part is not optimizer]
+        return bool(inside) and not optimizer.state and all(id(part) in self._known for part in inside)
 
 
 def _with_article(name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,16 +24,6 @@ ENVIRONMENT = {
 PRELOAD = "transformers.trainer,transformers.models.gpt2.modeling_gpt2,accelerate"
 """Imported once: a launch, and a replaced process, begins in a second or two."""
 PLACES = ("forward", "backward", "before-update", "in-update", "after-update")
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    default = int(os.environ.get("HYPERPODRUN_TEST_SEEDS", "10"))
-    parser.addoption("--seeds", type=int, default=default, help="random faults of each kind; 2 are a quick run")
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "seed" in metafunc.fixturenames:
-        metafunc.parametrize("seed", range(metafunc.config.getoption("seeds")))
 
 
 def drawn(kind: str, seed: int, steps: int, updates: Callable[[int], bool]) -> str:

@@ -30,16 +30,6 @@ UNSEEDED = {"generator.python", "generator.numpy"}
 """torchtitan seeds neither, and nothing here draws from them."""
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    default = int(os.environ.get("HYPERPODRUN_TEST_SEEDS", "10"))
-    parser.addoption("--seeds", type=int, default=default, help="random faults of each kind; 2 are a quick run")
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "seed" in metafunc.fixturenames:
-        metafunc.parametrize("seed", range(metafunc.config.getoption("seeds")))
-
-
 @dataclass
 class Trained:
     """A training that is over."""

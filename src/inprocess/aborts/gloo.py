@@ -52,15 +52,9 @@ class AbortGloo(Abort):
     def __call__(self, state: AbortState) -> None:
         if not state.gloo_listeners:
             return
-        new: dict[int, socket.socket] = {}
-        watched = _watched_with(state.gloo_listeners)
-        for found in _sockets():
-            inode = os.fstat(found.fileno()).st_ino
-            is_gloo = _connects(found, state.gloo_listeners) or (inode in watched and _is_connected(found))
-            if is_gloo and inode not in _held and inode not in new:
-                new[inode] = found
-            else:
-                found.close()
+        new = _of_gloo(state.gloo_listeners)
+        for inode in new.keys() & _held.keys():
+            new.pop(inode).close()
         _held.update(new)
         _let_arrive(new.values())
         for found in new.values():
@@ -216,6 +210,36 @@ def _connects(found: socket.socket, listeners: frozenset[tuple[str, int]]) -> bo
     return any(end in listeners for end in ends)
 
 
+def _of_gloo(listeners: frozenset[tuple[str, int]]) -> dict[int, socket.socket]:
+    """Its connections, by their inodes. One walk: each call to the kernel gives the interpreter's lock away, and a main
+    thread that computes keeps it for 5 ms."""
+    found: dict[int, socket.socket] = {}
+    others: dict[int, socket.socket] = {}
+    own: set[int] = set()
+    for one in _sockets():
+        inode = os.fstat(one.fileno()).st_ino
+        if inode in found or inode in others:
+            one.close()
+        elif _connects(one, listeners):
+            found[inode] = one
+        else:
+            if _listens(one, listeners):
+                own.add(inode)
+            others[inode] = one
+    if not _all_ranks_are_here():
+        for inode in _watched_with(own) & others.keys():
+            if _is_connected(others[inode]):
+                found[inode] = others.pop(inode)
+    for one in others.values():
+        one.close()
+    return found
+
+
+def _all_ranks_are_here() -> bool:
+    """Then every connection has a listener of this node at one of its ends."""
+    return os.environ.get("WORLD_SIZE", "") == os.environ.get("LOCAL_WORLD_SIZE")
+
+
 def _is_connected(found: socket.socket) -> bool:
     try:
         return bool(found.getpeername())
@@ -223,14 +247,9 @@ def _is_connected(found: socket.socket) -> bool:
         return False
 
 
-def _watched_with(listeners: frozenset[tuple[str, int]]) -> set[int]:
-    """The inodes of all that is watched by an epoll instance which watches one of this process's listeners, too: gloo
-    has an event loop for each of its devices, and one listener."""
-    own: set[int] = set()
-    for found in _sockets():
-        with found:
-            if _listens(found, listeners):
-                own.add(os.fstat(found.fileno()).st_ino)
+def _watched_with(own: set[int]) -> set[int]:
+    """The inodes of all that is watched by an epoll instance which watches one of these, too, the listeners of this
+    process: gloo has an event loop for each of its devices, and one listener."""
     watched: set[int] = set()
     for name in os.listdir("/proc/self/fd") if own else ():
         with contextlib.suppress(OSError):

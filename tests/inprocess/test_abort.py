@@ -11,6 +11,7 @@ import pytest
 from hyperpodrun.inprocess.aborts.abort import Abort, AbortState, Compose
 from hyperpodrun.inprocess.aborts.data_loaders import AbortDataLoaders
 from hyperpodrun.inprocess.aborts.gloo import AbortGloo, release_connections
+from hyperpodrun.protocol.messages import MAX_LISTENERS
 
 
 def state(*listeners: tuple[str, int]) -> AbortState:
@@ -137,15 +138,21 @@ def test_torch_still_has_what_the_data_loader_abort_relies_on():
     assert callable(dataloader._utils.signal_handling._remove_worker_pids)
 
 
-def test_a_connection_to_another_nodes_listener_is_known_by_the_event_loop_it_shares_with_ones_own():
-    """A worker is told of its own node's listeners only: of the others there can be any number."""
+@pytest.mark.parametrize("here", [False, True], ids=["several nodes", "one node, a list that is cut"])
+def test_a_connection_to_another_nodes_listener_is_known_by_the_event_loop_it_shares_with_ones_own(
+    here: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker is told of its own node's listeners only, of the others there can be any number; and of so many."""
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4" if here else "2")
+    told = [("127.0.0.2", port) for port in range(1, MAX_LISTENERS)] if here else []
     with socket.create_server(("127.0.0.1", 0)) as own, socket.create_server(("127.0.0.1", 0)) as elsewhere:
         dialled, strangers = connected_pair(elsewhere), connected_pair(elsewhere)
         with select.epoll() as loop, select.epoll() as another:
             loop.register(own)
             loop.register(dialled[0])
             another.register(strangers[0])
-            AbortGloo()(state(own.getsockname()))
+            AbortGloo()(state(own.getsockname(), *told))
             assert dialled[0].recv(1) == b"", "shut down"
             strangers[1].send(b"x")
             assert strangers[0].recv(1) == b"x"

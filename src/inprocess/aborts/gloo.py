@@ -26,6 +26,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+from ...protocol.messages import MAX_LISTENERS
 from .abort import Abort, AbortState
 
 _LONGEST_ARRIVAL_S = 0.05
@@ -226,7 +227,7 @@ def _of_gloo(listeners: frozenset[tuple[str, int]]) -> dict[int, socket.socket]:
             if _listens(one, listeners):
                 own.add(inode)
             others[inode] = one
-    if not _all_ranks_are_here():
+    if not _every_listener_is_known(listeners):
         for inode in _watched_with(own) & others.keys():
             if _is_connected(others[inode]):
                 found[inode] = others.pop(inode)
@@ -235,9 +236,10 @@ def _of_gloo(listeners: frozenset[tuple[str, int]]) -> dict[int, socket.socket]:
     return found
 
 
-def _all_ranks_are_here() -> bool:
-    """Then every connection has a listener of this node at one of its ends."""
-    return os.environ.get("WORLD_SIZE", "") == os.environ.get("LOCAL_WORLD_SIZE")
+def _every_listener_is_known(listeners: frozenset[tuple[str, int]]) -> bool:
+    """Where all ranks are on this node, and the list is not cut, each connection has one of these at an end."""
+    all_are_here = os.environ.get("WORLD_SIZE", "") == os.environ.get("LOCAL_WORLD_SIZE")
+    return all_are_here and len(listeners) < MAX_LISTENERS
 
 
 def _is_connected(found: socket.socket) -> bool:

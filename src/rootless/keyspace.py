@@ -44,6 +44,7 @@ _LARGEST_ANSWER = wire.Limits().request
 _MANY, _MOST, _PLACED = 8, 1 << 14, 8
 """Requests for so many keys are looked at as a whole, as all ranks ask for the same, and so many are remembered."""
 _LARGEST_KEPT = 1 << 20
+"""Bytes of what is remembered: no client's request takes memory that the store's room does not know of."""
 _NOTHING: tuple[Answer, ...] = ()
 
 
@@ -188,7 +189,7 @@ class Keyspace:
             named, session.named = session.named, before
             epochs = {epoch for epoch, _ in places}
             known = Placed(places, epochs.pop() if len(epochs) == 1 else None, tuple([key for _, key in places]), named)
-            if many:
+            if many and sum(map(len, keys)) <= _LARGEST_KEPT:
                 self._placed[session.epoch, keys] = known
                 if len(self._placed) > _PLACED:
                     del self._placed[next(iter(self._placed))]
@@ -273,7 +274,7 @@ class Keyspace:
         if (size := sum(map(len, values))) > _LARGEST_ANSWER:
             raise wire.WireError(f"an answer of {size} bytes is over the limit of {_LARGEST_ANSWER}")
         answer = wire.encode_blobs(values)
-        if space is not None and len(values) >= _MANY and size <= _LARGEST_KEPT:
+        if space is not None and len(values) >= _MANY and size + sum(map(len, placed.keys)) <= _LARGEST_KEPT:
             answer = [b"".join(answer)]
             space.note_answer(placed.keys, answer[0])
         return [(session, answer)]

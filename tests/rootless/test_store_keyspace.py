@@ -308,3 +308,16 @@ def test_the_keys_of_a_long_request_are_of_the_epoch_that_each_client_means():
         assert keyspace.places(old, named).keys == tuple(b"" + key for key in keys)
         assert old.named == 1
         old.named = None
+
+
+def test_what_is_remembered_of_requests_is_small() -> None:
+    keyspace = Keyspace(0, Room(1 << 30))
+    session = keyspace.open()
+    large = tuple(b"%d" % number + b"x" * (64 << 10) for number in range(17))
+    keyspace.apply(session, rq.MultiGet(large), 0)
+    assert not keyspace._placed
+    assert not keyspace._epochs.peek(0)._answers
+    small = large[:8]
+    keyspace.apply(session, rq.MultiGet(small), 0)
+    assert list(keyspace._placed) == [(0, small)]
+    assert list(keyspace._epochs.peek(0)._answers) == [small]
